@@ -1,0 +1,34 @@
+# make run    sets up .venv and runs the whole pipeline on the embedded sample
+# make test   sets up .venv and passes the tests
+# make lint   checks style and types
+# make pins   resolves requirements.txt again from pyproject.toml
+
+SHELL := /bin/sh
+PYTHON ?= python3
+UV_VERSION := 0.13.8
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export UV_COMPILE_BYTECODE := 1
+
+.PHONY: run test lint pins setup
+
+run: setup
+	dvc repro
+
+test: setup
+	python -m pytest
+
+lint: setup
+	ruff check .
+	ruff format --check .
+
+setup: .venv/installed
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"error: Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; give another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	uv pip install --quiet --python .venv/bin/python requirements.txt
+	touch .venv/installed
+
+pins:
+	uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url pyproject.toml --group dev -o requirements.txt

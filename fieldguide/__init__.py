@@ -1,0 +1,8 @@
+"""Labelled photographs of species to a classifier that can be trusted, compared and shipped.
+
+Modules in reading order; each imports only what stands above it:
+
+errors, files, paths, params, catalog, layout, archive, kaggle, sample, images, tfrecord, manifest, duplicates,
+loader, device, augment, models, optim, inference, loop, checkpoint, metrics, plots, classifier, onnx_export, bench,
+tracking.
+"""

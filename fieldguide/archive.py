@@ -1,0 +1,169 @@
+"""Photographs from a zip or a folder that a user has, and the one uncompressed zip in which raw data lie.
+
+An uncompressed zip opens in any file manager, costs DVC one file instead of many, and each image in it lies at an
+offset that the manifest names. Nothing is ever unpacked to a path that an archive chooses: members are read one by one.
+"""
+
+import os
+import shutil
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from fieldguide.errors import UserError
+from fieldguide.files import atomic_path
+from fieldguide.layout import is_image, without_wrapper
+
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first date: a packed file's bytes must not depend on the clock
+LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # zip specification (APPNOTE 4.3.7)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images of a zip or folder, under names without a wrapping folder."""
+
+    where: str
+    names: tuple[str, ...]
+    folders: tuple[str, ...]
+    n_ignored: int
+    n_bytes: int
+    read: Callable[[str], bytes]
+
+
+@contextmanager
+def open_source(path: Path, max_bytes: int) -> Iterator[Source]:
+    """What `path` holds; raises `UserError` for what is missing, no zip, unsafe, or larger than `max_bytes`."""
+    if path.is_dir():
+        yield _folder_source(path, max_bytes)
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except FileNotFoundError as error:
+        raise UserError(f"data.path: {path} does not exist; give a zip or a folder") from error
+    except OSError as error:
+        raise UserError(f"data.path: {path} cannot be read ({error.strerror}); permit it or give another") from error
+    except zipfile.BadZipFile as error:
+        raise UserError(f"data.path: {path} is not a whole zip ({error}); download it again or give a folder") from error
+    with archive:
+        yield _zip_source(archive, path, max_bytes)
+
+
+def _zip_source(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> Source:
+    members: dict[str, zipfile.ZipInfo] = {}
+    folders = set()
+    for info in archive.infolist():
+        name = _safe_name(info.filename, path)
+        if info.is_dir():
+            folders.add(name)
+            continue
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise UserError(f"{path}: member {name} is a link, which is refused; pack the file itself")
+        if info.flag_bits & 1:
+            raise UserError(f"{path}: member {name} is encrypted; give an archive without a password")
+        if name in members:
+            raise UserError(f"{path}: member {name} is there twice; pack the archive anew")
+        members[name] = info
+
+    def read(name: str) -> bytes:
+        try:
+            return archive.read(members[name])
+        except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: member {name} is damaged ({error}); download the archive again") from error
+
+    sizes = {name: info.file_size for name, info in members.items()}
+    return _source(path, sizes, folders, max_bytes, read)
+
+
+def _folder_source(path: Path, max_bytes: int) -> Source:
+    sizes: dict[str, int] = {}
+    folders = set()
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); permit it or leave it out")
+
+    for parent, subfolders, files in os.walk(path, onerror=refuse):
+        for entry in subfolders + files:
+            if os.path.islink(os.path.join(parent, entry)):
+                raise UserError(f"{os.path.join(parent, entry)}: is a link, which is refused; put the files themselves there")
+        folders.update(Path(parent, entry).relative_to(path).as_posix() for entry in subfolders)
+        for entry in files:
+            file = Path(parent, entry)
+            sizes[file.relative_to(path).as_posix()] = file.stat().st_size
+
+    def read(name: str) -> bytes:
+        try:
+            return (path / name).read_bytes()
+        except OSError as error:
+            raise UserError(f"{path / name}: cannot be read ({error.strerror}); permit it or leave it out") from error
+
+    return _source(path, sizes, folders, max_bytes, read)
+
+
+def _source(path: Path, sizes: dict[str, int], folders: set[str], max_bytes: int, read: Callable[[str], bytes]) -> Source:
+    """The common end of both: only images, the wrapping folder stripped, the size bound held."""
+    images = sorted(name for name in sizes if is_image(name))
+    if not images:
+        raise UserError(f"{path}: holds no image (jpg, png, webp, bmp, gif, tiff); give another in data.path")
+    n_bytes = sum(sizes[name] for name in images)
+    if n_bytes > max_bytes:
+        raise UserError(
+            f"{path}: {n_bytes / 1e9:.1f} GB of images, more than data.max_gigabytes ({max_bytes / 1e9:g}); raise the bound"
+        )
+    depth = without_wrapper(images)
+    wrapper = PurePosixPath(*PurePosixPath(images[0]).parts[:depth])
+    inner = {str(PurePosixPath(name).relative_to(wrapper)): name for name in images}
+    return Source(
+        where=str(path),
+        names=tuple(inner),
+        folders=tuple(
+            sorted(
+                str(PurePosixPath(name).relative_to(wrapper)) for name in folders if PurePosixPath(name).is_relative_to(wrapper)
+            )
+        ),
+        n_ignored=len(sizes) - len(images),
+        n_bytes=n_bytes,
+        read=lambda name: read(inner[name]),
+    )
+
+
+def _safe_name(name: str, path: Path) -> str:
+    """The member's name with forward slashes; a name that could leave its folder is refused, never renamed."""
+    posix = name.replace("\\", "/")
+    parts = posix.rstrip("/").split("/")
+    if posix.startswith("/") or ":" in parts[0] or any(part in ("", ".", "..") for part in parts) or not posix.isprintable():
+        raise UserError(f"{path}: member {name!r} has an unsafe path, which is refused; pack the archive anew")
+    return "/".join(parts)
+
+
+def check_free_space(folder: Path, n_bytes: int) -> None:
+    """Raises `UserError` when the disk under `folder` has less than `n_bytes` left."""
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise UserError(f"{folder}: {n_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; free some space")
+
+
+def pack(members: Iterable[tuple[str, bytes]], target: Path) -> int:
+    """Writes an uncompressed zip of (name, content), atomically; the same members give the same bytes. Returns their number."""
+    n_members = 0
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members:
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.create_system, info.external_attr = 3, 0o644 << 16  # as on Unix, wherever it runs
+            archive.writestr(info, content)
+            n_members += 1
+    return n_members
+
+
+def stored_members(path: Path) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, length) of every member of a zip made by `pack`, in its order; `offset` is that of the content."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+        for info in archive.infolist():
+            assert info.compress_type == zipfile.ZIP_STORED
+            stream.seek(info.header_offset)
+            header = LOCAL_HEADER.unpack(stream.read(LOCAL_HEADER.size))
+            yield info.filename, info.header_offset + LOCAL_HEADER.size + header[9] + header[10], info.file_size

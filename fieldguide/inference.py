@@ -1,0 +1,40 @@
+"""Pixels to logits, and how good they are: never augmented, the same for validation, evaluation and proof."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fieldguide.device import autocast
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cross-entropy (nats) and the share of images whose top 1 is right."""
+
+    loss: float
+    accuracy: float
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    images: torch.Tensor,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Logits of unchanged images: uint8 `[N, 3, H, W]` anywhere to float32 `[N, K]` on the CPU."""
+    model.eval()
+    logits = []
+    for start in range(0, len(images), batch_size):
+        pixels = images[start : start + batch_size].to(device).float().div_(255)
+        with autocast(device, dtype):
+            logits.append(model(pixels.contiguous(memory_format=torch.channels_last)).float())
+    return torch.cat(logits).cpu()
+
+
+def score(logits: torch.Tensor, targets: torch.Tensor) -> Score:
+    """Loss and accuracy of logits `[N, K]` against targets `[N]`."""
+    return Score(F.cross_entropy(logits, targets).item(), (logits.argmax(1) == targets).double().mean().item())

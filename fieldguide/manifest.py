@@ -1,0 +1,78 @@
+"""`data/manifest.csv`, the first waist: one row per image, and all that anything after the split check knows of the data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fieldguide.errors import UserError
+from fieldguide.files import atomic_path
+
+LEAK = "leak: "  # how the reason of a leaked row begins
+COLUMNS = {
+    "split": "string",  # train | valid | test | unlabelled
+    "label": "Int64",  # class number; empty where the split is unlabelled
+    "class_name": "string",
+    "id": "string",  # path inside the data set, or the record's id
+    "file": "string",  # under data/raw
+    "offset": "int64",  # of the encoded bytes in that file
+    "length": "int64",
+    "width": "Int64",  # pixels as displayed; empty for an unreadable image
+    "height": "Int64",
+    "sha256": "string",  # of the encoded bytes
+    "use": "bool",  # whether later stages see the row
+    "reason": "string",  # why not, or what is known against it
+}
+
+
+def write_manifest(frame: pd.DataFrame, target: Path) -> None:
+    """The table as CSV, columns in the order of `COLUMNS`, atomically."""
+    with atomic_path(target) as temporary:
+        frame[list(COLUMNS)].to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_manifest(source: Path) -> pd.DataFrame:
+    """The table with typed columns; raises `UserError` when it is missing or has other columns."""
+    try:
+        frame = pd.read_csv(
+            source, dtype=COLUMNS, keep_default_na=False, na_values={"label": [""], "width": [""], "height": [""]}
+        )
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}; make it with: dvc repro split_check") from error
+    except ValueError as error:
+        raise UserError(f"{source}: not a manifest ({error}); make it again with: dvc repro -f split_check") from error
+    if list(frame.columns) != list(COLUMNS):
+        raise UserError(f"{source}: columns {list(frame.columns)} are not a manifest's; make it with: dvc repro split_check")
+    return frame
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a network tells apart: output k stands for `names[k]`, which the data set numbers `labels[k]`."""
+
+    names: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def targets(self, rows: pd.DataFrame) -> np.ndarray:
+        """Output numbers of labelled rows: int64 `[N]`."""
+        return np.searchsorted(np.array(self.labels), rows["label"].to_numpy(dtype=np.int64))
+
+
+def classes_of(frame: pd.DataFrame) -> Classes:
+    """All classes of the table by rising label. Rows out of use count too: dropping one never renumbers the outputs."""
+    labelled = frame[frame["label"].notna()].drop_duplicates("label").sort_values("label")
+    return Classes(tuple(labelled["class_name"]), tuple(int(label) for label in labelled["label"]))
+
+
+def rows_of(frame: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows of one split that are in use, in the manifest's order; raises `UserError` when there is none."""
+    rows = frame[(frame["split"] == split) & frame["use"]].reset_index(drop=True)
+    if rows.empty:
+        raise UserError(f"data/manifest.csv: no image in use in split {split}; see reason there and metrics/findings.csv")
+    return rows
+
+
+def leaked(rows: pd.DataFrame) -> np.ndarray:
+    """Which rows have the same image in a split from which something is learned: bool `[N]`."""
+    return rows["reason"].str.startswith(LEAK).to_numpy(dtype=bool)

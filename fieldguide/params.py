@@ -1,0 +1,219 @@
+"""`params.yaml` as typed, frozen sections: everything is checked before any work begins.
+
+The text is read as DVC reads it (YAML 1.2 floats, so that the `1e-05` which `dvc exp run -S` writes is a number), a key
+given twice is refused, and so is a key that no section knows.
+"""
+
+import os
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fieldguide.errors import UserError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+ImagePx = Annotated[int, Field(ge=16, le=1024)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class Section(BaseModel):
+    """A part of `params.yaml`; the meaning of each key stands beside it in that file."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class Sample(Section):
+    """`data.sample`: size and seed of the embedded synthetic data set."""
+
+    species: Annotated[int, Field(ge=2, le=200)]
+    train_images: Count
+    valid_images: Count
+    test_images: Count
+    image_px: ImagePx
+    seed: Seed
+
+
+class Data(Section):
+    """Which photographs, and where from."""
+
+    dataset: Literal["sample", "butterflies", "folder"]
+    path: str
+    max_gigabytes: Annotated[float, Field(gt=0, le=10_000)]
+    sample: Sample
+
+
+class SplitCheck(Section):
+    """What is done about each kind of fault in the data."""
+
+    unreadable: Literal["report", "drop", "fail"]
+    leaks: Literal["report", "drop", "fail"]
+    missing_classes: Literal["report", "fail"]
+
+
+class Model(Section):
+    """The network and the side of the square that it sees."""
+
+    name: Literal["fieldnet", "cnn"]
+    image_px: ImagePx
+
+
+class Train(Section):
+    """How the network learns."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    batch_size: Annotated[int, Field(ge=2, le=65_536)]
+    decode_px: ImagePx
+    optimizer: Literal["sgd", "adam", "adamw"]
+    lr: Annotated[float, Field(gt=0, le=10)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    warmup: Probability
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    best_by: Literal["accuracy", "loss"]
+    precision: Literal["auto", "bf16", "fp32"]
+    seed: Seed
+
+
+class Augment(Section):
+    """Random changes to each training image; all off is every value at its identity."""
+
+    horizontal_flip: Probability
+    vertical_flip: Probability
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+    crop_area_min: Annotated[float, Field(gt=0, le=1)]
+    crop_aspect_max: Annotated[float, Field(ge=1, le=4)]
+    brightness: Annotated[float, Field(ge=0, le=1)]
+    contrast: Annotated[float, Field(ge=0, le=1)]
+    saturation: Annotated[float, Field(ge=0, le=1)]
+
+
+class Evaluate(Section):
+    """How the checkpoint is measured."""
+
+    batch_size: BatchSize
+    ece_bins: Annotated[int, Field(ge=2, le=1000)]
+
+
+class Export(Section):
+    """The ONNX file and the proof that it equals the checkpoint."""
+
+    opset: Annotated[int, Field(ge=18, le=25)]
+    max_abs_difference: Annotated[float, Field(gt=0, le=1)]
+
+
+class Benchmark(Section):
+    """How speed is measured."""
+
+    batch_sizes: Annotated[tuple[BatchSize, ...], Field(min_length=1, strict=False)]
+    warmup_runs: Annotated[int, Field(ge=1, le=10_000)]
+    latency_runs: Annotated[int, Field(ge=10, le=100_000)]
+    throughput_runs: Annotated[int, Field(ge=3, le=10_000)]
+
+
+class Runtime(Section):
+    """What must not alter results, so that no stage depends on it."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
+
+    @property
+    def n_workers(self) -> int:
+        """Threads or processes that prepare data: by default one for each core."""
+        return (os.cpu_count() or 1) if self.workers == "auto" else self.workers
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    data: Data
+    split_check: SplitCheck
+    model: Model
+    train: Train
+    augment: Augment
+    evaluate: Evaluate
+    export: Export
+    benchmark: Benchmark
+    runtime: Runtime
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML with YAML 1.2 floats and without repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} stands here a second time", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def read_params(source: Path = Path("params.yaml")) -> Params:
+    """The checked parameters; raises `UserError` with a line for the first thing that is wrong."""
+    try:
+        content = yaml.load(source.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}; run from the project's folder or restore the file") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{source}{line}: {error.problem or error}; correct the file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: not readable as YAML ({error}); correct the file") from error
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_sentence(error)}") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """`train.lr must be in (0, 10], got -1` for the first of pydantic's findings."""
+    first = error.errors()[0]
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    section: type[BaseModel] = Params
+    path: list[str] = []
+    for part in first["loc"]:
+        if isinstance(section, type) and issubclass(section, Section) and isinstance(part, str):
+            path.append(part)
+            parent, field = section, section.model_fields.get(part)
+            section = field.annotation if field else object
+    name = ".".join(path) or "the file"
+    match first["type"]:
+        case "missing":
+            return f"{name} is missing; add it{more}"
+        case "extra_forbidden":
+            return f"{name} is not a known key; known here: {', '.join(parent.model_fields)}{more}"
+        case "model_type":
+            return f"{name} must be a section with keys, got {first['input']!r}{more}"
+    annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return f"{name} must be {_words(TypeAdapter(annotation).json_schema())}, got {first['input']!r}{more}"
+
+
+def _words(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_words(choice) for choice in schema["anyOf"])
+    if "const" in schema:
+        return str(schema["const"])
+    if "enum" in schema:
+        return "one of " + ", ".join(schema["enum"])
+    match schema.get("type"):
+        case "number" | "integer" as kind:
+            low = f"[{schema['minimum']:g}" if "minimum" in schema else f"({schema['exclusiveMinimum']:g}"
+            high = f"{schema['maximum']:g}]" if "maximum" in schema else f"{schema['exclusiveMaximum']:g})"
+            return f"{'a whole number ' if kind == 'integer' else ''}in {low}, {high}"
+        case "array":
+            return f"a list, each {_words(schema['items'])}"
+        case "boolean":
+            return "true or false"
+    return "text in quotes"

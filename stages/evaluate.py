@@ -1,0 +1,87 @@
+"""The checkpoint, measured on every split in fp32, without augmentation.
+
+Reads models/model.safetensors, data/manifest.csv, data/raw and `evaluate` of params.yaml; writes metrics/evaluate.json,
+metrics/confusion.csv (truth and prediction of every test image) and metrics/confusion.png.
+Run it with `dvc repro evaluate`.
+"""
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import confusion_matrix
+
+from fieldguide import plots, tracking
+from fieldguide.checkpoint import Checkpoint, load_checkpoint
+from fieldguide.device import pick_device
+from fieldguide.errors import run_command
+from fieldguide.files import atomic_path, write_json
+from fieldguide.inference import predict
+from fieldguide.layout import SPLITS
+from fieldguide.loader import decode_all
+from fieldguide.manifest import leaked, read_manifest, rows_of
+from fieldguide.metrics import accuracy_interval, split_metrics
+from fieldguide.models import Classifier
+from fieldguide.params import Evaluate, Runtime, read_params
+from fieldguide.paths import CHECKPOINT, CONFUSION_CSV, CONFUSION_PNG, MANIFEST, RAW, stage_metrics
+
+
+def main() -> None:
+    params = read_params()
+    model, facts = load_checkpoint(CHECKPOINT)
+    manifest = read_manifest(MANIFEST)
+    rows = {split: rows_of(manifest, split) for split in SPLITS}
+    logits = split_logits(model, facts, rows, params.evaluate, params.runtime)
+    metrics = evaluate_metrics(logits, facts, rows, params.evaluate)
+    write_json(stage_metrics("evaluate"), metrics)
+    save_confusion(logits["test"], facts, rows["test"], metrics["test"])
+    with tracking.stage_run("evaluate", params.evaluate, CHECKPOINT) as run:
+        run.log(metrics, stage_metrics("evaluate"), CONFUSION_CSV, CONFUSION_PNG)
+    test = metrics["test"]
+    print(
+        f"test accuracy {test['accuracy']:.2%}, 95 % interval {test['accuracy_low']:.1%} to {test['accuracy_high']:.1%}"
+        f" (n={test['n']}); macro F1 {test['macro_f1']:.4f}; valid accuracy {metrics['valid']['accuracy']:.2%}"
+    )
+    print(f"-> {stage_metrics('evaluate')} {CONFUSION_CSV} {CONFUSION_PNG}")
+
+
+def split_logits(
+    model: Classifier, facts: Checkpoint, rows: dict[str, pd.DataFrame], evaluate: Evaluate, runtime: Runtime
+) -> dict[str, np.ndarray]:
+    """Logits of each split: float32 `[N, K]`."""
+    device = pick_device(runtime.device)
+    model.to(device)
+    logits = {}
+    for split, table in rows.items():
+        images = decode_all(table, RAW, facts.image_px, runtime.n_workers)
+        logits[split] = predict(model, images, evaluate.batch_size, device).numpy()
+    return logits
+
+
+def evaluate_metrics(
+    logits: dict[str, np.ndarray], facts: Checkpoint, rows: dict[str, pd.DataFrame], evaluate: Evaluate
+) -> dict[str, dict[str, float]]:
+    """The content of metrics/evaluate.json."""
+    metrics = {
+        split: split_metrics(logits[split], facts.classes.targets(table), evaluate.ece_bins) for split, table in rows.items()
+    }
+    right = logits["test"].argmax(axis=1) == facts.classes.targets(rows["test"])
+    low, high = accuracy_interval(int(right.sum()), len(right))
+    metrics["test"] |= {"accuracy_low": low, "accuracy_high": high}
+    clean = ~leaked(rows["test"])
+    metrics["test_without_leaks"] = {"accuracy": float(right[clean].mean()), "n": int(clean.sum())}
+    return metrics
+
+
+def save_confusion(logits: np.ndarray, facts: Checkpoint, rows: pd.DataFrame, test: dict[str, float]) -> None:
+    """Truth against prediction: a table for `dvc plots`, and a picture."""
+    names = np.array(facts.class_names)
+    truth, predicted = facts.classes.targets(rows), logits.argmax(axis=1)
+    with atomic_path(CONFUSION_CSV) as temporary:
+        table = pd.DataFrame({"truth": names[truth], "predicted": names[predicted]})
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    counts = confusion_matrix(truth, predicted, labels=np.arange(len(names)))
+    title = f"Test: {int(np.trace(counts))} of {len(truth)} right ({test['accuracy']:.1%})"
+    plots.save_png(plots.confusion(counts, names, title), CONFUSION_PNG)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,39 @@
+"""What tests share: photographs drawn on the spot, and folders of the real archives where a machine has them."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL_DATA = ROOT.parent / "shared" / "data"
+
+for name in [
+    name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))
+]:  # an inherited DVC_ROOT would be kept
+    del os.environ[name]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on real photographs are skipped, with the reason, where the archives are absent."""
+    if not REAL_DATA.is_dir():
+        for item in items:
+            if item.get_closest_marker("real"):
+                item.add_marker(pytest.mark.skip(reason=f"the archives of real photographs are not at {REAL_DATA}"))
+
+
+@pytest.fixture
+def make_jpeg() -> Callable[..., bytes]:
+    """`make_jpeg(seed, width, height)`: a JPEG of smooth random colours, the same bytes for the same arguments."""
+
+    def make(seed: int = 0, width: int = 64, height: int = 64, quality: int = 90) -> bytes:
+        coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=quality)
+        return stream.getvalue()
+
+    return make

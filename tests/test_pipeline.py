@@ -1,0 +1,221 @@
+"""The whole pipeline with real DVC and MLflow, on a tiny sample, in a clone whose path has a space."""
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+
+from fieldguide.files import file_hash
+
+BIN = Path(sys.executable).parent
+TINY = {
+    "species: 12 ": "species: 3 ",
+    "train_images: 80 ": "train_images: 16 ",
+    "valid_images: 20 ": "valid_images: 4 ",
+    "test_images: 20 ": "test_images: 4 ",
+    "image_px: 128 ": "image_px: 40 ",
+    "image_px: 96 ": "image_px: 32 ",
+    "decode_px: 128 ": "decode_px: 40 ",
+    "batch_size: 64 ": "batch_size: 16 ",
+    "latency_runs: 200 ": "latency_runs: 10 ",
+}
+
+
+def run(project: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A command in the project, with the tests' own Python first on the path; its output goes through files, not pipes."""
+    environment = os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        **{f"GIT_{role}_{key}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")},
+    }
+    log = project.parent / "output.log"
+    with log.open("w") as stream:
+        code = subprocess.run(command, cwd=project, env=environment, stdout=stream, stderr=stream, check=False).returncode
+    output = log.read_text()
+    assert not check or code == 0, output
+    return subprocess.CompletedProcess(command, code, output)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A commit of this checkout's files with a tiny sample, on which `dvc repro` has run once."""
+    target = tmp_path_factory.mktemp("pipeline") / "a field guide"
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    params = (target / "params.yaml").read_text()
+    for old, new in TINY.items():
+        assert old in params, old
+        params = params.replace(old, new)
+    params = re.sub(r"\n  epochs: \d+ ", "\n  epochs: 2 ", params)
+    (target / "params.yaml").write_text(params)
+    run(target, "git", "init", "--quiet")
+    run(target, "git", "add", "--all")
+    run(target, "git", "commit", "--quiet", "--message", "tiny")
+    run(target, "dvc", "repro")
+    run(target, "git", "add", "--all")
+    run(target, "git", "commit", "--quiet", "--message", "results")
+    yield target
+    shutil.rmtree(target)
+
+
+def outputs(project: Path) -> dict[str, str]:
+    """Hash of every output file of the stages before the benchmark."""
+    stages = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
+    paths = [project / out["path"] for name, stage in stages.items() if name != "benchmark" for out in stage["outs"]]
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return {str(file.relative_to(project)): file_hash(file) for file in files}
+
+
+def tracked_runs(project: Path) -> pd.DataFrame:
+    """The runs in the project's own store: name, status and tags."""
+    with sqlite3.connect(project / "mlflow.db") as store:
+        runs = pd.read_sql("select run_uuid, name, status from runs", store)
+        tags = pd.read_sql("select run_uuid, key, value from tags", store)
+    wide = tags.pivot(index="run_uuid", columns="key", values="value")
+    return runs.join(wide, on="run_uuid")
+
+
+def values(project: Path, table: str, run_uuid: str) -> dict[str, str]:
+    """The params or latest metrics of one run."""
+    with sqlite3.connect(project / "mlflow.db") as store:
+        return dict(store.execute(f"select key, value from {table} where run_uuid = ?", [run_uuid]).fetchall())
+
+
+def read(project: Path, stage: str) -> dict:
+    return json.loads((project / "metrics" / f"{stage}.json").read_text())
+
+
+def test_metrics_carry_the_keys_of_the_contract(project: Path) -> None:
+    check = read(project, "split_check")
+    assert check["classes"] == 3
+    assert check["images"] == {"train": 48, "valid": 12, "test": 12}
+    assert set(check) >= {"unlabelled", "unreadable", "exact_duplicates", "label_conflicts", "dropped"}
+    assert set(check["near_duplicates"]) == {"across_splits", "within_split"}
+    assert set(check["missing_classes"]) == {"train", "valid", "test"}
+    train = read(project, "train")
+    assert set(train) == {"epochs", "best_epoch", "train", "valid", "parameters"}
+    assert set(train["train"]) == set(train["valid"]) == {"loss", "accuracy"}
+    evaluate = read(project, "evaluate")
+    for split in ("train", "valid", "test"):
+        assert set(evaluate[split]) >= {"accuracy", "top5_accuracy", "macro_f1", "loss", "ece", "n"}
+    assert evaluate["test"]["accuracy_low"] <= evaluate["test"]["accuracy"] <= evaluate["test"]["accuracy_high"]
+    assert evaluate["test_without_leaks"]["n"] == 12
+    export = read(project, "export_onnx")
+    assert export["top1_agreement"] == 1
+    assert export["max_abs_difference"] <= 1e-4
+    assert export["bytes"] == (project / "models/model.onnx").stat().st_size
+    assert export["opset"] == 20
+    benchmark = read(project, "benchmark")
+    for backend in ("torch", "onnxruntime"):
+        assert benchmark[backend]["latency_ms"]["p50"] <= benchmark[backend]["latency_ms"]["p99"]
+        assert benchmark[backend]["images_per_second"] > 0
+        assert benchmark[backend]["accuracy"] == evaluate["test"]["accuracy"]
+        assert benchmark[backend]["bytes"] > 0
+
+
+def test_nothing_to_do_runs_nothing(project: Path) -> None:
+    assert "Running stage" not in run(project, "dvc", "repro").stdout
+
+
+def test_a_second_forced_run_gives_the_same_bytes(project: Path) -> None:
+    before = outputs(project)
+    assert len(before) >= 12
+    run(project, "dvc", "repro", "--force", "export_onnx", "evaluate")
+    assert outputs(project) == before
+
+
+def test_no_output_names_a_folder_of_this_machine(project: Path) -> None:
+    for name in outputs(project):
+        assert str(project).encode() not in (project / name).read_bytes(), name
+
+
+def test_the_training_run_holds_params_curves_metrics_and_model(project: Path) -> None:
+    runs = tracked_runs(project)
+    digest = file_hash(project / "models/model.safetensors", "md5")
+    run_uuid = runs[runs["fieldguide.checkpoint_md5"] == digest]["run_uuid"].iloc[0]
+    assert runs.set_index("run_uuid").loc[run_uuid, "status"] == "FINISHED"
+    params = values(project, "params", run_uuid)
+    assert params["train.epochs"] == "2"
+    assert params["data.sample.species"] == "3"
+    metrics = values(project, "latest_metrics", run_uuid)
+    assert metrics["valid.accuracy"] == pytest.approx(pd.read_csv(project / "metrics/history.csv")["valid_accuracy"].iloc[-1])
+    assert metrics["evaluate.test.accuracy"] == pytest.approx(read(project, "evaluate")["test"]["accuracy"])
+    assert metrics["export_onnx.top1_agreement"] == 1
+    assert metrics["benchmark.onnxruntime.latency_ms.p50"] > 0
+    artifacts = {file.name for file in (project / "mlartifacts").rglob("*") if run_uuid in file.parts}
+    assert {"model.safetensors", "model.onnx", "confusion.png", "curves.png", "history.csv"} <= artifacts
+
+
+def test_evaluate_export_and_benchmark_hang_below_the_run_that_they_measured(project: Path) -> None:
+    runs = tracked_runs(project)
+    digest = file_hash(project / "models/model.safetensors", "md5")
+    parents = set(runs[runs["fieldguide.checkpoint_md5"] == digest]["run_uuid"])
+    children = runs[runs["mlflow.parentRunId"].isin(parents)]
+    assert set(children["fieldguide.stage"]) == {"evaluate", "export_onnx", "benchmark"}
+
+
+def test_an_experiment_in_a_temporary_folder_reaches_the_same_store(project: Path) -> None:
+    run(project, "dvc", "exp", "run", "--temp", "--name", "slow-rate", "-S", "train.lr=0.00001", "-S", "train.epochs=1", "train")
+    runs = tracked_runs(project)
+    found = runs[runs["name"] == "slow-rate"]
+    assert len(found) == 1
+    assert found["status"].iloc[0] == "FINISHED"
+    params = values(project, "params", found["run_uuid"].iloc[0])
+    assert float(params["train.lr"]) == 0.00001
+    kept = {file.name for file in (project / "mlartifacts").rglob("*") if found["run_uuid"].iloc[0] in file.parts}
+    assert "model.safetensors" in kept
+
+
+def test_queued_experiments_reach_the_same_store_and_leave_the_workspace_alone(project: Path) -> None:
+    before = outputs(project)
+    for seed in ("7", "8"):
+        run(project, "dvc", "exp", "run", "--queue", "--name", f"seed-{seed}", "-S", f"train.seed={seed}", "train")
+    run(project, "dvc", "queue", "start", "--jobs", "2")
+    for _ in range(600):
+        status = run(project, "dvc", "queue", "status").stdout
+        if "Running" not in status and "Queued" not in status:
+            break
+        subprocess.run(["sleep", "0.5"], check=True)
+    assert status.count("Success") == 2, status
+    assert {"seed-7", "seed-8"} <= set(tracked_runs(project)["name"])
+    assert outputs(project) == before
+
+
+def test_dvc_shows_metrics_plots_and_experiments(project: Path) -> None:
+    assert "test.accuracy" in run(project, "dvc", "metrics", "show", "--md").stdout
+    run(project, "dvc", "metrics", "diff", "HEAD")
+    assert "index.html" in run(project, "dvc", "plots", "show").stdout
+    assert "train.epochs" in run(project, "dvc", "exp", "show", "--csv").stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.lr=-1", r"error: params.yaml: train.lr must be in \(0, 10\], got -1"),
+        ("data.path=/nowhere.zip", r"error: data.path: /nowhere.zip does not exist; give a zip or a folder"),
+        ("model.name=unheard_of", r"error: params.yaml: model.name must be one of fieldnet, cnn, got 'unheard_of'"),
+    ],
+)
+def test_bad_params_are_one_line_and_leave_the_results(project: Path, change: str, message: str) -> None:
+    metrics = (project / "metrics" / "evaluate.json").read_bytes()
+    ended = run(project, "dvc", "exp", "run", "-S", change, check=False)
+    run(project, "git", "checkout", "params.yaml")
+    assert ended.returncode != 0
+    assert re.search(message, ended.stdout), ended.stdout
+    assert "Traceback" not in ended.stdout
+    assert (project / "metrics" / "evaluate.json").read_bytes() == metrics

@@ -1,0 +1,127 @@
+"""The house rules that a reader relies on: exact dependencies, imports in one direction, one owner for each heavy library."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+import fieldguide
+from fieldguide.params import Params
+
+STAGES = ("download", "split_check", "train", "evaluate", "export_onnx", "benchmark")
+OWNERS = {
+    "mlflow": {"tracking"},
+    "matplotlib": {"plots"},
+    "kaggle": {"kaggle"},
+    "onnxruntime": {"classifier"},
+    "PIL": {"images", "sample"},
+}
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def own_imports(source: Path) -> set[str]:
+    """The project's files that a file imports, as dvc.yaml would name them."""
+    found = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "fieldguide":
+            found |= {f"fieldguide/{alias.name}.py" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fieldguide."):
+            found.add(node.module.replace(".", "/") + ".py")
+    return found
+
+
+def import_closure(file: str) -> set[str]:
+    """`file` and all that it imports, directly or not."""
+    seen: set[str] = set()
+    waiting = [file]
+    while waiting:
+        current = waiting.pop()
+        if current not in seen:
+            seen.add(current)
+            waiting += own_imports(ROOT / current)
+    return seen
+
+
+def third_party(source: Path) -> set[str]:
+    """Top-level names of the packages that a file imports anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def reading_order() -> list[str]:
+    """The modules as the package's docstring lists them."""
+    listed = fieldguide.__doc__.split("above it:")[1]
+    return re.findall(r"\w+", listed)
+
+
+def test_pipeline_has_the_six_stages_in_order() -> None:
+    assert tuple(PIPELINE) == STAGES
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_name_exactly_the_code_that_a_stage_imports(stage: str) -> None:
+    named = {dep for dep in PIPELINE[stage]["deps"] if dep.endswith(".py")}
+    assert named == import_closure(f"stages/{stage}.py")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_name_exactly_the_sections_that_a_stage_reads(stage: str) -> None:
+    tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())
+    read = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
+    }
+    assert read <= set(Params.model_fields)
+    assert set(PIPELINE[stage]["params"]) == read - {"runtime"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_described_and_run_as_a_module(stage: str) -> None:
+    assert PIPELINE[stage]["cmd"] == f"python -m stages.{stage}"
+    assert len(PIPELINE[stage]["desc"]) > 20
+
+
+def test_the_package_file_holds_no_code_on_which_a_stage_could_depend() -> None:
+    for package in ("fieldguide", "stages"):
+        body = ast.parse((ROOT / package / "__init__.py").read_text()).body
+        assert all(isinstance(node, ast.Expr) for node in body)
+
+
+def test_reading_order_lists_every_module_once() -> None:
+    order = reading_order()
+    assert sorted(order) == sorted(path.stem for path in (ROOT / "fieldguide").glob("*.py") if not path.stem.startswith("__"))
+
+
+@pytest.mark.parametrize("module", reading_order())
+def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
+    order = reading_order()
+    imported = {Path(file).stem for file in own_imports(ROOT / "fieldguide" / f"{module}.py")}
+    assert imported <= set(order[: order.index(module)])
+
+
+def test_stages_never_import_each_other() -> None:
+    for stage in STAGES:
+        assert "stages" not in third_party(ROOT / "stages" / f"{stage}.py")
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_heavy_library_has_its_owner(library: str) -> None:
+    files = [*(ROOT / "fieldguide").glob("*.py"), *(ROOT / "stages").glob("*.py")]
+    users = {file.stem for file in files if library in third_party(file)}
+    allowed = OWNERS[library] | ({"benchmark"} if library == "onnxruntime" else set())  # which writes its version down
+    assert users <= allowed
+
+
+@pytest.mark.parametrize("stage", ["download", "split_check"])
+def test_data_stages_reach_no_torch(stage: str) -> None:
+    for file in import_closure(f"stages/{stage}.py"):
+        assert third_party(ROOT / file).isdisjoint({"torch", "torchvision", "mlflow", "dvc"})
