@@ -25,7 +25,7 @@ LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # zip specification (APPNOTE 4.3.7)
 
 @dataclass(frozen=True)
 class Source:
-    """The images of a zip or folder, under names without a wrapping folder."""
+    """The wanted files of a zip or folder, under names without a wrapping folder."""
 
     where: str
     names: tuple[str, ...]
@@ -36,10 +36,13 @@ class Source:
 
 
 @contextmanager
-def open_source(path: Path, max_bytes: int) -> Iterator[Source]:
-    """What `path` holds; raises `UserError` for what is missing, no zip, unsafe, or larger than `max_bytes`."""
+def open_source(path: Path, max_bytes: int, keep: Callable[[str], bool] = is_image) -> Iterator[Source]:
+    """The files of `path` that `keep` accepts by their names, by default the images.
+
+    Raises `UserError` for what is missing, no zip, unsafe, or larger than `max_bytes`.
+    """
     if path.is_dir():
-        yield _folder_source(path, max_bytes)
+        yield _source(path, *_folder_members(path), max_bytes, keep)
         return
     try:
         archive = zipfile.ZipFile(path)
@@ -50,10 +53,13 @@ def open_source(path: Path, max_bytes: int) -> Iterator[Source]:
     except zipfile.BadZipFile as error:
         raise UserError(f"data.path: {path} is not a whole zip ({error}); download it again or give a folder") from error
     with archive:
-        yield _zip_source(archive, path, max_bytes)
+        yield _source(path, *_zip_members(archive, path), max_bytes, keep)
 
 
-def _zip_source(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> Source:
+Members = tuple[dict[str, int], set[str], Callable[[str], bytes]]  # bytes by name, folders, reader
+
+
+def _zip_members(archive: zipfile.ZipFile, path: Path) -> Members:
     members: dict[str, zipfile.ZipInfo] = {}
     folders = set()
     for info in archive.infolist():
@@ -75,11 +81,10 @@ def _zip_source(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> Source:
         except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path}: member {name} is damaged ({error}); download the archive again") from error
 
-    sizes = {name: info.file_size for name, info in members.items()}
-    return _source(path, sizes, folders, max_bytes, read)
+    return {name: info.file_size for name, info in members.items()}, folders, read
 
 
-def _folder_source(path: Path, max_bytes: int) -> Source:
+def _folder_members(path: Path) -> Members:
     sizes: dict[str, int] = {}
     folders = set()
 
@@ -101,31 +106,34 @@ def _folder_source(path: Path, max_bytes: int) -> Source:
         except OSError as error:
             raise UserError(f"{path / name}: cannot be read ({error.strerror}); permit it or leave it out") from error
 
-    return _source(path, sizes, folders, max_bytes, read)
+    return sizes, folders, read
 
 
-def _source(path: Path, sizes: dict[str, int], folders: set[str], max_bytes: int, read: Callable[[str], bytes]) -> Source:
-    """The common end of both: only images, the wrapping folder stripped, the size bound held."""
-    images = sorted(name for name in sizes if is_image(name))
-    if not images:
-        raise UserError(f"{path}: holds no image (jpg, png, webp, bmp, gif, tiff); give another in data.path")
-    n_bytes = sum(sizes[name] for name in images)
+def _source(
+    path: Path,
+    sizes: dict[str, int],
+    folders: set[str],
+    read: Callable[[str], bytes],
+    max_bytes: int,
+    keep: Callable[[str], bool],
+) -> Source:
+    """The common end of both: only wanted files, the wrapping folder stripped, the size bound held."""
+    wanted = sorted(filter(keep, sizes))
+    if not wanted:
+        what = "image (jpg, png, webp, bmp, gif, tiff)" if keep is is_image else "TFRecord shard that is wanted"
+        raise UserError(f"{path}: holds no {what}; give another in data.path")
+    n_bytes = sum(sizes[name] for name in wanted)
     if n_bytes > max_bytes:
-        raise UserError(
-            f"{path}: {n_bytes / 1e9:.1f} GB of images, more than data.max_gigabytes ({max_bytes / 1e9:g}); raise the bound"
-        )
-    depth = without_wrapper(images)
-    wrapper = PurePosixPath(*PurePosixPath(images[0]).parts[:depth])
-    inner = {str(PurePosixPath(name).relative_to(wrapper)): name for name in images}
+        size, bound = f"{n_bytes / 1e9:.3g} GB", f"{max_bytes / 1e9:g}"
+        raise UserError(f"{path}: {size} to unpack, more than data.max_gigabytes ({bound}); raise the bound")
+    wrapper = PurePosixPath(*PurePosixPath(wanted[0]).parts[: without_wrapper(wanted)])
+    inner = {str(PurePosixPath(name).relative_to(wrapper)): name for name in wanted}
+    inside = (PurePosixPath(name) for name in folders)
     return Source(
         where=str(path),
         names=tuple(inner),
-        folders=tuple(
-            sorted(
-                str(PurePosixPath(name).relative_to(wrapper)) for name in folders if PurePosixPath(name).is_relative_to(wrapper)
-            )
-        ),
-        n_ignored=len(sizes) - len(images),
+        folders=tuple(sorted(str(folder.relative_to(wrapper)) for folder in inside if folder.is_relative_to(wrapper))),
+        n_ignored=len(sizes) - len(wanted),
         n_bytes=n_bytes,
         read=lambda name: read(inner[name]),
     )

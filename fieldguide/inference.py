@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from fieldguide.device import autocast
+from fieldguide.models import Classifier
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Score:
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module,
+    model: Classifier,
     images: torch.Tensor,
     batch_size: int,
     device: torch.device,
@@ -32,7 +32,7 @@ def predict(
         pixels = images[start : start + batch_size].to(device).float().div_(255)
         with autocast(device, dtype):
             logits.append(model(pixels.contiguous(memory_format=torch.channels_last)).float())
-    return torch.cat(logits).cpu()
+    return torch.cat(logits).cpu() if logits else torch.empty(0, model.head.out_features)
 
 
 def score(logits: torch.Tensor, targets: torch.Tensor) -> Score:

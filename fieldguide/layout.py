@@ -1,5 +1,7 @@
-"""What a path inside a data set means: which split and class an image belongs to, and what is no image at all."""
+"""What a path inside a data set means: which split and class an image belongs to, and what is none of its files."""
 
+import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
@@ -16,12 +18,31 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+SHARD = re.compile(r".*\.tfrec(ord)?s?|.*\.tfrecord.*|.*-\d{5}-of-\d{5}", re.IGNORECASE)
+SHARD_SPLIT = re.compile(r"([a-z]+)[^a-z].*", re.IGNORECASE)  # train-00000-of-00010
+RESOLUTION = re.compile(r"tfrecords-jpeg-(\d+)x\d+")  # the folders of the flower competition
 
 
 def is_image(name: str) -> bool:
     """Whether a member is an image by its suffix; hidden files and what macOS leaves in archives are not."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not _hidden(path)
+
+
+def is_shard(name: str) -> bool:
+    """Whether a member is a TFRecord shard by its name."""
+    path = PurePosixPath(name)
+    return SHARD.fullmatch(path.name) is not None and not _hidden(path)
+
+
+def resolution_of(name: str) -> int | None:
+    """The side in pixels that a shard's folder states (`tfrecords-jpeg-192x192/…`: 192), else None."""
+    match = RESOLUTION.search(name)
+    return int(match[1]) if match else None
+
+
+def _hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
 def without_wrapper(names: Iterable[str]) -> int:
@@ -41,17 +62,43 @@ def split_and_class(name: str) -> tuple[str, str] | None:
     parts = PurePosixPath(name).parts
     if len(parts) < 3 or parts[0].casefold() not in SPLIT_NAMES:
         return None
-    return SPLIT_NAMES[parts[0].casefold()], parts[1].strip()
+    return SPLIT_NAMES[parts[0].casefold()], class_name(parts[1])
 
 
-def check_folders(names: Iterable[str], folders: Iterable[str], where: str) -> None:
-    """Raises `UserError` unless images lie in `train` and `valid` and every class folder holds one."""
-    filled = {PurePosixPath(*PurePosixPath(name).parts[:2]) for name in names}
-    present = {SPLIT_NAMES.get(folder.parts[0].casefold()) for folder in filled}
-    for split in ("train", "valid", "test"):
+def class_alone(name: str) -> tuple[str, str] | None:
+    """`("", "MONARCH")` for `MONARCH/7.jpg`, in a folder that holds classes and no splits; None for a loose image."""
+    parts = PurePosixPath(name).parts
+    return ("", class_name(parts[0])) if len(parts) > 1 else None
+
+
+def class_name(folder: str) -> str:
+    """A class folder's name without surrounding space, in composed Unicode (macOS writes decomposed names)."""
+    return unicodedata.normalize("NFC", folder).strip()
+
+
+def shard_split(name: str) -> str | None:
+    """`train` for `train/00-192x192-798.tfrec` and for `train-00000-of-00010`; None where neither tells a split."""
+    path = PurePosixPath(name)
+    match = SHARD_SPLIT.fullmatch(path.name)
+    for part in (*path.parts[:-1], *([match[1]] if match else [])):
+        if part.casefold() in SPLIT_NAMES:
+            return SPLIT_NAMES[part.casefold()]
+    return None
+
+
+def check_splits(present: Iterable[str], needed: Iterable[str], where: str) -> None:
+    """Raises `UserError` for the first split that is needed and not there; "" stands for class folders without splits."""
+    for split in needed:
         if split not in present:
-            raise UserError(f"{where}: no {split}/<CLASS>/ with images in it; arrange the photographs as train, valid, test")
+            missing = f"{split} split" if split else "class folder with images"
+            raise UserError(f"{where}: no {missing}; arrange the photographs as train/<CLASS>/, valid/<CLASS>/, test/<CLASS>/")
+
+
+def check_class_folders(names: Iterable[str], folders: Iterable[str], where: str, depth: int) -> None:
+    """Raises `UserError` for a class folder (its path has `depth` parts) that holds no image."""
+    filled = {PurePosixPath(*PurePosixPath(name).parts[:depth]) for name in names}
     for folder in sorted(folders):
-        parts = PurePosixPath(folder).parts
-        if len(parts) == 2 and parts[0].casefold() in SPLIT_NAMES and PurePosixPath(folder) not in filled:
+        path = PurePosixPath(folder)
+        within_splits = depth == 1 or path.parts[0].casefold() in SPLIT_NAMES
+        if len(path.parts) == depth and within_splits and not _hidden(path) and path not in filled:
             raise UserError(f"{where}: class folder {folder} holds no image; add images or remove the folder")

@@ -8,6 +8,7 @@ import pandas as pd
 
 from fieldguide.errors import UserError
 from fieldguide.files import atomic_path
+from fieldguide.layout import SPLITS
 
 LEAK = "leak: "  # how the reason of a leaked row begins
 COLUMNS = {
@@ -71,6 +72,18 @@ def rows_of(frame: pd.DataFrame, split: str) -> pd.DataFrame:
     if rows.empty:
         raise UserError(f"data/manifest.csv: no image in use in split {split}; see reason there and metrics/findings.csv")
     return rows
+
+
+def splits_in_use(frame: pd.DataFrame) -> list[str]:
+    """The labelled splits that have images in use, in the order train, valid, test."""
+    present = set(frame[frame["use"]]["split"])
+    return [split for split in SPLITS if split in present]
+
+
+def held_out(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The split on which a finished network is measured, and its rows: test, or valid where test has no labels."""
+    split = splits_in_use(frame)[-1]
+    return split, rows_of(frame, split)
 
 
 def leaked(rows: pd.DataFrame) -> np.ndarray:

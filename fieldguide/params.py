@@ -39,11 +39,22 @@ class Sample(Section):
     seed: Seed
 
 
+class Features(Section):
+    """`data.features`: the names under which TFRecords hold what is needed."""
+
+    image: Annotated[str, Field(min_length=1)]
+    label: Annotated[str, Field(min_length=1)]
+    id: str
+
+
 class Data(Section):
     """Which photographs, and where from."""
 
-    dataset: Literal["sample", "butterflies", "folder"]
+    dataset: Literal["sample", "butterflies", "flowers", "folder", "tfrecords"]
     path: str
+    version: str
+    resolution: Literal[192, 224, 331, 512]
+    features: Features
     max_gigabytes: Annotated[float, Field(gt=0, le=10_000)]
     sample: Sample
 
@@ -54,6 +65,9 @@ class SplitCheck(Section):
     unreadable: Literal["report", "drop", "fail"]
     leaks: Literal["report", "drop", "fail"]
     missing_classes: Literal["report", "fail"]
+    valid_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    seed: Seed
 
 
 class Model(Section):
@@ -206,7 +220,7 @@ def _words(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
+        return "one of " + ", ".join(map(str, schema["enum"]))
     match schema.get("type"):
         case "number" | "integer" as kind:
             low = f"[{schema['minimum']:g}" if "minimum" in schema else f"({schema['exclusiveMinimum']:g}"

@@ -17,6 +17,7 @@ FINDINGS_CSV = METRICS / "findings.csv"
 HISTORY_CSV = METRICS / "history.csv"
 CONFUSION_CSV = METRICS / "confusion.csv"
 CONFUSION_PNG = METRICS / "confusion.png"
+SUBMISSION_CSV = METRICS / "submission.csv"
 CURVES_PNG = METRICS / "curves.png"
 BATCH_PNG = METRICS / "batch.png"
 THROUGHPUT_CSV = METRICS / "throughput.csv"
@@ -33,3 +34,8 @@ def project_root() -> Path:
     What must outlive those folders (the tracking store, relative values of `data.path`) lies under it.
     """
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def download_cache() -> Path:
+    """Where downloads are kept between runs, so that none is made twice; outside of what DVC deletes."""
+    return project_root() / ".fieldguide" / "downloads"

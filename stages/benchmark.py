@@ -21,7 +21,7 @@ from fieldguide.device import device_name, pick_device
 from fieldguide.errors import run_command
 from fieldguide.files import atomic_path, write_json
 from fieldguide.loader import decode_all
-from fieldguide.manifest import read_manifest, rows_of
+from fieldguide.manifest import held_out, read_manifest
 from fieldguide.models import Classifier
 from fieldguide.onnx_export import Exported
 from fieldguide.params import Benchmark, read_params
@@ -32,7 +32,7 @@ def main() -> None:
     params = read_params()
     device = pick_device(params.runtime.device)
     model, facts = load_checkpoint(CHECKPOINT)
-    rows = rows_of(read_manifest(MANIFEST), "test")
+    _, rows = held_out(read_manifest(MANIFEST))
     pixels = decode_all(rows, RAW, facts.image_px, params.runtime.n_workers).permute(0, 2, 3, 1).numpy()
     targets = facts.classes.targets(rows)
     backends = {"torch": torch_backend(model, device), "onnxruntime": OnnxClassifier(ONNX).probabilities}

@@ -1,22 +1,35 @@
 """Raw data, untouched afterwards, with a receipt of source, version and content hash.
 
-Reads `data` of params.yaml; writes data/raw/images.zip (uncompressed) and data/raw/receipt.json.
-Run it with `dvc repro download`.
+Reads `data` of params.yaml; writes data/raw: photographs as one uncompressed images.zip or TFRecord shards as they are,
+and receipt.json. Run it with `dvc repro download`.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from fieldguide import sample
+from fieldguide import kaggle, sample
 from fieldguide.archive import Source, check_free_space, open_source, pack
-from fieldguide.catalog import CATALOG
+from fieldguide.catalog import CATALOG, matching_release
 from fieldguide.errors import UserError, run_command
-from fieldguide.files import file_hash, write_json
-from fieldguide.layout import check_folders, split_and_class
+from fieldguide.files import file_hash, write_bytes, write_json
+from fieldguide.layout import (
+    SPLITS,
+    check_class_folders,
+    check_splits,
+    class_alone,
+    is_image,
+    is_shard,
+    resolution_of,
+    shard_split,
+    split_and_class,
+)
 from fieldguide.params import Data, Runtime, read_params
-from fieldguide.paths import IMAGES_ZIP, RAW, RECEIPT, project_root
+from fieldguide.paths import IMAGES_ZIP, RAW, RECEIPT, download_cache, project_root
+from fieldguide.tfrecord import count_in_name
 
 
 def main() -> None:
@@ -24,40 +37,97 @@ def main() -> None:
     RAW.mkdir(parents=True, exist_ok=True)
     receipt = download(params.data, params.runtime)
     write_json(RECEIPT, receipt)
-    print(f"{receipt['images']} images, {IMAGES_ZIP.stat().st_size / 1e6:.1f} MB, from {receipt['source']} -> {RAW}")
+    n_bytes = sum(file["bytes"] for file in receipt["files"].values())
+    if receipt["release"].startswith("none"):
+        print(f"counts differ from every release that is known: {receipt['release']}")
+    ignored = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in receipt["ignored"].items() if n)
+    print(f"{len(receipt['files'])} file(s), {n_bytes / 1e6:.1f} MB, from {receipt['source']} -> {RAW}")
+    if ignored:
+        print(f"ignored: {ignored}")
 
 
-def download(data: Data, runtime: Runtime) -> dict[str, object]:
+def download(data: Data, runtime: Runtime) -> dict[str, Any]:
     """Brings the raw data of `data` under data/raw and returns their receipt."""
+    if data.dataset == "sample" and not data.path:
+        n_images = pack_sample(data, runtime)
+        return receipt_of(data, "fieldguide/sample.py", "", [IMAGES_ZIP], {}, n_images)
+    path, source, version, files = origin(data)
+    folders = CATALOG[data.dataset].layout == "folders"
+    keep = is_image if folders else _wanted_shard(data, files)
+    with open_source(path, int(data.max_gigabytes * 1e9), keep) as opened:
+        check_free_space(RAW, opened.n_bytes)
+        bring = pack_folders if folders else copy_shards
+        paths, ignored, counts = bring(opened, data)
+    return receipt_of(data, source, version, paths, ignored | {"other_files": opened.n_ignored}, counts)
+
+
+def origin(data: Data) -> tuple[Path, str, str, frozenset[str]]:
+    """Where the raw data lie now: (path, source, version, names of the files wanted; none = all)."""
     dataset = CATALOG[data.dataset]
     if data.path:
-        return _pack_source(data, project_root() / Path(data.path).expanduser())
-    match dataset.origin:
-        case "generated":
-            return _pack_sample(data, runtime)
-        case "path":
-            raise UserError(f"data.path is empty; dataset {data.dataset} needs it: -S data.path=/photos")
-    raise UserError(f"data.path is empty; download {dataset.home} as a zip and give it: -S data.path=/downloads/archive.zip")
+        path = project_root() / Path(data.path).expanduser()
+        return path, path.name, "", frozenset()
+    if dataset.kaggle_dataset:
+        got = kaggle.download_dataset(dataset.kaggle_dataset, version=data.version, cache=download_cache())
+        return got.path, got.source, got.version, frozenset()
+    if dataset.kaggle_competition:
+        wanted = _wanted_shard(data, frozenset())
+        got = kaggle.download_competition(dataset.kaggle_competition, keep=wanted, cache=download_cache())
+        return got.path, got.source, got.version, frozenset(got.files)
+    raise UserError(f"params.yaml: data.path is empty, dataset {data.dataset} needs it: -S data.path=/photos")
 
 
-def _pack_source(data: Data, path: Path) -> dict[str, object]:
-    """An archive or a folder of the user's, its images only."""
-    with open_source(path, max_bytes=int(data.max_gigabytes * 1e9)) as source:
-        names = [name for name in source.names if split_and_class(name)]
-        check_folders(names, source.folders, source.where)
-        check_free_space(RAW, source.n_bytes)
-        n_images = pack(tqdm(_contents(source, names), total=len(names), unit="image", disable=None), IMAGES_ZIP)
-    n_outside = len(source.names) - len(names)
-    return _receipt(data, path.name, n_images, ignored={"not_images": source.n_ignored, "outside_splits": n_outside})
+def _wanted_shard(data: Data, files: frozenset[str]) -> Callable[[str], bool]:
+    """Shards of the resolution asked for, or whose folder states none; only those in `files` where it names any."""
+
+    def wanted(name: str) -> bool:
+        fits = resolution_of(name) in (None, data.resolution)
+        return is_shard(name) and fits and (not files or name in files)
+
+    return wanted
 
 
-def _contents(source: Source, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    return ((name, source.read(name)) for name in names)
+Brought = tuple[list[Path], dict[str, int], Counter[str]]  # files under data/raw, what was ignored, images by split
 
 
-def _pack_sample(data: Data, runtime: Runtime) -> dict[str, object]:
+def pack_folders(source: Source, data: Data) -> Brought:
+    """The photographs of class folders as one zip; own photographs may come without splits, which are cut later."""
+    own = data.dataset == "folder"
+    split = any(split_and_class(name) for name in source.names)
+    place = split_and_class if split or not own else class_alone
+    places = {name: found for name in source.names if (found := place(name))}
+    check_splits({found[0] for found in places.values()}, _needed_splits(own, split), source.where)
+    check_class_folders(places, source.folders, source.where, depth=2 if split else 1)
+    contents = ((name, source.read(name)) for name in places)
+    pack(tqdm(contents, total=len(places), unit="image", disable=None), IMAGES_ZIP)
+    return [IMAGES_ZIP], {"outside_classes": len(source.names) - len(places)}, Counter(found[0] for found in places.values())
+
+
+def _needed_splits(own: bool, split: bool) -> tuple[str, ...]:
+    if own:
+        return ("train",) if split else ("",)
+    return SPLITS
+
+
+def copy_shards(source: Source, data: Data) -> Brought:
+    """TFRecord shards as they are; their checksums are held by the split check, which reads every record."""
+    splits = {name: shard_split(name) for name in source.names}
+    for name, split in splits.items():
+        if split is None:
+            raise UserError(f"{source.where}: {name} tells no split; put the shards into train, val and test folders")
+    check_splits(set(splits.values()), ("train", "valid"), source.where)
+    for name in tqdm(source.names, unit="shard", disable=None):
+        write_bytes(RAW / name, source.read(name))
+    counts: Counter[str] = Counter()
+    for name, split in splits.items():
+        counts[str(split)] += count_in_name(Path(name).name) or 0
+    return [RAW / name for name in source.names], {}, counts
+
+
+def pack_sample(data: Data, runtime: Runtime) -> Counter[str]:
     """The synthetic photographs, drawn here and now."""
     size = data.sample
+    counts = Counter(train=size.train_images, valid=size.valid_images, test=size.test_images)
     photographs = sample.photographs(
         n_species=size.species,
         train_images=size.train_images,
@@ -67,23 +137,31 @@ def _pack_sample(data: Data, runtime: Runtime) -> dict[str, object]:
         seed=size.seed,
         workers=runtime.n_workers,
     )
-    n_images = size.species * (size.train_images + size.valid_images + size.test_images)
+    n_images = size.species * counts.total()
     pack(tqdm(photographs, total=n_images, unit="image", disable=None), IMAGES_ZIP)
-    return _receipt(data, "fieldguide/sample.py", n_images, ignored={"not_images": 0, "outside_splits": 0})
+    return Counter({split: size.species * n for split, n in counts.items()})
 
 
-def _receipt(data: Data, source: str, n_images: int, ignored: dict[str, int]) -> dict[str, object]:
+def receipt_of(
+    data: Data, source: str, version: str, paths: Iterable[Path], ignored: dict[str, int], counts: Counter[str]
+) -> dict[str, Any]:
     """What was got; names no date and no folder of this machine, so that the same data give the same bytes."""
     dataset = CATALOG[data.dataset]
     return {
         "dataset": data.dataset,
         "title": dataset.title,
         "home": dataset.home,
+        "licence": dataset.licence,
         "layout": dataset.layout,
+        "features": data.features.model_dump(),
         "source": source,
-        "images": n_images,
+        "version": version,
+        "release": matching_release(dataset, counts["train"], counts["valid"], counts["test"]),
+        "images": dict(sorted(counts.items())),
         "ignored": ignored,
-        "files": {IMAGES_ZIP.name: {"bytes": IMAGES_ZIP.stat().st_size, "sha256": file_hash(IMAGES_ZIP)}},
+        "files": {
+            path.relative_to(RAW).as_posix(): {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in paths
+        },
     }
 
 

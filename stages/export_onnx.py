@@ -15,7 +15,7 @@ from fieldguide.errors import UserError, run_command
 from fieldguide.files import file_hash, write_json
 from fieldguide.images import RESIZE_RULE
 from fieldguide.loader import decode_all
-from fieldguide.manifest import read_manifest, rows_of
+from fieldguide.manifest import held_out, read_manifest
 from fieldguide.onnx_export import Exported, export
 from fieldguide.params import Export, read_params
 from fieldguide.paths import CHECKPOINT, MANIFEST, ONNX, RAW, stage_metrics
@@ -26,7 +26,7 @@ BATCH_SIZES = (1, 2, 7, 64)  # at which the two are compared; the batch must be 
 def main() -> None:
     params = read_params()
     model, facts = load_checkpoint(CHECKPOINT)
-    rows = rows_of(read_manifest(MANIFEST), "test")
+    split, rows = held_out(read_manifest(MANIFEST))
     images = decode_all(rows, RAW, facts.image_px, params.runtime.n_workers)
     export(model, facts.image_px, params.export.opset, onnx_metadata(facts), ONNX)
     metrics = compare(Exported(model).eval(), OnnxClassifier(ONNX), images, params.export)
@@ -35,7 +35,7 @@ def main() -> None:
         run.log(metrics, ONNX, stage_metrics("export_onnx"))
     agreement, difference = metrics["top1_agreement"], metrics["max_abs_difference"]
     print(f"{ONNX.stat().st_size / 1e6:.1f} MB, opset {params.export.opset}; same top 1 as torch on {agreement:.2%}")
-    print(f"of {len(images)} test images, probabilities within {difference:.1e}")
+    print(f"of {len(images)} {split} images, probabilities within {difference:.1e}")
     print(f"-> {ONNX} {stage_metrics('export_onnx')}")
 
 

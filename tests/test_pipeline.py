@@ -7,13 +7,14 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import REAL_DATA, ROOT
 
 from fieldguide.files import file_hash
 
@@ -46,10 +47,8 @@ def run(project: Path, *command: str, check: bool = True) -> subprocess.Complete
     return subprocess.CompletedProcess(command, code, output)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A commit of this checkout's files with a tiny sample, on which `dvc repro` has run once."""
-    target = tmp_path_factory.mktemp("pipeline") / "a field guide"
+def copy_project(target: Path, changes: dict[str, str]) -> None:
+    """A git repository with one commit: this checkout's files, `changes` made to the text of params.yaml."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -58,14 +57,21 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     params = (target / "params.yaml").read_text()
-    for old, new in TINY.items():
+    for old, new in changes.items():
         assert old in params, old
         params = params.replace(old, new)
     params = re.sub(r"\n  epochs: \d+ ", "\n  epochs: 2 ", params)
     (target / "params.yaml").write_text(params)
     run(target, "git", "init", "--quiet")
     run(target, "git", "add", "--all")
-    run(target, "git", "commit", "--quiet", "--message", "tiny")
+    run(target, "git", "commit", "--quiet", "--message", "copy")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy with a tiny sample, on which `dvc repro` has run once."""
+    target = tmp_path_factory.mktemp("pipeline") / "a field guide"
+    copy_project(target, TINY)
     run(target, "dvc", "repro")
     run(target, "git", "add", "--all")
     run(target, "git", "commit", "--quiet", "--message", "results")
@@ -170,7 +176,8 @@ def test_evaluate_export_and_benchmark_hang_below_the_run_that_they_measured(pro
 
 
 def test_an_experiment_in_a_temporary_folder_reaches_the_same_store(project: Path) -> None:
-    run(project, "dvc", "exp", "run", "--temp", "--name", "slow-rate", "-S", "train.lr=0.00001", "-S", "train.epochs=1", "train")
+    changes = ("-S", "train.lr=0.00001", "-S", "train.epochs=1")
+    run(project, "dvc", "exp", "run", "--temp", "--name", "slow-rate", *changes, "train")
     runs = tracked_runs(project)
     found = runs[runs["name"] == "slow-rate"]
     assert len(found) == 1
@@ -219,3 +226,37 @@ def test_bad_params_are_one_line_and_leave_the_results(project: Path, change: st
     assert re.search(message, ended.stdout), ended.stdout
     assert "Traceback" not in ended.stdout
     assert (project / "metrics" / "evaluate.json").read_bytes() == metrics
+
+
+REAL = {
+    "butterflies": {"classes": 47, "images": {"train": 5098, "valid": 235, "test": 235}, "unlabelled": 0},
+    "flowers": {"classes": 86, "images": {"train": 2877, "valid": 733, "test": 0}, "unlabelled": 733},
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("dataset", REAL)
+def test_a_real_archive_goes_through_all_stages(dataset: str, tmp_path: Path) -> None:
+    target = tmp_path / dataset
+    copy_project(target, TINY)
+    archive = REAL_DATA / f"{dataset}.zip"
+    run(target, "dvc", "exp", "run", "-S", f"data.dataset={dataset}", "-S", f"data.path={archive}", "-S", "train.epochs=1")
+    check = read(target, "split_check")
+    assert {key: check[key] for key in REAL[dataset]} == REAL[dataset]
+    measured = "test" if REAL[dataset]["images"]["test"] else "valid"
+    assert read(target, "evaluate")[measured]["n"] == REAL[dataset]["images"][measured]
+    assert read(target, "export_onnx")["top1_agreement"] == 1
+    assert read(target, "benchmark")["onnxruntime"]["accuracy"] == read(target, "evaluate")[measured]["accuracy"]
+    submission = pd.read_csv(target / "metrics/submission.csv")
+    assert list(submission.columns) == ["id", "label"]
+    if dataset == "flowers":
+        with zipfile.ZipFile(archive) as source:
+            expected = pd.read_csv(source.open("sample_submission.csv"))
+        assert set(submission["id"]) == set(expected["id"])
+        assert len(submission) == len(expected)
+    else:
+        assert submission.empty
+    manifest = file_hash(target / "data/manifest.csv")
+    run(target, "dvc", "repro", "--force", "--single-item", "split_check")
+    assert file_hash(target / "data/manifest.csv") == manifest
+    shutil.rmtree(target)

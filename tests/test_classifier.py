@@ -1,0 +1,202 @@
+"""Prediction from a file alone, on a network made by hand whose answers can be worked out; other files are refused."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from fieldguide.classifier import Answer, OnnxClassifier
+from fieldguide.errors import UserError
+from fieldguide.images import UnreadableImage, decode
+
+NAMES = ("RED", "GREEN", "BLUE", "DARK")
+WEIGHT = np.array([[6, 0, 0, -2], [0, 6, 0, -2], [0, 0, 6, -2]], np.float32)  # mean RGB in 0..1 to logits
+PX = 16
+METADATA = {"class_names": NAMES, "image_px": PX}
+
+
+def mean_colour_network(metadata: object = METADATA, n_outputs: int = len(NAMES)) -> onnx.ModelProto:
+    """The softmax of `WEIGHT` times the mean colour; `metadata` None leaves them out."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Div", ["mean", "full"], ["share"]),
+        helper.make_node("MatMul", ["share", "weight"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    constants = {"axes": np.array([1, 2]), "full": np.array(255, np.float32), "weight": WEIGHT[:, :n_outputs].copy()}
+    graph = helper.make_graph(
+        nodes,
+        "mean_colour",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", PX, PX, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", n_outputs])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    if metadata is not None:
+        text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+        helper.set_model_props(model, {"fieldguide": text})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def save(folder: Path, model: onnx.ModelProto) -> Path:
+    target = folder / "model.onnx"
+    target.write_bytes(model.SerializeToString())
+    return target
+
+
+def expected_probabilities(pixels: np.ndarray) -> np.ndarray:
+    logits = pixels.mean(axis=(1, 2)) / 255 @ WEIGHT.astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def refusal(source: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        OnnxClassifier(source)
+    text = str(caught.value)
+    assert text.startswith(f"{source}: ")
+    return text.removeprefix(f"{source}: ")
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> OnnxClassifier:
+    return OnnxClassifier(save(tmp_path, mean_colour_network()))
+
+
+@pytest.mark.parametrize("n_images", [1, 2, 7])
+def test_probabilities_are_those_worked_out_by_hand(classifier: OnnxClassifier, n_images: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (n_images, PX, PX, 3), dtype=np.uint8)
+    found = classifier.probabilities(pixels)
+    assert (found.shape, found.dtype) == ((n_images, 4), np.float32)
+    assert np.allclose(found, expected_probabilities(pixels), atol=1e-6)
+
+
+def test_names_size_and_metadata_come_from_the_file(tmp_path: Path) -> None:
+    names = ["Schöner Käfer", "孔雀蛺蝶", "c", "d"]
+    source = save(tmp_path, mean_colour_network({"class_names": names, "image_px": PX, "model": "cnn"}))
+    classifier = OnnxClassifier(source, n_threads=1)
+    assert classifier.class_names == tuple(names)
+    assert classifier.image_px == PX
+    assert classifier.metadata["model"] == "cnn"
+    assert classifier.file_bytes == source.stat().st_size
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 9])
+def test_answers_are_ranked_and_cut_at_k(classifier: OnnxClassifier, make_jpeg: Callable[..., bytes], k: int) -> None:
+    encoded = make_jpeg(3, width=90, height=60)
+    expected = expected_probabilities(decode(encoded, PX)[None])[0]
+    ranked = sorted(range(4), key=lambda index: -expected[index])[:k]
+    answers = classifier.answers(encoded, k)
+    assert [answer.name for answer in answers] == [NAMES[index] for index in ranked]
+    assert [answer.probability for answer in answers] == pytest.approx([expected[index] for index in ranked], abs=1e-6)
+    assert all(type(answer.probability) is float for answer in answers)
+
+
+def test_a_red_picture_is_red_and_equals_keep_their_order(classifier: OnnxClassifier) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 30), (255, 0, 0)).save(stream, "PNG")
+    names = [answer.name for answer in classifier.answers(stream.getvalue())]
+    assert names == ["RED", "GREEN", "BLUE", "DARK"]
+
+
+def test_an_answer_is_a_name_and_a_probability() -> None:
+    assert (Answer("RED", 0.5).name, Answer("RED", 0.5).probability) == ("RED", 0.5)
+
+
+@pytest.mark.parametrize("encoded", [b"", b"no image", b"\xff\xd8\xff"])
+def test_an_unreadable_image_is_refused(classifier: OnnxClassifier, encoded: bytes) -> None:
+    with pytest.raises(UnreadableImage, match=r"."):
+        classifier.answers(encoded)
+
+
+def test_a_missing_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "gone.onnx") == "No such file or directory; make it with: dvc repro export_onnx"
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == "Is a directory; make it with: dvc repro export_onnx"
+
+
+@pytest.mark.parametrize("content", [b"", b"no onnx " * 99, bytes(range(256)) * 9], ids=["empty", "text", "bytes"])
+def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    expected = r"not a usable ONNX model \((?s:.+)\); make it with: dvc repro -f export_onnx"
+    assert re.fullmatch(expected, refusal(tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
+    source = save(tmp_path, mean_colour_network())
+    content = source.read_bytes()
+    source.write_bytes(content[: int(len(content) * share)])
+    assert "make it with: dvc repro -f export_onnx" in refusal(source)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "key"), [(None, "fieldguide"), ({}, "class_names"), ({"class_names": NAMES}, "image_px")]
+)
+def test_a_model_without_metadata_is_refused(tmp_path: Path, metadata: object, key: str) -> None:
+    text = refusal(save(tmp_path, mean_colour_network(metadata)))
+    assert text == f"metadata lack '{key}'; make the file with: dvc repro export_onnx"
+
+
+@pytest.mark.parametrize("metadata", ["{broken", "", "[]", "7", "null", '"text"', '{"class_names": 7, "image_px": 16}'])
+def test_metadata_that_are_not_fieldguides_are_refused(tmp_path: Path, metadata: str) -> None:
+    assert "export_onnx" in refusal(save(tmp_path, mean_colour_network(metadata)))
+
+
+@pytest.mark.parametrize("names", [NAMES[:3], (*NAMES, "EXTRA")], ids=["fewer names", "more names"])
+def test_a_number_of_names_other_than_that_of_the_outputs_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    assert "export_onnx" in refusal(save(tmp_path, mean_colour_network({**METADATA, "class_names": names})))
+
+
+@pytest.mark.parametrize("image_px", [PX + 1, "16"])
+def test_a_size_other_than_that_of_the_input_is_refused(tmp_path: Path, image_px: object) -> None:
+    assert "export_onnx" in refusal(save(tmp_path, mean_colour_network({**METADATA, "image_px": image_px})))
+
+
+def test_a_network_with_other_inputs_is_refused(tmp_path: Path) -> None:
+    model = mean_colour_network()
+    model.graph.input[0].name = model.graph.node[0].input[0] = "pixels"
+    assert "export_onnx" in refusal(save(tmp_path, model))
+
+
+def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "model.onnx"
+    onnx.save_model(
+        mean_colour_network(), source, save_as_external_data=True, location="weights.bin", size_threshold=0, convert_attribute=True
+    )
+    assert (tmp_path / "weights.bin").stat().st_size > 0
+    assert re.match(r"not a usable ONNX model \(.*external", refusal(source), re.DOTALL)
+
+
+def test_predicting_imports_neither_torch_nor_dvc_nor_mlflow(tmp_path: Path, make_jpeg: Callable[..., bytes]) -> None:
+    source = save(tmp_path, mean_colour_network())
+    (tmp_path / "photo.jpg").write_bytes(make_jpeg())
+    script = """
+import sys
+from pathlib import Path
+from fieldguide.classifier import OnnxClassifier
+print(OnnxClassifier(Path("model.onnx")).answers(Path("photo.jpg").read_bytes(), 1)[0].name)
+print(*sorted({name.split(".")[0] for name in sys.modules}))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", "-c", script]
+    answer, modules = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).splitlines()
+    assert answer in NAMES
+    assert {"numpy", "PIL", "onnxruntime"} <= set(modules.split())
+    heavy = {"torch", "torchvision", "dvc", "mlflow", "onnx", "pandas", "sklearn", "scipy", "matplotlib", "pydantic"}
+    assert heavy.isdisjoint(modules.split())

@@ -1,0 +1,80 @@
+"""Prediction equals the plain network on plain pixels, however it is cut into batches."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, log_loss
+
+from fieldguide.inference import predict, score
+from fieldguide.models import NETWORKS, Classifier, build
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=list(NETWORKS))
+def model(request: pytest.FixtureRequest, images: torch.Tensor) -> Classifier:
+    """A network whose norms have seen data, so that its two modes differ."""
+    torch.manual_seed(0)
+    network = build(request.param, 4).train()
+    with torch.no_grad():
+        network(images.float() / 255)
+    return network.eval()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 9, 64])
+def test_logits_are_the_networks_at_every_batch_size(model: Classifier, images: torch.Tensor, batch_size: int) -> None:
+    with torch.no_grad():
+        expected = model(images.float() / 255)
+    logits = predict(model, images, batch_size, CPU)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_float32_on_the_cpu(model: Classifier, images: torch.Tensor, dtype: torch.dtype) -> None:
+    logits = predict(model, images, 4, CPU, dtype)
+    assert (logits.shape, logits.dtype, logits.device) == ((9, 4), torch.float32, CPU)
+    assert not logits.requires_grad
+
+
+def test_bf16_logits_are_near_those_of_fp32(model: Classifier, images: torch.Tensor) -> None:
+    rounded, exact = predict(model, images, 9, CPU, torch.bfloat16), predict(model, images, 9, CPU)
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.02 * float(exact.abs().max()), rtol=0)
+
+
+def test_a_network_in_training_mode_predicts_as_in_evaluation_mode(model: Classifier, images: torch.Tensor) -> None:
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        expected = model(images.float() / 255)
+    logits = predict(model.train(), images, 9, CPU)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_images_with_channels_last_in_memory_give_the_same(model: Classifier, images: torch.Tensor) -> None:
+    turned = images.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(predict(model, turned, 4, CPU), predict(model, images, 4, CPU), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("n_images", "n_classes"), [(1, 2), (50, 7), (3, 104)])
+def test_score_is_scikit_learns(n_images: int, n_classes: int) -> None:
+    generator = torch.Generator().manual_seed(n_images)
+    logits = 3 * torch.randn(n_images, n_classes, generator=generator)
+    targets = torch.randint(n_classes, (n_images,), generator=generator)
+    found = score(logits, targets)
+    probabilities = logits.double().softmax(1).numpy()
+    expected = log_loss(targets.numpy(), probabilities, labels=np.arange(n_classes))
+    assert found.loss == pytest.approx(expected, rel=1e-5)
+    assert found.accuracy == accuracy_score(targets.numpy(), probabilities.argmax(1))
+
+
+def test_score_of_known_logits() -> None:
+    logits = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 0.5]])
+    found = score(logits, torch.tensor([1, 1, 1]))
+    assert found.loss == pytest.approx((np.log(2) + 100 + np.log(1 + np.exp(-0.5))) / 3)
+    assert found.accuracy == pytest.approx(1 / 3)

@@ -1,0 +1,59 @@
+"""Splits cut from photographs that come without."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fieldguide.splitting import assign_splits
+
+FRACTIONS = {"test": 0.2, "valid": 0.1}
+
+
+def photographs(sizes: dict[str, int]) -> pd.DataFrame:
+    rows = [(name, f"{name}/{number}.jpg") for name, size in sizes.items() for number in range(size)]
+    return pd.DataFrame(rows, columns=["class_name", "id"])
+
+
+def counts(frame: pd.DataFrame, splits: pd.Series) -> pd.DataFrame:
+    return pd.crosstab(frame["class_name"], splits)
+
+
+def test_each_class_gives_its_share_to_each_split() -> None:
+    frame = photographs({"a": 100, "b": 40, "c": 10})
+    table = counts(frame, assign_splits(frame, FRACTIONS, frame["id"], seed=1))
+    assert table.loc["a"].to_dict() == {"test": 20, "train": 70, "valid": 10}
+    assert table.loc["b"].to_dict() == {"test": 8, "train": 28, "valid": 4}
+    assert table.loc["c"].to_dict() == {"test": 2, "train": 7, "valid": 1}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_small_class_keeps_an_image_in_train(size: int) -> None:
+    frame = photographs({"rare": size, "common": 50})
+    table = counts(frame, assign_splits(frame, {"test": 0.49, "valid": 0.49}, frame["id"], seed=1))
+    assert table.loc["rare", "train"] >= 1
+
+
+def test_copies_stay_on_one_side() -> None:
+    frame = photographs({"a": 200, "b": 200})
+    groups = pd.Series([f"{row // 4}" for row in range(400)])
+    splits = assign_splits(frame, FRACTIONS, groups, seed=3)
+    assert (splits.groupby(groups).nunique() == 1).all()
+    assert abs((splits == "test").mean() - 0.2) < 0.02
+
+
+def test_a_photograph_under_two_names_stays_on_one_side() -> None:
+    frame = photographs({"a": 30, "b": 30})
+    groups = frame["id"].where(~frame["id"].isin(["a/0.jpg", "b/0.jpg"]), "same")
+    for seed in range(20):
+        splits = assign_splits(frame, FRACTIONS, groups, seed)
+        assert splits[groups == "same"].nunique() == 1
+
+
+def test_the_result_depends_on_ids_and_seed_not_on_the_order_of_rows() -> None:
+    frame = photographs({"a": 50, "b": 31})
+    splits = assign_splits(frame, FRACTIONS, frame["id"], seed=1)
+    shuffled = frame.sample(frac=1, random_state=5)
+    again = assign_splits(shuffled, FRACTIONS, shuffled["id"], seed=1)
+    pd.testing.assert_series_equal(again.sort_index(), splits, check_names=False)
+    other = assign_splits(frame, FRACTIONS, frame["id"], seed=2)
+    assert not np.array_equal(other.to_numpy(), splits.to_numpy())
