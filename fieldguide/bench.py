@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
+ROUNDS = 10  # blocks into which the timed calls of a backend are divided
+PAUSE_S = 0.05  # measured on 2 cores: without it, torch at batch 1 took 3 times as long beside ONNX Runtime as alone
+BLOCK_WARMUP_RUNS = 2
+
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] to probabilities [B, K]
 
 
@@ -19,14 +23,21 @@ def timed_ms(call: Callable[[], object]) -> float:
 
 
 def interleaved_ms(backends: Mapping[str, Predict], pixels: np.ndarray, warmup_runs: int, runs: int) -> dict[str, np.ndarray]:
-    """Times of each backend on the same batch, taken in turn so that a machine that slows down slows all: `[runs]` each."""
+    """Times of each backend on the same batch: `[runs]` each.
+
+    Taken in turn, block by block, so that a machine that slows down slows all. Each block begins with a pause and calls
+    that are not counted: the threads of the backend before it spin on for a while and would be measured with it.
+    """
     for predict in backends.values():
         for _ in range(warmup_runs):
             predict(pixels)
     times: dict[str, list[float]] = {name: [] for name in backends}
-    for _ in range(runs):
+    for block in np.array_split(np.arange(runs), min(ROUNDS, runs)):
         for name, predict in backends.items():
-            times[name].append(timed_ms(lambda predict=predict: predict(pixels)))
+            time.sleep(PAUSE_S)
+            for _ in range(BLOCK_WARMUP_RUNS):
+                predict(pixels)
+            times[name] += [timed_ms(lambda predict=predict: predict(pixels)) for _ in block]
     return {name: np.array(values) for name, values in times.items()}
 
 
