@@ -4,10 +4,12 @@ An uncompressed zip opens in any file manager, costs DVC one file instead of man
 offset that the manifest names. Nothing is ever unpacked to a path that an archive chooses: members are read one by one.
 """
 
+import lzma
 import os
 import shutil
 import stat
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +21,16 @@ from fieldguide.errors import UserError
 from fieldguide.files import atomic_path
 from fieldguide.layout import is_image, without_wrapper
 
+ZIP_ERRORS = (  # what zipfile raises on damaged archives
+    zipfile.BadZipFile,
+    NotImplementedError,
+    OSError,
+    EOFError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first date: a packed file's bytes must not depend on the clock
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # zip specification (APPNOTE 4.3.7)
 
@@ -41,17 +53,17 @@ def open_source(path: Path, max_bytes: int, keep: Callable[[str], bool] = is_ima
 
     Raises `UserError` for what is missing, no zip, unsafe, or larger than `max_bytes`.
     """
-    if path.is_dir():
-        yield _source(path, *_folder_members(path), max_bytes, keep)
-        return
     try:
-        archive = zipfile.ZipFile(path)
+        archive = None if path.is_dir() else zipfile.ZipFile(path)
     except FileNotFoundError as error:
         raise UserError(f"data.path: {path} does not exist; give a zip or a folder") from error
     except OSError as error:
         raise UserError(f"data.path: {path} cannot be read ({error.strerror}); permit it or give another") from error
-    except zipfile.BadZipFile as error:
+    except ZIP_ERRORS as error:
         raise UserError(f"data.path: {path} is not a whole zip ({error}); download it again or give a folder") from error
+    if archive is None:
+        yield _source(path, *_folder_members(path), max_bytes, keep)
+        return
     with archive:
         yield _source(path, *_zip_members(archive, path), max_bytes, keep)
 
@@ -77,8 +89,9 @@ def _zip_members(archive: zipfile.ZipFile, path: Path) -> Members:
 
     def read(name: str) -> bytes:
         try:
-            return archive.read(members[name])
-        except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, zlib.error) as error:
+            with archive.open(members[name]) as stream:
+                return stream.read(members[name].file_size)  # never more than it claims
+        except ZIP_ERRORS as error:
             raise UserError(f"{path}: member {name} is damaged ({error}); download the archive again") from error
 
     return {name: info.file_size for name, info in members.items()}, folders, read
@@ -96,6 +109,9 @@ def _folder_members(path: Path) -> Members:
             if os.path.islink(os.path.join(parent, entry)):
                 raise UserError(f"{os.path.join(parent, entry)}: is a link, which is refused; put the files themselves there")
         folders.update(Path(parent, entry).relative_to(path).as_posix() for entry in subfolders)
+        for entry in subfolders + files:
+            if not _writable(entry):
+                raise UserError(f"{os.path.join(parent, entry)!r}: a name with characters that are refused; rename it")
         for entry in files:
             file = Path(parent, entry)
             sizes[file.relative_to(path).as_posix()] = file.stat().st_size
@@ -143,9 +159,14 @@ def _safe_name(name: str, path: Path) -> str:
     """The member's name with forward slashes; a name that could leave its folder is refused, never renamed."""
     posix = name.replace("\\", "/")
     parts = posix.rstrip("/").split("/")
-    if posix.startswith("/") or ":" in parts[0] or any(part in ("", ".", "..") for part in parts) or not posix.isprintable():
+    if posix.startswith("/") or ":" in parts[0] or any(part in ("", ".", "..") for part in parts) or not _writable(posix):
         raise UserError(f"{path}: member {name!r} has an unsafe path, which is refused; pack the archive anew")
     return "/".join(parts)
+
+
+def _writable(name: str) -> bool:
+    """Whether a name holds neither control characters nor what is no Unicode; joiners and wide spaces are letters to some."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def check_free_space(folder: Path, n_bytes: int) -> None:
@@ -169,7 +190,11 @@ def pack(members: Iterable[tuple[str, bytes]], target: Path) -> int:
 
 def stored_members(path: Path) -> Iterator[tuple[str, int, int]]:
     """(name, offset, length) of every member of a zip made by `pack`, in its order; `offset` is that of the content."""
-    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+    try:
+        archive = zipfile.ZipFile(path)
+    except ZIP_ERRORS as error:
+        raise UserError(f"{path}: not a whole zip ({error}); make it again: dvc repro -f download") from error
+    with archive, path.open("rb") as stream:
         for info in archive.infolist():
             assert info.compress_type == zipfile.ZIP_STORED
             stream.seek(info.header_offset)

@@ -47,7 +47,8 @@ def affine(u: torch.Tensor, settings: Augment) -> torch.Tensor:
     flip_y = 1 - 2 * (u[:, 1] < settings.vertical_flip).float()
     angle = math.radians(settings.rotation_degrees) * (2 * u[:, 2] - 1)
     area = settings.crop_area_min + (1 - settings.crop_area_min) * u[:, 3]
-    aspect = torch.exp(math.log(settings.crop_aspect_max) * (2 * u[:, 4] - 1))
+    reach = area.log().neg().clamp(max=math.log(settings.crop_aspect_max))  # the aspect at which a side fills the picture
+    aspect = torch.exp(reach * (2 * u[:, 4] - 1))
     width = (area * aspect).sqrt().clamp(max=1)
     height = (area / aspect).sqrt().clamp(max=1)
     centre_x = (1 - width) * (2 * u[:, 5] - 1)

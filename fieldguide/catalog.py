@@ -20,7 +20,7 @@ FLOWER_NAMES = (
     "|desert-rose|tree mallow|magnolia|cyclamen|watercress|canna lily|hippeastrum|bee balm|pink quill|foxglove"
     "|bougainvillea|camellia|mallow|mexican petunia|bromelia|blanket flower|trumpet creeper|blackberry lily"
     "|common tulip|wild rose"
-).split("|")  # noqa: SIM905 (104 names in a block are read more easily than one a line)
+).split("|")
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,13 @@ def load_checkpoint(source: Path) -> tuple[Classifier, Checkpoint]:
     try:
         with safe_open(source, framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER_KEY])
-            facts = Checkpoint(**{key: tuple(value) if isinstance(value, list) else value for key, value in header.items()})
+            facts = Checkpoint(**header | {key: tuple(header[key]) for key in ("class_names", "labels")})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open does not iterate)
     except FileNotFoundError as error:
         raise UserError(f"{source} does not exist; make it with: dvc repro train") from error
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror or error}; make it with: dvc repro -f train") from error
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{source}: not a checkpoint of fieldguide ({error}); make it with: dvc repro -f train") from error
     if facts.model not in NETWORKS:
         raise UserError(f"{source}: network {facts.model!r} is unknown; known are {', '.join(NETWORKS)}")

@@ -51,13 +51,26 @@ class OnnxClassifier:
             self.metadata = json.loads(self.session.get_modelmeta().custom_metadata_map[METADATA_KEY])
             self.class_names: tuple[str, ...] = tuple(self.metadata["class_names"])
             self.image_px: int = self.metadata["image_px"]
+            self._check()
         except OSError as error:
             raise UserError(f"{source}: {error.strerror}; make it with: dvc repro export_onnx") from error
         except KeyError as error:
             raise UserError(f"{source}: metadata lack {error}; make the file with: dvc repro export_onnx") from error
-        except (*ONNX_ERRORS, ValueError) as error:
+        except (*ONNX_ERRORS, TypeError, ValueError) as error:
             raise UserError(f"{source}: not a usable ONNX model ({error}); make it with: dvc repro -f export_onnx") from error
         self.file_bytes = len(content)
+
+    def _check(self) -> None:
+        """Raises `ValueError` unless the graph takes and gives what the metadata say."""
+        taken, given = self.session.get_inputs(), self.session.get_outputs()
+        found = [(value.name, value.type, value.shape[1:]) for value in (*taken, *given)]
+        side = self.image_px
+        wanted = [
+            (INPUT_NAME, "tensor(uint8)", [side, side, 3]),
+            (OUTPUT_NAME, "tensor(float)", [len(self.class_names)]),
+        ]
+        if found != wanted:
+            raise ValueError(f"inputs and outputs are {found}, its metadata ask for {wanted}")
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 `[N, image_px, image_px, 3]`, RGB, to float32 `[N, K]`."""

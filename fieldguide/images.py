@@ -5,7 +5,9 @@ in use than it learned from. Needs Pillow and NumPy only.
 """
 
 import io
+import re
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +17,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {  # what makes each orientation upright (EXIF 2.3, 4.6.4)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker that is neither stuffing nor a restart
 MAX_PIXELS = 80_000_000  # refused above: a file of 20 kB can claim more than memory holds
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # MPO is how phones write some JPEGs
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG lets in MPO, as some phones write
 RESIZE_RULE = "centre square; JPEG decoded at the smallest n/8 scale that is large enough; Pillow bicubic, antialiased"
 WIDE_GREY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 PILLOW_ERRORS = (  # what Pillow's decoders raise on damaged bytes
     OSError,
     SyntaxError,
@@ -53,21 +68,85 @@ class ImageFacts:
 def decode(encoded: bytes, image_px: int) -> np.ndarray:
     """The image's centre square, resized: uint8 `[image_px, image_px, 3]`, RGB. Raises `UnreadableImage`."""
     with _opened(encoded) as image:
-        image.draft("RGB", (image_px, image_px))  # JPEG only: fewer coefficients decoded, never below the size asked for
-        rgb = _rgb(_upright(image))
-        if rgb.size == (image_px, image_px):
-            return np.asarray(rgb)
-        side = min(rgb.size)
-        left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
-        box = (left, top, left + side, top + side)
-        return np.asarray(rgb.resize((image_px, image_px), Image.Resampling.BICUBIC, box=box))
+        scaled = image.draft("RGB", (image_px, image_px))  # JPEG only: fewer coefficients, never below the size asked for
+        image.load()
+        rgb = _rgb(image)
+        width, height = scaled[1][2:] if scaled else rgb.size  # of a scaled JPEG a fraction: its last blocks are padded
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+        square = _centre_square(rgb, width, height, image_px)
+        return np.asarray(square if turn is None else square.transpose(turn))
 
 
-def inspect(encoded: bytes) -> ImageFacts:
-    """Decodes every pixel to prove that it can be done. Raises `UnreadableImage`."""
+def resized(rgb: np.ndarray, image_px: int) -> np.ndarray:
+    """The centre square of uint8 `[H, W, 3]`: uint8 `[image_px, image_px, 3]`."""
+    return np.asarray(_centre_square(Image.fromarray(rgb), rgb.shape[1], rgb.shape[0], image_px))
+
+
+def _centre_square(rgb: Image.Image, width: float, height: float, image_px: int) -> Image.Image:
+    if (width, height) == (image_px, image_px):
+        return rgb
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return rgb.resize((image_px, image_px), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def inspect(encoded: bytes, at_least_px: int) -> tuple[ImageFacts, np.ndarray]:
+    """Decodes the whole image to prove that it can be done: its facts, and uint8 `[H, W, 3]`, RGB.
+
+    A JPEG comes at the smallest n/8 scale at which both sides have `at_least_px`. Raises `UnreadableImage`, also for data
+    that end early though Pillow does not complain.
+    """
     with _opened(encoded) as image:
+        if ends_early(encoded, image.format or ""):
+            raise UnreadableImage("the data end early")
+        full = image.size
+        image.draft("RGB", (at_least_px, at_least_px))
+        drafted = image.size
         upright = _upright(image)
-        return ImageFacts(*upright.size)
+        turned = upright.size != drafted
+        return ImageFacts(*(full[::-1] if turned else full)), np.asarray(_rgb(upright))
+
+
+def encode_jpeg(pixels: np.ndarray, max_px: int) -> bytes:
+    """uint8 `[H, W, 3]`, RGB, as a JPEG whose larger side has at most `max_px`."""
+    stream = io.BytesIO()
+    image = Image.fromarray(pixels)
+    image.thumbnail((max_px, max_px))
+    image.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+def ends_early(encoded: bytes, image_format: str) -> bool:
+    """Whether the format's own end is missing: it was cut, but at a place that a decoder forgives."""
+    match image_format:
+        case "JPEG" | "MPO":
+            return not _jpeg_ends(encoded)
+        case "PNG":
+            return encoded.rfind(b"IEND") < encoded.rfind(b"IDAT")
+        case "WEBP":
+            return len(encoded) < int.from_bytes(encoded[4:8], "little") + 8
+        case "BMP":
+            return len(encoded) < int.from_bytes(encoded[2:6], "little")
+    return False
+
+
+def _jpeg_ends(encoded: bytes) -> bool:
+    """Whether a walk over the markers meets the end of the image; what phones append after it is not looked at."""
+    place = 2
+    while place + 2 <= len(encoded):
+        marker = encoded[place + 1]
+        if marker == 0xD9:
+            return True
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        place += 2 + int.from_bytes(encoded[place + 2 : place + 4])
+        if marker == 0xDA:
+            found = AFTER_SCAN.search(encoded, place)
+            if found is None:
+                return False
+            place = found.start()
+    return False
 
 
 def read_encoded(file: Path, offset: int, length: int) -> bytes:
@@ -97,10 +176,11 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB of any mode: wide grey scaled by its range, transparency laid over white."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode in WIDE_GREY_MODES:  # Pillow's own conversion clips these to 255, almost all white
         levels = np.asarray(image).astype(np.float64)
+        levels = np.where(np.isfinite(levels), levels, 0)
         full = 65535.0 if image.mode.startswith("I") else max(float(levels.max(initial=0)), 1.0)
         grey = np.clip(levels / full * 255 + 0.5, 0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")

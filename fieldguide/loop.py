@@ -38,12 +38,13 @@ class Training:
         device, n_images, size = self.images.device, len(self.images), self.train.batch_size
         order = augment.order(self.train.seed, epoch, n_images).to(device)
         u = augment.draws(self.train.seed, epoch, n_images).to(device)
-        starts = range(0, n_images, size)
+        batches = list(order.split(size))
+        if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm cannot learn from a single value
+            batches[-2:] = [torch.cat(batches[-2:])]
         sums = torch.zeros(2, device=device)
-        for batch, start in enumerate(starts):
-            chosen = order[start : start + size]
+        for batch, chosen in enumerate(batches):
             pixels = augment.augment(self.images[chosen], u[chosen], self.augment, self.image_px)
-            set_lr(self.optimizer, lr_at(epoch * len(starts) + batch, self.train.epochs * len(starts), self.train))
+            set_lr(self.optimizer, lr_at(epoch * len(batches) + batch, self.train.epochs * len(batches), self.train))
             sums += self.step(pixels, self.targets[chosen])
         loss_sum, n_right = sums.tolist()
         return Score(loss_sum / n_images, n_right / n_images)

@@ -82,7 +82,7 @@ def splits_in_use(frame: pd.DataFrame) -> list[str]:
 
 def held_out(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """The split on which a finished network is measured, and its rows: test, or valid where test has no labels."""
-    split = splits_in_use(frame)[-1]
+    split = (splits_in_use(frame) or ["train"])[-1]
     return split, rows_of(frame, split)
 
 

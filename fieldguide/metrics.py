@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.special import log_softmax
 from scipy.stats import binomtest
-from sklearn.metrics import f1_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import f1_score, top_k_accuracy_score
 
 
 def split_metrics(logits: np.ndarray, targets: np.ndarray, ece_bins: int) -> dict[str, float]:
@@ -12,7 +12,8 @@ def split_metrics(logits: np.ndarray, targets: np.ndarray, ece_bins: int) -> dic
     logits: float `[N, K]`; targets: int `[N]`. Macro F1 is scikit-learn's over the classes that occur in truth or prediction.
     """
     n_classes = logits.shape[1]
-    probabilities = np.exp(log_softmax(logits.astype(np.float64), axis=1))
+    log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
+    probabilities = np.exp(log_probabilities)
     predicted = probabilities.argmax(axis=1)
     classes = np.arange(n_classes)
     top5 = 1.0 if n_classes <= 5 else top_k_accuracy_score(targets, probabilities, k=5, labels=classes)
@@ -20,7 +21,7 @@ def split_metrics(logits: np.ndarray, targets: np.ndarray, ece_bins: int) -> dic
         "accuracy": float((predicted == targets).mean()),
         "top5_accuracy": float(top5),
         "macro_f1": float(f1_score(targets, predicted, average="macro", zero_division=0)),
-        "loss": float(log_loss(targets, probabilities, labels=classes)),
+        "loss": float(-log_probabilities[np.arange(len(targets)), targets].mean()),
         "ece": expected_calibration_error(probabilities, targets, ece_bins),
         "n": len(targets),
     }

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,7 @@ def export(model: Classifier, image_px: int, opset: int, metadata: dict[str, Any
     `metadata` becomes one JSON text under the key `fieldguide` of the file's metadata.
     """
     example = torch.zeros(EXAMPLE_BATCH, image_px, image_px, 3, dtype=torch.uint8)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # progress of the exporter
-        warnings.simplefilter("ignore")
+    with _silence():
         program = torch.onnx.export(
             Exported(model).eval(),
             (example,),
@@ -57,6 +56,20 @@ def export(model: Classifier, image_px: int, opset: int, metadata: dict[str, Any
     write_bytes(target, proto.SerializeToString(deterministic=True))
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without the exporter's warnings, log and progress; all is as it was after the block."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
 def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model without the exporter's notes, which name files of the machine that it ran on."""
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
@@ -64,5 +77,5 @@ def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
         part.ClearField("doc_string")
     for value in (*proto.graph.input, *proto.graph.output):
         value.ClearField("metadata_props")
-    proto.producer_name, proto.producer_version = PRODUCER, torch.__version__
+    proto.producer_name, proto.producer_version = PRODUCER, torch.__version__.split("+")[0]
     return proto

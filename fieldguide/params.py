@@ -19,6 +19,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 ImagePx = Annotated[int, Field(ge=16, le=1024)]
+Policy = Literal["report", "drop", "fail"]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 
 
@@ -62,9 +63,12 @@ class Data(Section):
 class SplitCheck(Section):
     """What is done about each kind of fault in the data."""
 
-    unreadable: Literal["report", "drop", "fail"]
-    leaks: Literal["report", "drop", "fail"]
-    missing_classes: Literal["report", "fail"]
+    near_duplicates: bool
+    unreadable: Policy
+    leaks: Policy
+    label_conflicts: Policy
+    missing_classes: Policy
+    few_images: Annotated[int, Field(ge=0, le=1_000_000)]
     valid_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     seed: Seed
@@ -163,9 +167,10 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
+            if isinstance(key, Hashable) and key in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} stands here a second time", problem_mark=key_node.start_mark)
-            seen.add(key)
+            if isinstance(key, Hashable):  # PyYAML itself refuses the others
+                seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -183,7 +188,7 @@ def read_params(source: Path = Path("params.yaml")) -> Params:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{source}{line}: {error.problem or error}; correct the file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: also a date that is none
         raise UserError(f"{source}: not readable as YAML ({error}); correct the file") from error
     try:
         return Params.model_validate(content)
@@ -194,24 +199,35 @@ def read_params(source: Path = Path("params.yaml")) -> Params:
 def _sentence(error: ValidationError) -> str:
     """`train.lr must be in (0, 10], got -1` for the first of pydantic's findings."""
     first = error.errors()[0]
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    n_faults = len({_path(fault["loc"]) for fault in error.errors()})
+    more = f" (and {n_faults - 1} more)" if n_faults > 1 else ""
     section: type[BaseModel] = Params
-    path: list[str] = []
-    for part in first["loc"]:
-        if isinstance(section, type) and issubclass(section, Section) and isinstance(part, str):
-            path.append(part)
-            parent, field = section, section.model_fields.get(part)
-            section = field.annotation if field else object
+    path = _path(first["loc"])
+    for part in path:
+        parent, field = section, section.model_fields.get(part)
+        section = field.annotation if field else object
     name = ".".join(path) or "the file"
     match first["type"]:
         case "missing":
             return f"{name} is missing; add it{more}"
-        case "extra_forbidden":
+        case "extra_forbidden" | "invalid_key":
             return f"{name} is not a known key; known here: {', '.join(parent.model_fields)}{more}"
         case "model_type":
             return f"{name} must be a section with keys, got {first['input']!r}{more}"
     annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     return f"{name} must be {_words(TypeAdapter(annotation).json_schema())}, got {first['input']!r}{more}"
+
+
+def _path(loc: tuple[int | str, ...]) -> tuple[str, ...]:
+    """The keys of a finding, without what pydantic adds for list items and alternatives."""
+    section: Any = Params
+    path: list[str] = []
+    for part in loc:
+        if isinstance(section, type) and issubclass(section, Section):
+            path.append(str(part))
+            field = section.model_fields.get(str(part))
+            section = field.annotation if field else None
+    return tuple(path)
 
 
 def _words(schema: dict[str, Any]) -> str:
@@ -223,8 +239,8 @@ def _words(schema: dict[str, Any]) -> str:
         return "one of " + ", ".join(map(str, schema["enum"]))
     match schema.get("type"):
         case "number" | "integer" as kind:
-            low = f"[{schema['minimum']:g}" if "minimum" in schema else f"({schema['exclusiveMinimum']:g}"
-            high = f"{schema['maximum']:g}]" if "maximum" in schema else f"{schema['exclusiveMaximum']:g})"
+            low = f"[{schema['minimum']}" if "minimum" in schema else f"({schema['exclusiveMinimum']:g}"
+            high = f"{schema['maximum']}]" if "maximum" in schema else f"{schema['exclusiveMaximum']:g})"
             return f"{'a whole number ' if kind == 'integer' else ''}in {low}, {high}"
         case "array":
             return f"a list, each {_words(schema['items'])}"

@@ -1,14 +1,18 @@
 """Figures from arrays: the only module that imports matplotlib. The data of each figure are saved beside it by the caller."""
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fieldguide.files import atomic_path
 
-MAX_TICK_LABELS = 60  # more class names than this cannot be read along an axis
+MAX_CELL_LABELS = 20  # more classes than this leave no room for a number in each cell
+MAX_TICK_LABELS = 110  # more class names than this cannot be read along an axis
 
 
 def save_png(figure: Figure, target: Path) -> None:
@@ -23,9 +27,17 @@ def curves(epochs: Sequence[int], loss: dict[str, list[float]], accuracy: dict[s
     axes = figure.subplots(1, 2)
     for axis, name, lines in ((axes[0], "loss (nats)", loss), (axes[1], "accuracy", accuracy)):
         for (split, values), style in zip(lines.items(), ("--", "-"), strict=True):
-            axis.plot(epochs, values, style, label=split, color="black" if style == "-" else "tab:orange")
+            axis.plot(
+                epochs,
+                values,
+                style,
+                label=split,
+                marker="." if len(epochs) == 1 else "",
+                color="black" if style == "-" else "tab:orange",
+            )
         axis.axvline(best, color="grey", linewidth=0.8, linestyle=":")
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_ylabel(name)
         axis.legend(frameon=False)
     figure.suptitle(f"Best epoch {best} of {epochs[-1]}: valid accuracy {accuracy['valid'][epochs.index(best)]:.1%}")
@@ -35,21 +47,25 @@ def curves(epochs: Sequence[int], loss: dict[str, list[float]], accuracy: dict[s
 def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
     """Counts `[K, K]`, truth down, prediction across; each row is shown as shares of its truth."""
     n_classes = len(names)
-    side = min(max(4.5, 0.22 * n_classes + 2), 18)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    side = min(max(7.0, 0.22 * n_classes + 2), 20)
+    figure = Figure(figsize=(side, 0.95 * side), layout="constrained")
     axis = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    image = axis.imshow(shares, cmap="Greys", vmin=0, vmax=1)
+    image = axis.imshow(shares, cmap="Greys", norm=PowerNorm(0.5, vmin=0, vmax=1))  # so that a few errors can be seen
+    if n_classes <= MAX_CELL_LABELS:
+        for truth, predicted in zip(*np.nonzero(counts), strict=True):
+            shade = "white" if shares[truth, predicted] > 0.25 else "black"
+            axis.text(predicted, truth, str(counts[truth, predicted]), ha="center", va="center", color=shade)
     step = 1 if n_classes <= MAX_TICK_LABELS else 1 + n_classes // MAX_TICK_LABELS
     ticks = list(range(0, n_classes, step))
-    labels = [str(names[k]).title() for k in ticks]
+    labels = [string.capwords(str(names[k])) for k in ticks]
     size = 9 if n_classes <= 20 else 6
-    axis.set_xticks(ticks, labels, rotation=90, fontsize=size)
-    axis.set_yticks(ticks, labels, fontsize=size)
+    axis.set_xticks(ticks, labels, rotation=90, fontsize=size, parse_math=False)
+    axis.set_yticks(ticks, labels, fontsize=size, parse_math=False)
     axis.set_xlabel("predicted")
     axis.set_ylabel("truth")
     axis.set_title(title)
-    figure.colorbar(image, ax=axis, label="share of the truth", fraction=0.046)
+    figure.colorbar(image, ax=axis, label="share of the truth", shrink=0.6)
     return figure
 
 
@@ -65,4 +81,38 @@ def image_grid(rows: Sequence[np.ndarray], row_titles: Sequence[str], title: str
             axis.set_yticks([])
         line[0].set_ylabel(row_title)
     figure.suptitle(title)
+    return figure
+
+
+def class_distribution(counts: dict[str, np.ndarray], names: Sequence[str]) -> Figure:
+    """Images of every class, a panel for each split; counts: int `[K]` by split. Classes by falling size in the first."""
+    n_classes = len(names)
+    order = np.argsort(-next(iter(counts.values())), kind="stable")[::-1]
+    figure = Figure(figsize=(3.2 * len(counts) + 2, min(max(3.0, 0.17 * n_classes + 1.2), 20)), layout="constrained")
+    axes = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    for axis, (split, values) in zip(axes, counts.items(), strict=True):
+        axis.barh(np.arange(n_classes), values[order], color="0.35")
+        axis.set_title(f"{split}: {values.sum()} images, {values.min()} to {values.max()} a class", fontsize=9)
+        axis.set_xlabel("images")
+        axis.margins(y=0.01)
+    size = 9 if n_classes <= 20 else 6
+    axes[0].set_yticks(np.arange(n_classes), [string.capwords(str(names[k])) for k in order], fontsize=size, parse_math=False)
+    return figure
+
+
+def sizes_and_mean(widths: np.ndarray, heights: np.ndarray, means: dict[str, np.ndarray]) -> Figure:
+    """Histogram of the images' smaller and larger sides (pixels) and the mean image of each split, uint8 `[H, W, 3]`."""
+    figure = Figure(figsize=(3.6 + 2.2 * len(means), 2.8), layout="constrained")
+    axes = figure.subplots(1, 1 + len(means), squeeze=False, width_ratios=[1.7, *[1] * len(means)])[0]
+    sides = [np.minimum(widths, heights), np.maximum(widths, heights)]
+    axes[0].hist(sides, bins=20, label=["smaller side", "larger side"], color=["0.2", "0.65"])
+    axes[0].set_xlabel("pixels")
+    axes[0].set_ylabel("images")
+    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].set_title(f"{len(widths)} images", fontsize=9)
+    for axis, (split, mean) in zip(axes[1:], means.items(), strict=True):
+        axis.imshow(mean)
+        axis.set_title(f"mean of {split}", fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
     return figure

@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from filelock import FileLock
 
@@ -54,7 +56,7 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        numbers = {name: value for name, value in flat(metrics).items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in flat(metrics).items() if isinstance(value, Real)}
         entries = [Metric(name, value, now, step) for name, value in numbers.items()]
         self._attempt(lambda client: client.log_batch(self.run_id, metrics=entries))
 
@@ -88,7 +90,7 @@ def stage_run(stage: str, section: Section, checkpoint: Path) -> Iterator["Stage
     """A child of the run that made `checkpoint`, for a stage that measures it."""
     digest = file_hash(checkpoint, "md5")
     parent = _find(digest)
-    child = _start(stage, {STAGE_TAG: stage, "mlflow.parentRunId": parent.run_id})
+    child = Run(None, "") if parent.client is None else _start(stage, {STAGE_TAG: stage, "mlflow.parentRunId": parent.run_id})
     child.log_params({stage: section.model_dump(mode="json")})
     with _ending(child):
         yield StageRun(stage, child, parent)
@@ -157,32 +159,46 @@ def _find(digest: str) -> Run:
 
 
 def _store() -> tuple["MlflowClient", str]:
-    """The client and the experiment's id; makes both on first use, one process at a time."""
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    """The client and the experiment's id; makes both on first use, one process of this machine at a time."""
     from mlflow import MlflowClient
 
     root = project_root()
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    client = MlflowClient(uri or f"sqlite:///{root / 'mlflow.db'}")
     if uri:
+        client = MlflowClient(uri)
+        return client, _experiment(client, artifacts=None)
+    with FileLock(root / "mlflow.db.lock"):  # MlflowClient makes the tables: several processes at once would break them
+        client = MlflowClient(f"sqlite:///{quote(str(root / 'mlflow.db'))}")
+        return client, _experiment(client, artifacts=(root / "mlartifacts").as_uri())
+
+
+def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
+    """The experiment's id; on a server another process may make it between the look and the attempt."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment:
+        return experiment.experiment_id
+    try:
+        return client.create_experiment(EXPERIMENT, artifacts)
+    except MlflowException:
         experiment = client.get_experiment_by_name(EXPERIMENT)
-        return client, experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
-    with FileLock(root / "mlflow.db.lock"):  # several processes at once break the first migration of a new store
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment:
-            return client, experiment.experiment_id
-        return client, client.create_experiment(EXPERIMENT, (root / "mlartifacts").as_uri())
+        if experiment is None:
+            raise
+        return experiment.experiment_id
 
 
 def _attempt(action: Callable[[], object]) -> bool:
     """Whether `action` succeeded; a store's failure is one warning on standard error."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)  # before the first import of mlflow, which starts its telemetry
     from mlflow.exceptions import MlflowException
     from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         action()
-    except (MlflowException, RequestException, OSError) as error:
+    except (MlflowException, RequestException, SQLAlchemyError, ImportError, OSError) as error:
         print(f"warning: MLflow: {' '.join(str(error).split())[:300]}; this run is not tracked further", file=sys.stderr)
         return False
     return True
@@ -197,5 +213,8 @@ def _origin() -> dict[str, str]:
 
 def _commit() -> str:
     """The commit of the folder that DVC works in; empty outside git or before the first commit."""
-    answer = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return ""
     return answer.stdout.strip()

@@ -4,6 +4,7 @@ Reads `data` of params.yaml; writes data/raw: photographs as one uncompressed im
 and receipt.json. Run it with `dvc repro download`.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -34,7 +35,10 @@ from fieldguide.tfrecord import count_in_name
 
 def main() -> None:
     params = read_params()
-    RAW.mkdir(parents=True, exist_ok=True)
+    try:
+        RAW.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{RAW}: could not be made ({error.strerror}); remove what is in its place or permit it") from error
     receipt = download(params.data, params.runtime)
     write_json(RECEIPT, receipt)
     n_bytes = sum(file["bytes"] for file in receipt["files"].values())
@@ -65,7 +69,7 @@ def origin(data: Data) -> tuple[Path, str, str, frozenset[str]]:
     """Where the raw data lie now: (path, source, version, names of the files wanted; none = all)."""
     dataset = CATALOG[data.dataset]
     if data.path:
-        path = project_root() / Path(data.path).expanduser()
+        path = project_root() / os.path.expanduser(data.path)
         return path, path.name, "", frozenset()
     if dataset.kaggle_dataset:
         got = kaggle.download_dataset(dataset.kaggle_dataset, version=data.version, cache=download_cache())

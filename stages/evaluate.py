@@ -72,7 +72,8 @@ def evaluate_metrics(
         low, high = accuracy_interval(int(right.sum()), len(right))
         metrics["test"] |= {"accuracy_low": low, "accuracy_high": high}
         clean = ~leaked(rows["test"])
-        metrics["test_without_leaks"] = {"accuracy": float(right[clean].mean()), "n": int(clean.sum())}
+        accuracy = float(right[clean].mean()) if clean.any() else None
+        metrics["test_without_leaks"] = {"accuracy": accuracy, "n": int(clean.sum())}
     return metrics
 
 

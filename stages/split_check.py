@@ -1,219 +1,260 @@
 """The manifest of every image, and what is wrong with the data, acted on by stated policies.
 
-Reads data/raw and `split_check` of params.yaml; writes data/manifest.csv, metrics/split_check.json,
-metrics/classes.csv (images per class and split) and metrics/findings.csv (one line per fault).
-Run it with `dvc repro split_check`.
+Reads data/raw and `split_check` of params.yaml; writes data/manifest.csv, metrics/split_check.json, findings.csv (a line
+per fault), near_duplicates.csv and .html (pairs, to be looked at), classes.csv and .png (images per class and split),
+samples.png and sizes.png. Run it with `dvc repro split_check`.
 """
 
 import hashlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from fieldguide.archive import stored_members
-from fieldguide.catalog import CATALOG
-from fieldguide.duplicates import exact_groups, label_conflicts, leaks
+from fieldguide import gallery, plots
+from fieldguide.checks import Findings, check, missing_classes
+from fieldguide.duplicates import exact_groups, exact_pairs, photographs
 from fieldguide.errors import UserError, run_command
-from fieldguide.files import atomic_path, read_json, write_json
-from fieldguide.images import UnreadableImage, inspect, read_encoded
-from fieldguide.layout import SPLITS, class_alone, shard_split, split_and_class
-from fieldguide.manifest import LEAK, write_manifest
+from fieldguide.files import atomic_path, read_json, write_bytes, write_json
+from fieldguide.images import UnreadableImage, decode, inspect, read_encoded, resized
+from fieldguide.index import index_folders, index_shards, united_classes
+from fieldguide.layout import SPLITS
+from fieldguide.manifest import write_manifest
+from fieldguide.near_duplicates import Fingerprint, Pair, fingerprint, near_duplicates
 from fieldguide.params import SplitCheck, read_params
-from fieldguide.paths import CLASSES_CSV, FINDINGS_CSV, IMAGES_ZIP, MANIFEST, RAW, RECEIPT, stage_metrics
+from fieldguide.paths import (
+    CLASSES_CSV,
+    CLASSES_PNG,
+    FINDINGS_CSV,
+    IMAGES_ZIP,
+    MANIFEST,
+    NEAR_DUPLICATES_CSV,
+    NEAR_DUPLICATES_HTML,
+    RAW,
+    RECEIPT,
+    SAMPLES_PNG,
+    SIZES_PNG,
+    stage_metrics,
+)
 from fieldguide.splitting import assign_splits
-from fieldguide.tfrecord import read_shard
 
-INDEX_COLUMNS = ["split", "label", "class_name", "id", "file", "offset", "length"]
-FINDING_COLUMNS = ["kind", "split", "class_name", "id", "detail", "action"]
-Finding = dict[str, str]
+INSPECTED_PX = 256  # a larger JPEG is decoded at a scale that leaves both sides at least this; enough for all comparisons
+MEAN_PX = 64
+N_SAMPLES = 10  # pictures a split in samples.png
+MAX_SHOWN = 400  # pairs in the gallery; the table has all
 
 
 def main() -> None:
     params = read_params()
-    receipt = read_json(RECEIPT)
-    frame = index_shards(receipt) if receipt["layout"] == "tfrecords" else index_folders()
-    frame, findings = with_united_classes(frame) if receipt["layout"] == "folders" else (frame, [])
-    frame = inspected(frame, params.runtime.n_workers)
-    frame = with_splits(frame, params.split_check)
-    frame, found, metrics = checked(frame, params.split_check)
-    table = pd.DataFrame(findings + found, columns=FINDING_COLUMNS)
-    write_manifest(frame, MANIFEST)
-    for content, target in ((class_counts(frame), CLASSES_CSV), (table, FINDINGS_CSV)):
-        with atomic_path(target) as temporary:
-            content.to_csv(temporary, index=False, lineterminator="\n")
+    policy, n_workers = params.split_check, params.runtime.n_workers
+    receipt, findings = read_json(RECEIPT), Findings()
+    frame = (
+        index_shards(receipt, RAW)
+        if receipt["layout"] == "tfrecords"
+        else numbered_classes(index_folders(IMAGES_ZIP), findings)
+    )
+    frame, fingerprints, means = inspected(frame, n_workers)
+    pairs = near_pairs(frame, fingerprints, n_workers) if policy.near_duplicates else []
+    same = [(pair.i, pair.j) for pair in pairs if pair.verdict != "different"]
+    frame["photograph"] = photographs(len(frame), [*exact_pairs(frame), *same])
+    frame = with_splits(frame, policy)
+    frame, n_conflicts = check(frame, policy, findings)
+    if not frame["use"].any():
+        raise UserError(f"{RAW}: no image in use, the first is out for: {frame['reason'].iloc[0]}; mend the data")
+    metrics = metrics_of(frame, pairs if policy.near_duplicates else None, n_conflicts)
+    table = pair_table(frame, pairs)
+    write_tables(frame, findings, table)
     write_json(stage_metrics("split_check"), metrics)
-    images = ", ".join(f"{metrics['images'][split]} {split}" for split in SPLITS)
-    print(f"{metrics['classes']} classes; {images}, {metrics['unlabelled']} unlabelled; {metrics['dropped']} dropped")
-    for kind, n in table["kind"].value_counts().items():
-        print(f"{n} x {kind}: see {FINDINGS_CSV}")
-    print(f"-> {MANIFEST} {stage_metrics('split_check')} {CLASSES_CSV} {FINDINGS_CSV}")
+    write_pictures(frame, table, means)
+    report(metrics, findings)
 
 
-def index_folders() -> pd.DataFrame:
-    """One row for each image in the packed zip: split ("" where it is still to be cut), class, place of its bytes."""
-    rows = []
-    for name, offset, length in stored_members(IMAGES_ZIP):
-        place = split_and_class(name) or class_alone(name)
-        assert place is not None, name  # the download keeps no others
-        rows.append((place[0], None, place[1], name, IMAGES_ZIP.name, offset, length))
-    return pd.DataFrame(rows, columns=INDEX_COLUMNS)
+def numbered_classes(frame: pd.DataFrame, findings: Findings) -> pd.DataFrame:
+    """Class folders that differ only in case as one class, and labels by the order of the names."""
+    names = united_classes(frame)
+    other = frame[frame["class_name"] != names].drop_duplicates(["split", "class_name"])
+    for row in other.itertuples():
+        findings.add_class("class name", row.split, row.class_name, f"taken for {names[row.Index]!r}", "united")
+    numbers = {name: number for number, name in enumerate(sorted(names.unique()))}
+    return frame.assign(class_name=names, label=names.map(numbers).astype("Int64"))
 
 
-def index_shards(receipt: dict[str, Any]) -> pd.DataFrame:
-    """One row for each record of the shards, whose checksums are verified; a test split may be without labels."""
-    names = CATALOG[receipt["dataset"]].class_names
-    features = {f"{kind}_feature": name for kind, name in receipt["features"].items()}
-    rows = []
-    for file in tqdm(receipt["files"], unit="shard", disable=None):
-        split = shard_split(file)
-        for record in read_shard(RAW / file, **features):
-            where = f"{RAW / file}: record {record.index} at byte {record.offset}"
-            if record.label is None and split != "test":
-                raise UserError(f"{where}: no feature {receipt['features']['label']!r}; set data.features.label")
-            if record.label is not None and names and record.label >= len(names):
-                raise UserError(f"{where}: class {record.label}, but {receipt['dataset']} has {len(names)} classes")
-            name = "" if record.label is None else names[record.label] if names else f"class {record.label:04d}"
-            kept = "unlabelled" if record.label is None else split
-            rows.append((kept, record.label, name, record.id, file, record.offset, record.length))
-    frame = pd.DataFrame(rows, columns=INDEX_COLUMNS).astype({"label": "Int64"})
-    if frame["id"].duplicated().any():
-        twice = frame[frame["id"].duplicated()].iloc[0]
-        raise UserError(f"{RAW / twice['file']}: id {twice['id']!r} stands in two records; set data.features.id")
-    return frame
+class Inspected(NamedTuple):
+    """What one decoding of an image tells; `reason` says why it could not be decoded."""
+
+    width: int | None
+    height: int | None
+    sha256: str
+    reason: str
+    fingerprint: Fingerprint | None
+    small: np.ndarray | None
 
 
-def with_united_classes(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Finding]]:
-    """Class folders that differ only in case are one class, under the spelling of most images; labels are numbered."""
-    folded = frame["class_name"].str.casefold()
-    counts = frame.groupby([folded.rename("folded"), "class_name"]).size().reset_index(name="n")
-    best = counts.sort_values(["n", "class_name"], ascending=[False, True]).drop_duplicates("folded")
-    spelling = folded.map(best.set_index("folded")["class_name"])
-    other = frame[frame["class_name"] != spelling].drop_duplicates(["split", "class_name"])
-    findings = [_finding("class name", row, f"taken for {spelling[row.Index]!r}", "united") for row in other.itertuples()]
-    numbers = {name: number for number, name in enumerate(sorted(spelling.unique()))}
-    return frame.assign(class_name=spelling, label=spelling.map(numbers).astype("Int64")), findings
+def inspected(frame: pd.DataFrame, n_workers: int) -> tuple[pd.DataFrame, list[Fingerprint | None], dict[str, np.ndarray]]:
+    """Adds `width`, `height`, `sha256` and `reason`; also a fingerprint for each image and the mean image of each split."""
+    places = list(zip(frame["file"], frame["offset"], frame["length"], strict=True))
+    rows, fingerprints = [], []
+    sums = {split: np.zeros((MEAN_PX, MEAN_PX, 3)) for split in dict.fromkeys(frame["split"])}
+    counts = dict.fromkeys(sums, 0)
+    with ThreadPoolExecutor(n_workers) as pool:
+        looks = tqdm(pool.map(_inspect_one, places), total=len(places), unit="image", disable=None)
+        for split, look in zip(frame["split"], looks, strict=True):
+            rows.append(look[:4])
+            fingerprints.append(look.fingerprint)
+            if look.small is not None:
+                sums[split] += look.small
+                counts[split] += 1
+    columns = pd.DataFrame(rows, columns=["width", "height", "sha256", "reason"])
+    means = {split or "all": (sums[split] / n).round().astype(np.uint8) for split, n in counts.items() if n}
+    return frame.join(columns.astype({"width": "Int64", "height": "Int64"})), fingerprints, means
 
 
-def with_splits(frame: pd.DataFrame, settings: SplitCheck) -> pd.DataFrame:
-    """Cuts the splits that own photographs came without out of the others; identical images stay on one side."""
-    fractions = {"test": settings.test_fraction, "valid": settings.valid_fraction}
+def _inspect_one(place: tuple[str, int, int]) -> Inspected:
+    file, offset, length = place
+    encoded = read_encoded(RAW / file, offset, length)
+    digest = hashlib.sha256(encoded).hexdigest()
+    try:
+        facts, rgb = inspect(encoded, INSPECTED_PX)
+    except UnreadableImage as error:
+        return Inspected(None, None, digest, f"unreadable: {error}", None, None)
+    return Inspected(facts.width, facts.height, digest, "", fingerprint(rgb), resized(rgb, MEAN_PX))
+
+
+def near_pairs(frame: pd.DataFrame, fingerprints: list[Fingerprint | None], n_workers: int) -> list[Pair]:
+    """Near duplicates among readable images that are not byte-identical, as positions of the table's rows."""
+    rows = np.flatnonzero(frame["reason"].eq("") & ~frame.duplicated("sha256"))
+    places = list(zip(frame["file"], frame["offset"], frame["length"], strict=True))
+
+    def read_rgb(k: int) -> np.ndarray:
+        file, offset, length = places[rows[k]]
+        return inspect(read_encoded(RAW / file, offset, length), INSPECTED_PX)[1]
+
+    found = near_duplicates([fingerprints[row] for row in rows], read_rgb, n_workers)
+    return [pair._replace(i=int(rows[pair.i]), j=int(rows[pair.j])) for pair in found]
+
+
+def with_splits(frame: pd.DataFrame, policy: SplitCheck) -> pd.DataFrame:
+    """Cuts the splits that own photographs came without out of the others; one photograph stays on one side."""
+    fractions = {"test": policy.test_fraction, "valid": policy.valid_fraction}
     present = set(frame["split"])
     absent = {split: fraction for split, fraction in fractions.items() if split not in present}
     if "unlabelled" in present or not absent:
         return frame
     pool = frame[frame["split"].isin(["", "train"])]
-    splits = assign_splits(pool, absent, groups=pool["sha256"], seed=settings.seed)
+    first_id = pool.groupby("photograph")["id"].transform("min")
+    splits = assign_splits(pool, absent, groups=first_id, seed=policy.seed)
     return frame.assign(split=splits.reindex(frame.index).fillna(frame["split"]))
 
 
-def inspected(frame: pd.DataFrame, n_workers: int) -> pd.DataFrame:
-    """Adds `width`, `height`, `sha256` and, for an image that cannot be decoded, the reason."""
-    places = list(zip(frame["file"], frame["offset"], frame["length"], strict=True))
-    with ThreadPoolExecutor(n_workers) as pool:
-        facts = list(tqdm(pool.map(_inspect_one, places), total=len(places), unit="image", disable=None))
-    columns = pd.DataFrame(facts, columns=["width", "height", "sha256", "reason"])
-    return frame.join(columns.astype({"width": "Int64", "height": "Int64"}))
-
-
-def _inspect_one(place: tuple[str, int, int]) -> tuple[int | None, int | None, str, str]:
-    file, offset, length = place
-    encoded = read_encoded(RAW / file, offset, length)
-    digest = hashlib.sha256(encoded).hexdigest()
-    try:
-        facts = inspect(encoded)
-    except UnreadableImage as error:
-        return None, None, digest, f"unreadable: {error}"
-    return facts.width, facts.height, digest, ""
-
-
-def checked(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame, list[Finding], dict[str, Any]]:
-    """The table with `use` and `reason`, the findings, and the metrics; raises `UserError` where a policy says fail."""
-    unreadable = frame["reason"].ne("")
-    frame["use"] = ~unreadable
-    findings = [_finding("unreadable", row, row.reason, "left out") for row in frame[unreadable].itertuples()]
-    _stop(policy.unreadable, "unreadable", findings)
-
-    groups = exact_groups(frame)
-    pairs = leaks(groups)
-    place = frame["split"] + " " + frame["id"]
-    action = {"report": "kept", "drop": "dropped", "fail": "stopped"}[policy.leaks]
-    found = [_finding("leak", frame.loc[pair.row], f"same bytes as {place[pair.twin]}", action) for pair in pairs.itertuples()]
-    _stop(policy.leaks, "leaks", found)
-    findings += found
-    frame.loc[pairs["row"], "reason"] = (LEAK + "same bytes as " + place[pairs["twin"]]).to_numpy()
-    if policy.leaks == "drop":
-        frame.loc[pairs["row"], "use"] = False
-    else:
-        frame.loc[pairs["twin"], "reason"] = (LEAK + "same bytes as " + place[pairs["row"]]).to_numpy()
-
-    missing = dict(_missing_classes(frame))
-    found = [
-        {
-            "kind": "missing class",
-            "split": split,
-            "class_name": name,
-            "id": "",
-            "detail": "no image in use",
-            "action": "kept",
-        }
-        for split, names in missing.items()
-        for name in names
-    ]
-    _stop(policy.missing_classes, "missing_classes", found)
-    findings += found
-
-    metrics = {
+def metrics_of(frame: pd.DataFrame, pairs: list[Pair] | None, n_conflicts: int) -> dict[str, Any]:
+    """The content of metrics/split_check.json; near duplicates are null where they were not looked for."""
+    across = within = None
+    if pairs is not None:
+        same = [pair for pair in pairs if pair.verdict != "different"]
+        across = sum(frame.at[pair.i, "split"] != frame.at[pair.j, "split"] for pair in same)
+        within = len(same) - across
+    missing = missing_classes(frame)
+    used = frame[frame["use"] & (frame["split"] == "train")]
+    per_class = used.groupby("class_name").size()
+    return {
         "classes": int(frame["label"].nunique()),
         "images": {split: int((frame["split"] == split).sum()) for split in SPLITS},
         "unlabelled": int(frame["label"].isna().sum()),
-        "unreadable": int(unreadable.sum()),
-        "exact_duplicates": int(groups.duplicated("sha256").sum()),
-        "near_duplicates": {"across_splits": None, "within_split": None},
-        "label_conflicts": label_conflicts(groups),
+        "unreadable": int(frame["width"].isna().sum()),
+        "exact_duplicates": int(exact_groups(frame).duplicated("sha256").sum()),
+        "near_duplicates": {"across_splits": across, "within_split": within},
+        "label_conflicts": n_conflicts,
         "missing_classes": {split: len(missing.get(split, ())) for split in SPLITS},
+        "train_images_per_class": {"smallest": int(per_class.min()), "largest": int(per_class.max())}
+        if len(per_class)
+        else None,
         "dropped": int((~frame["use"]).sum()),
     }
-    return frame, findings, metrics
 
 
-def _finding(kind: str, row: object, detail: str, action: str) -> Finding:
-    return {
-        "kind": kind,
-        "split": row.split,
-        "class_name": row.class_name,
-        "id": row.id,
-        "detail": detail,
-        "action": action,
-    }
+def pair_table(frame: pd.DataFrame, pairs: list[Pair]) -> pd.DataFrame:
+    """Every pair of candidates with its verdict, and the byte-identical ones; pairs that matter most first."""
+    places = ["split", "class_name", "id"]
+    listed = [(*pair[:4], pair.verdict) for pair in pairs] + [(i, j, 0, 1.0, "identical") for i, j in exact_pairs(frame)]
+    table = pd.DataFrame(listed, columns=["i", "j", "distance", "similarity", "verdict"])
+    for side, name in (("i", "one"), ("j", "other")):
+        part = frame.iloc[table[side]][places].reset_index(drop=True)
+        table[[f"{name}_{column}" for column in places]] = part
+    table["same"] = table["verdict"].ne("different")
+    table["across"] = table["one_split"].ne(table["other_split"])
+    table["conflict"] = table["one_class_name"].ne(table["other_class_name"])
+    order = ["same", "conflict", "across", "similarity", "i", "j"]
+    return table.sort_values(order, ascending=[False, False, False, False, True, True]).reset_index(drop=True)
 
 
-def _stop(policy: str, name: str, findings: list[Finding]) -> None:
-    """Raises when the policy `split_check.<name>` is to fail and there is something."""
-    if policy == "fail" and findings:
-        first = findings[0]
-        raise UserError(
-            f"{len(findings)} finding(s) of kind {first['kind']}: {first['id'] or first['class_name']} in {first['split']}"
-            f" ({first['detail']})"
-            + "".join(f"; {finding['id'] or finding['class_name']}" for finding in findings[1:10])
-            + (" ..." if len(findings) > 10 else "")
-            + f"; mend the data or set split_check.{name}"
-        )
-
-
-def _missing_classes(frame: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
-    """For each split the classes that have no image in use there."""
-    names = set(frame[frame["label"].notna()]["class_name"])
-    for split in sorted(set(SPLITS) & set(frame["split"]), key=SPLITS.index):
-        yield split, sorted(names - set(frame[(frame["split"] == split) & frame["use"]]["class_name"]))
+def write_tables(frame: pd.DataFrame, findings: Findings, pairs: pd.DataFrame) -> None:
+    """The manifest and the CSV files."""
+    write_manifest(frame, MANIFEST)
+    shown = [column for column in pairs.columns if column not in ("i", "j", "same", "across", "conflict")]
+    tables = {CLASSES_CSV: class_counts(frame), FINDINGS_CSV: findings.table(), NEAR_DUPLICATES_CSV: pairs[shown]}
+    for target, table in tables.items():
+        with atomic_path(target) as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def class_counts(frame: pd.DataFrame) -> pd.DataFrame:
     """Images in use: a row per class, a column per split."""
-    counts = pd.crosstab([frame["label"], frame["class_name"]], frame["split"].where(frame["use"]))
-    return counts.reindex(columns=list(SPLITS), fill_value=0).reset_index()
+    labelled = frame[frame["label"].notna()]
+    in_use = {split: (labelled["split"] == split) & labelled["use"] for split in SPLITS}
+    return labelled.assign(**in_use).groupby(["label", "class_name"])[list(SPLITS)].sum().reset_index()
+
+
+def write_pictures(frame: pd.DataFrame, pairs: pd.DataFrame, means: dict[str, np.ndarray]) -> None:
+    """The gallery of pairs and the pictures of the data."""
+    counts = class_counts(frame)
+    by_split = {split: counts[split].to_numpy() for split in SPLITS if counts[split].any()}
+    plots.save_png(plots.class_distribution(by_split, counts["class_name"].tolist()), CLASSES_PNG)
+    sized = frame[frame["width"].notna()]
+    sides = (sized[side].to_numpy(dtype=np.int64) for side in ("width", "height"))
+    plots.save_png(plots.sizes_and_mean(*sides, means), SIZES_PNG)
+    used = frame[frame["use"]]
+    samples = {split: _samples(used[used["split"] == split]) for split in dict.fromkeys(used["split"])}
+    plots.save_png(plots.image_grid(list(samples.values()), list(samples), "Samples of each split"), SAMPLES_PNG)
+    write_bytes(NEAR_DUPLICATES_HTML, pairs_page(frame, pairs[pairs["same"]]).encode())
+
+
+def _samples(rows: pd.DataFrame) -> list[np.ndarray]:
+    """Pictures of classes spread over the list: uint8 `[96, 96, 3]` each, `N_SAMPLES` of them (a small split repeats)."""
+    by_class = rows.sort_values(["label", "id"]).drop_duplicates("label") if rows["label"].notna().any() else rows
+    chosen = by_class.iloc[np.linspace(0, len(by_class) - 1, N_SAMPLES).round().astype(int)]
+    return [decode(read_encoded(RAW / row.file, row.offset, row.length), 96) for row in chosen.itertuples()]
+
+
+def pairs_page(frame: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """The gallery: each pair side by side, label conflicts and leaks first."""
+
+    def picture(row: int) -> gallery.Picture:
+        place = frame.iloc[row]
+        pixels = inspect(read_encoded(RAW / place["file"], place["offset"], place["length"]), INSPECTED_PX)[1]
+        used = "" if place["use"] else ", not in use"
+        return gallery.Picture(pixels, f"{place['split']}{used}: {place['class_name']}: {place['id']}")
+
+    groups = []
+    for pair in pairs.head(MAX_SHOWN).itertuples():
+        kinds = ["two names"] * pair.conflict + ["two splits"] * pair.across + [pair.verdict]
+        heading = f"{', '.join(kinds)}: distance {pair.distance} of 64 bits, similarity {pair.similarity:.2f}"
+        groups.append((heading, [picture(pair.i), picture(pair.j)]))
+    counted = f"{len(pairs)} pairs" + (f", of which the first {MAX_SHOWN} are shown" if len(pairs) > MAX_SHOWN else "")
+    introduction = f"{counted}. What was done about each is in {FINDINGS_CSV}, all that was compared in {NEAR_DUPLICATES_CSV}."
+    return gallery.page("The same photograph twice", introduction, groups)
+
+
+def report(metrics: dict[str, Any], findings: Findings) -> None:
+    """The headline and the paths, for a person at a terminal."""
+    images = ", ".join(f"{metrics['images'][split]} {split}" for split in SPLITS)
+    near = metrics["near_duplicates"]
+    print(f"{metrics['classes']} classes; {images}, {metrics['unlabelled']} unlabelled; {metrics['dropped']} dropped")
+    print(f"near duplicates: {near['across_splits']} across splits, {near['within_split']} within; see {NEAR_DUPLICATES_HTML}")
+    for kind, n_found in findings.table()["kind"].value_counts().items():
+        print(f"{n_found} x {kind}: see {FINDINGS_CSV}")
+    print(f"-> {MANIFEST} {stage_metrics('split_check')} {CLASSES_CSV} {FINDINGS_CSV} {NEAR_DUPLICATES_CSV}")
 
 
 if __name__ == "__main__":

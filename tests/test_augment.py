@@ -89,6 +89,14 @@ def test_half_of_the_images_are_flipped_at_probability_one_half() -> None:
     assert 160 < int(mirrored.sum()) < 240  # four standard deviations
 
 
+def test_the_two_flips_are_drawn_apart() -> None:
+    image = noise(1, 8, 8)
+    changed = augment(image.expand(100, -1, -1, -1), draws(1, 0, 100), settings(horizontal_flip=0.5, vertical_flip=0.5), 8)
+    for dims in ((), (3,), (2,), (2, 3)):
+        same = (changed - scaled(image).flip(dims)).abs().amax(dim=(1, 2, 3)) < 1e-4
+        assert 8 < int(same.sum()) < 42  # four standard deviations about a quarter
+
+
 @pytest.mark.parametrize("degrees", [-180.0, -33.0, 0.0, 17.0, 90.0])
 def test_rotation_is_torchvisions_counter_clockwise_away_from_the_border(degrees: float) -> None:
     images = noise()

@@ -1,7 +1,8 @@
 """Timing: what is counted, in which turn, and what the percentiles are of."""
 
 import time
-from itertools import count
+from collections.abc import Iterator
+from itertools import count, groupby, repeat
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,49 +13,79 @@ from fieldguide import bench
 from fieldguide.bench import interleaved_ms, percentiles, timed_ms
 
 PIXELS = np.zeros((2, 4, 4, 3), np.uint8)
+Events = list[tuple[str, object]]
 
 
-def recorders(calls: list[str], *names: str) -> dict[str, bench.Predict]:
-    def backend(name: str) -> bench.Predict:
+class Clock:
+    """A clock that moves only when something takes or asks for time, and a list of what happened."""
+
+    def __init__(self) -> None:
+        self.now, self.events = 100.0, []
+
+    def perf_counter(self) -> float:
+        self.events.append(("clock", None))
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.events.append(("pause", seconds))
+        self.now += seconds
+
+    def backend(self, name: str, milliseconds: Iterator[float]) -> bench.Predict:
         def predict(pixels: np.ndarray) -> np.ndarray:
             assert pixels is PIXELS
-            calls.append(name)
+            taken = next(milliseconds)
+            self.events.append((name, taken))
+            self.now += taken / 1000
             return np.zeros((len(pixels), 2), np.float32)
 
         return predict
 
-    return {name: backend(name) for name in names}
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    stopped = Clock()
+    monkeypatch.setattr(bench, "time", stopped)
+    return stopped
 
 
-def test_backends_take_turns_after_a_warm_up_of_each() -> None:
-    calls: list[str] = []
-    times = interleaved_ms(recorders(calls, "a", "b"), PIXELS, warmup_runs=3, runs=2)
-    assert calls == ["a"] * 3 + ["b"] * 3 + ["a", "b"] * 2
-    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
+def calls(events: Events) -> list[str]:
+    return [name for name, _ in events if name not in ("clock", "pause")]
 
 
+@pytest.mark.parametrize("runs", [1, 2, 9, 10, 23, 200])
 @pytest.mark.parametrize("warmup_runs", [0, 1, 7])
-def test_warm_up_runs_are_made_and_not_timed(warmup_runs: int) -> None:
-    calls: list[str] = []
-    times = interleaved_ms(recorders(calls, "a"), PIXELS, warmup_runs, runs=4)
-    assert len(calls) == warmup_runs + 4
-    assert times["a"].shape == (4,)
+def test_every_backend_is_timed_as_often_as_asked_after_its_warm_up(clock: Clock, warmup_runs: int, runs: int) -> None:
+    backends = {"a": clock.backend("a", repeat(1)), "b": clock.backend("b", repeat(1))}
+    times = interleaved_ms(backends, PIXELS, warmup_runs, runs)
+    assert {name: values.shape for name, values in times.items()} == {"a": (runs,), "b": (runs,)}
+    assert calls(clock.events)[: 2 * warmup_runs] == ["a"] * warmup_runs + ["b"] * warmup_runs
+    assert sum(name == "clock" for name, _ in clock.events) == 2 * 2 * runs  # before and after each timed call
 
 
-def test_times_belong_to_the_backend_that_took_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+@pytest.mark.parametrize("runs", [1, 10, 23])
+def test_backends_take_turns_block_by_block(clock: Clock, runs: int) -> None:
+    names = ("a", "b", "c")
+    interleaved_ms({name: clock.backend(name, repeat(1)) for name in names}, PIXELS, 3, runs)
+    n_warmup = 3 * len(names)
+    turns = [name for name, _ in groupby(calls(clock.events)[n_warmup:])]
+    assert turns == list(names) * min(bench.ROUNDS, runs)
 
-    def lasting(milliseconds: count) -> bench.Predict:
-        def predict(pixels: np.ndarray) -> np.ndarray:
-            clock.now += next(milliseconds) / 1000
-            return pixels
 
-        return predict
+def test_a_block_begins_with_a_pause_and_calls_that_are_not_counted(clock: Clock) -> None:
+    interleaved_ms({"a": clock.backend("a", repeat(1))}, PIXELS, warmup_runs=0, runs=1)
+    pause, *uncounted, before, timed, after = [name for name, _ in clock.events]
+    assert (pause, before, timed, after) == ("pause", "clock", "a", "clock")
+    assert uncounted == ["a"] * bench.BLOCK_WARMUP_RUNS
+    assert clock.events[0] == ("pause", bench.PAUSE_S)
 
-    times = interleaved_ms({"slow": lasting(count(100, 10)), "fast": lasting(count(1))}, PIXELS, warmup_runs=1, runs=3)
-    assert times["slow"] == pytest.approx([110, 120, 130])
-    assert times["fast"] == pytest.approx([2, 3, 4])
+
+def test_times_belong_to_the_backend_that_took_them_and_leave_out_warm_up_and_pauses(clock: Clock) -> None:
+    backends = {"slow": clock.backend("slow", count(100)), "fast": clock.backend("fast", count(1))}
+    times = interleaved_ms(backends, PIXELS, warmup_runs=4, runs=2)
+    skipped = bench.BLOCK_WARMUP_RUNS
+    counted = [4 + skipped, 4 + skipped + 1 + skipped]  # two blocks of one call, each behind calls not counted
+    assert times["slow"] == pytest.approx([100 + place for place in counted])
+    assert times["fast"] == pytest.approx([1 + place for place in counted])
 
 
 def test_one_call_is_timed_in_milliseconds() -> None:

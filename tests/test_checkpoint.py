@@ -125,11 +125,15 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"no safetensors " * 50, bytes(range(256)) * 9], ids=["empty", "short", "text", "bytes"])
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"no safetensors " * 50, bytes(range(256)) * 9], ids=["empty", "short", "text", "bytes"]
+)
 def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
     target = tmp_path / "model.safetensors"
     target.write_bytes(content)
-    with pytest.raises(UserError, match=r"model\.safetensors: not a checkpoint of fieldguide \(.+\); make it with: dvc repro -f train$"):
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: not a checkpoint of fieldguide \(.+\); make it with: dvc repro -f train$"
+    ):
         load_checkpoint(target)
 
 
@@ -186,5 +190,7 @@ def test_an_unknown_network_is_refused_with_those_known(tmp_path: Path) -> None:
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     target = foreign(tmp_path / "model.safetensors", HEADER, tensors)
-    with pytest.raises(UserError, match=r"model\.safetensors: weights do not fit cnn .*(?s:.+)make it with: dvc repro -f train$"):
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: weights do not fit cnn .*(?s:.+)make it with: dvc repro -f train$"
+    ):
         load_checkpoint(target)

@@ -102,7 +102,9 @@ def test_a_temporary_file_that_went_away_is_an_error(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"a file")
-    with pytest.raises(UserError, match=r"data/a: could not be written \((File exists|Not a directory)\); free space or permit it"):
+    with pytest.raises(
+        UserError, match=r"data/a: could not be written \((File exists|Not a directory)\); free space or permit it"
+    ):
         write_bytes(tmp_path / "data" / "a", b"new")
     assert contents(tmp_path) == {"data": b"a file"}
 
@@ -138,9 +140,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None
     )
     done = on_a_tiny_disk(tmp_path, [sys.executable, "-c", code, str(tmp_path)])
     assert done.stderr == ""
-    assert done.stdout == (
-        "DISK/a: could not be written (No space left on device); free space or permit it\n['a'] b'old'\n"
-    )
+    assert done.stdout == ("DISK/a: could not be written (No space left on device); free space or permit it\n['a'] b'old'\n")
 
 
 def on_a_tiny_disk(folder: Path, command: list[str], kilobytes: int = 64) -> subprocess.CompletedProcess[str]:

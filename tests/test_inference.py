@@ -34,6 +34,11 @@ def test_logits_are_the_networks_at_every_batch_size(model: Classifier, images: 
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
+def test_no_images_give_no_logits(model: Classifier, images: torch.Tensor) -> None:
+    logits = predict(model, images[:0], 4, CPU)
+    assert (logits.shape, logits.dtype) == ((0, 4), torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_are_float32_on_the_cpu(model: Classifier, images: torch.Tensor, dtype: torch.dtype) -> None:
     logits = predict(model, images, 4, CPU, dtype)

@@ -59,6 +59,7 @@ def test_hidden_files_what_macos_leaves_and_other_kinds_are_no_images(name: str)
         (["moths/train/A/1.jpg", "moths/valid/A/1.jpg"], 1),
         (["a/b/Train/A/1.jpg", "a/b/VAL/A/1.jpg"], 2),
         (["train/A/1.jpg", "train/A/2.jpg"], 0),
+        (["Train/A/1.jpg", "Train/B/2.jpg"], 0),
         (["x/train/A/1.jpg", "x/train/B/1.jpg"], 1),
         (["one/train/A/1.jpg", "two/train/A/1.jpg"], 0),
         (["x/train/A/1.jpg", "x/preview.jpg"], 1),

@@ -75,9 +75,7 @@ def test_rates_are_above_zero_and_never_above_the_peak(warmup: float, n_steps: i
     assert max(found) <= 0.1 + 1e-12
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
-)
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_the_optimizer_is_the_one_named_and_stands_still_until_a_rate_is_set(name: str, kind: type) -> None:
     model = build("cnn", 2)
     optimizer = make_optimizer(model, train(optimizer=name))

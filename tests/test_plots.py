@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def rendered(figure: Figure) -> np.ndarray:
 def overlapping(labels: list, along: str) -> bool:
     """Whether the texts of neighbouring ticks touch along one direction, in the figure as drawn."""
     boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: getattr(box, f"{along}0"))
-    return any(getattr(a, f"{along}1") > getattr(b, f"{along}0") for a, b in zip(boxes, boxes[1:], strict=False))
+    return any(getattr(a, f"{along}1") > getattr(b, f"{along}0") for a, b in pairwise(boxes))
 
 
 def axes_of(figure: Figure) -> Axes:

@@ -1,0 +1,79 @@
+"""Recall and precision of the near-duplicate check on planted copies, and the time of its search.
+
+    python benchmarks/near_duplicates.py [--images 60] [--hashes 1000000] [--zip PHOTOGRAPHS.zip ...]
+
+Copies of drawn photographs, of scenes with the spectrum of real ones and, with --zip, of a user's own photographs are
+made by the changes of tests/test_near_duplicates.py: each kind, each strength. Pairs that are in an archive already are
+left out of its originals.
+"""
+
+import argparse
+import resource
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests"))
+
+from test_near_duplicates import CHANGES, drawn, found, reported, rgb_of, textured
+
+from fieldguide.near_duplicates import MAX_DISTANCE, candidate_pairs
+
+
+def photographs_of(archive: Path, n_images: int) -> list[np.ndarray]:
+    """A random choice of the photographs in a zip, without those that have a near duplicate among them."""
+    with zipfile.ZipFile(archive) as source:
+        names = sorted(name for name in source.namelist() if name.lower().endswith((".jpg", ".jpeg", ".png")))
+        chosen = np.random.default_rng(0).choice(names, min(2 * n_images, len(names)), replace=False)
+        images = [rgb_of(source.read(name)) for name in chosen]
+    repeated = {k for pair in reported(images) for k in pair}
+    return [rgb for k, rgb in enumerate(images) if k not in repeated][:n_images]
+
+
+def report_planted(sources: dict[str, list[np.ndarray]]) -> None:
+    """A line for each kind and strength: recall by source, precision over all of them."""
+    print(f"{'kind':15s} {'strength':32s} " + " ".join(f"{name:>12s}" for name in sources) + "    recall precision")
+    totals = np.zeros(3, int)
+    for kind, strengths in CHANGES.items():
+        for strength, change in strengths.items():
+            counts = np.array([found(images, change) for images in sources.values()])
+            n_each = np.array([len(images) for images in sources.values()])
+            n_found, n_wrong = counts.sum(axis=0)
+            recalls = " ".join(f"{share:12.3f}" for share in counts[:, 0] / n_each)
+            precision = n_found / max(n_found + n_wrong, 1)
+            print(f"{kind:15s} {strength:32s} {recalls} {n_found / n_each.sum():9.3f} {precision:9.3f}", flush=True)
+            totals += n_found, n_wrong, n_each.sum()
+    n_found, n_wrong, n_planted = totals
+    print(f"all: {n_found} of {n_planted} copies found, {n_wrong} pairs wrong")
+
+
+def report_search(n_hashes: int) -> None:
+    hashes = np.random.default_rng(0).integers(0, 2**64, n_hashes, dtype=np.uint64)
+    for max_distance in (6, MAX_DISTANCE):
+        start = time.perf_counter()
+        pairs = candidate_pairs(hashes, None, max_distance)
+        seconds, peak_gib = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"{n_hashes:,} hashes, distance {max_distance}: {len(pairs)} pairs, {seconds:.1f} s, {peak_gib:.2f} GiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=60, help="originals of each source")
+    parser.add_argument("--hashes", type=int, default=1_000_000, help="0 leaves the search out")
+    parser.add_argument("--zip", type=Path, nargs="*", default=[], help="archives of photographs")
+    args = parser.parse_args()
+    if args.hashes:
+        report_search(args.hashes)
+    if args.images:
+        sources = {"drawn": drawn(args.images), "textured": textured(args.images)}
+        sources |= {archive.stem[:12]: photographs_of(archive, args.images) for archive in args.zip}
+        report_planted(sources)
+
+
+if __name__ == "__main__":
+    main()

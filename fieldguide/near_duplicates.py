@@ -1,0 +1,315 @@
+"""The same photograph under other bytes: re-compressed, resized, a little cropped or turned, mirrored, relit, marked.
+
+Candidates come from perceptual hashes: each image is hashed as it is and in 41 mirrored, cropped and turned versions,
+so that a small Hamming distance is enough and nothing is compared with everything. Each candidate is then aligned on
+pixels and correlated tile by tile in fine detail, where two animals in one pose on one ground differ. Needs OpenCV (its
+contributed modules have the hash) and NumPy only; nothing here reads files.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations, groupby
+from math import comb, cos, radians, sin
+from operator import itemgetter
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+
+MAX_DISTANCE = 10  # bits of 64; planted copies and candidates per image by distance: benchmarks/near_duplicates.py
+THUMBNAIL_PX, HASHED_PX, FINE_PX, TILE_PX = 64, 32, 128, 8
+FINE_SHARE = 4 / 7  # of the smaller side: above this scale, noise and JPEG blocks of a 224 px image outweigh detail
+PROMISING, CLEAR = 0.35, 0.9  # similarity from which an alignment is refined, and at which it is left
+LIKELY = 0.5  # similarity of thumbnails from which the images are read again: the least of a planted crop was 0.61
+SAME = {64: 0.90, FINE_PX: 0.79}  # similarity by scale; of pairs looked at, different <= 0.76, same >= 0.82
+STRUCTURED, CONTRARY, AGREE = 0.5, 0.3, 0.5  # structure against the mean tile; correlations
+MIN_CONTRAST = 3.0  # grey levels, standard deviation; a flatter image has noise for a hash
+MAX_STRETCH = 1.5  # no copy of the kinds above is stretched more by the alignment
+CROWD = 64  # images of one and the same hash that are compared with each other; more are compared with the first
+CHUNK_PAIRS = 1 << 20  # bounds the memory of the search
+ECC_STEPS, ECC_EPSILON, ECC_BLUR_PX = 20, 1e-3, 5
+LOOKUP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP  # maps lead from the pixels of the result to those of the source
+
+Map = np.ndarray  # float64 [3, 3]: where a point of the second image lies in the first; both span -1..1
+ReadRgb = Callable[[int], np.ndarray]
+Verdict = Literal["same", "mirrored", "different"]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """4.4 KB that stand for an image."""
+
+    hashes: np.ndarray  # uint64 [P], one for each of `PROBES`; the first is that of the image as it is
+    thumbnail: np.ndarray  # uint8 [64, 64], grey, stretched to the square
+    side_px: int  # the smaller side of the image
+
+
+class Fit(NamedTuple):
+    """One image laid on the other."""
+
+    similarity: float
+    place: Map
+    agree: np.ndarray  # uint8 [px, px], 1 in tiles that correlate
+    n_contrary: int  # blocks of 2 x 2 tiles that have structure in both images, but another
+
+
+class Pair(NamedTuple):
+    """Two images whose hashes are near, i < j, and whether they are the same photograph."""
+
+    i: int
+    j: int
+    distance: int  # bits of 64, between one of them as it is and the best fitting version of the other
+    similarity: float  # mean correlation of fine detail after alignment, -1..1
+    verdict: Verdict
+
+
+def _view(degrees: float, scale: float, x: float, y: float, mirrored: bool) -> Map:
+    """The window of that scale around (x, y), turned, and from behind if mirrored."""
+    cosine, sine = scale * cos(radians(degrees)), scale * sin(radians(degrees))
+    sign = -1 if mirrored else 1
+    return np.array([[sign * cosine, -sine, x], [sign * sine, cosine, y], [0, 0, 1]])
+
+
+def _probes() -> Iterator[tuple[Map, int | None]]:
+    """What is looked at, and the grey level beyond the edge (None: that of the edge); first the image as it is."""
+    for mirrored in (False, True):
+        yield from ((_view(0, scale, 0, 0, mirrored), None) for scale in (1, 0.95))
+        yield from ((_view(0, 0.9, x, y, mirrored), None) for x in (-0.1, 0, 0.1) for y in (-0.1, 0, 0.1))
+        for degrees in (2.5, 5, -2.5, -5) if mirrored else (2.5, 5):  # the other image of a pair probes the inverse
+            without_corners = 1 / (cos(radians(degrees)) + abs(sin(radians(degrees))))
+            yield from ((_view(degrees, scale, 0, 0, mirrored), None) for scale in (1, without_corners))
+    yield from ((_view(degrees, 1, 0, 0, False), fill) for degrees in (2.5, 5, -2.5, -5) for fill in (0, 255))
+
+
+def _pixels(px: int) -> np.ndarray:
+    """From coordinates -1..1 to pixel centres of an image of `px` pixels: float64 [3, 3]."""
+    return np.array([[px / 2, 0, (px - 1) / 2], [0, px / 2, (px - 1) / 2], [0, 0, 1]])
+
+
+def _warp(place: Map, source_px: int, result_px: int) -> np.ndarray:
+    """The map in pixels, as OpenCV takes it: float32 [2, 3]."""
+    return (_pixels(source_px) @ place @ np.linalg.inv(_pixels(result_px)))[:2].astype(np.float32)
+
+
+PROBES = tuple(_probes())
+MIRRORED = np.array([np.linalg.det(view) < 0 for view, _ in PROBES])
+PROBE_WARPS = tuple(_warp(view, THUMBNAIL_PX, HASHED_PX) for view, _ in PROBES)
+
+
+def fingerprint(rgb: np.ndarray) -> Fingerprint:
+    """Of uint8 [H, W, 3], the whole image, not its centre square. May run in threads."""
+    thumbnail = _grey(rgb, THUMBNAIL_PX)
+    hasher = cv2.img_hash.PHash.create()
+    hashes = np.empty((len(PROBES), 8), np.uint8)
+    for k, ((_, fill), warp) in enumerate(zip(PROBES, PROBE_WARPS, strict=True)):
+        edge = {"borderMode": cv2.BORDER_REPLICATE} if fill is None else {"borderValue": fill}
+        hashes[k] = hasher.compute(cv2.warpAffine(thumbnail, warp, (HASHED_PX, HASHED_PX), flags=LOOKUP, **edge))
+    return Fingerprint(hashes.view(np.uint64)[:, 0], thumbnail, min(rgb.shape[:2]))
+
+
+def _grey(rgb: np.ndarray, px: int) -> np.ndarray:
+    """uint8 [px, px], the whole image stretched to the square."""
+    return cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (px, px), interpolation=cv2.INTER_AREA)
+
+
+def candidate_pairs(hashes: np.ndarray, queries: np.ndarray | None, max_distance: int) -> np.ndarray:
+    """All pairs at most `max_distance` bits apart, and no others: int64 [M, 2], sorted.
+
+    They are (query, hash), or i < j of `hashes` [N], uint64, where `queries` is None. Multi-index hashing (Norouzi,
+    Punjani and Fleet 2012): the bits are dealt to m blocks; of two near hashes at least one block is very near, so the
+    hashes are looked up by each block with few bits flipped. Time is linear in N until N is about 2 ** (64 / m), then
+    buckets fill. Every pair is listed, so hashes that repeat thousands of times cost what they cost.
+    """
+    own = queries is None
+    asked = hashes if queries is None else queries
+    n_blocks = _cheapest_blocks(len(hashes), max_distance)
+    near, spare = divmod(max_distance, n_blocks)
+    found = [np.empty((0, 2), np.int64)]
+    for block in range(n_blocks):
+        bits = range(block, 64, n_blocks)  # dealt in turn: neighbours in a perceptual hash depend on each other
+        keys, asked_keys = _block_keys(hashes, bits), _block_keys(asked, bits)
+        order, asked_order = np.argsort(keys, kind="stable"), np.argsort(asked_keys, kind="stable")
+        sizes = np.bincount(keys, minlength=1 << len(bits))
+        starts = np.cumsum(sizes) - sizes
+        bucketed, asked_sorted, asked_keys = hashes[order], asked[asked_order], asked_keys[asked_order]
+        for n_flips in range(near + (block <= spare)):  # pigeonhole: only the first `spare + 1` blocks need `near`
+            for flips in combinations(range(len(bits)), n_flips):
+                keys = asked_keys ^ sum(1 << flip for flip in flips)
+                lengths = np.where(asked_keys < keys, sizes[keys], 0) if own and flips else sizes[keys]
+                for rows, columns in _expanded(starts[keys], lengths):
+                    hit = np.bitwise_count(asked_sorted[rows] ^ bucketed[columns]) <= max_distance
+                    found.append(np.stack([asked_order[rows[hit]], order[columns[hit]]], axis=1))
+    pairs = np.concatenate(found)
+    if own:
+        pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
+    flat = np.unique(pairs[:, 0] * len(hashes) + pairs[:, 1])
+    return np.stack(np.divmod(flat, max(len(hashes), 1)), axis=1)
+
+
+def _cheapest_blocks(n_hashes: int, max_distance: int) -> int:
+    """The number of blocks for which a query makes the fewest look-ups and comparisons."""
+
+    def cost(n_blocks: int) -> float:
+        near, spare = divmod(max_distance, n_blocks)
+        width = 64 // n_blocks
+        lookups = sum(comb(width, k) for b in range(n_blocks) for k in range(near + (b <= spare)))
+        return lookups * (1 + n_hashes / 2**width)
+
+    return min(range(4, 17), key=cost)  # fewer than 4 blocks would need a table of more than 2 ** 16 buckets
+
+
+def _block_keys(hashes: np.ndarray, bits: range) -> np.ndarray:
+    """The given bits of each hash as a number: int64 [N]."""
+    keys = np.zeros(len(hashes), np.int64)
+    for place, bit in enumerate(bits):
+        keys |= (hashes >> np.uint64(bit) & np.uint64(1)).astype(np.int64) << place
+    return keys
+
+
+def _expanded(starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every (row, starts[row] + 0 .. lengths[row] - 1), as arrays of about `CHUNK_PAIRS`."""
+    ends = np.cumsum(lengths)
+    first = done = 0
+    while done < (ends[-1] if len(ends) else 0):
+        last = max(int(np.searchsorted(ends, done + CHUNK_PAIRS, side="right")), first + 1)
+        rows = np.repeat(np.arange(first, last), lengths[first:last])
+        shifts = np.repeat((starts - ends + lengths)[first:last], lengths[first:last])
+        yield rows, np.arange(done, ends[last - 1]) + shifts
+        first, done = last, int(ends[last - 1])
+
+
+def near_duplicates(fingerprints: Sequence[Fingerprint], read_rgb: ReadRgb, n_workers: int) -> list[Pair]:
+    """Every candidate pair with its verdict, by i and j; the same for any `n_workers`.
+
+    `read_rgb(i)` decodes an image again, uint8 [H, W, 3]: from threads, once for each image of a likely pair. Images
+    almost without contrast are left out, as only noise tells them apart; byte-identical files should come once. Two
+    frames of a burst are different photographs unless nothing in them moved; so are two specimens set alike.
+    """
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # many small images: our own threads gain more
+    try:
+        with ThreadPoolExecutor(n_workers) as pool:
+            candidates = _candidates(fingerprints)
+            rough = list(pool.map(lambda row: _aligned_thumbnails(fingerprints, *row[:3]), candidates))
+            likely = [row for row, (similarity, _) in zip(candidates, rough, strict=True) if similarity >= LIKELY]
+            images = sorted({image for row in likely for image in row[:2]})
+            fine = dict(zip(images, pool.map(lambda image: _grey(read_rgb(image), FINE_PX), images), strict=True))
+
+            def judged(row: tuple[int, int, int, int], rough: tuple[float, Map]) -> Pair:
+                (i, j, _, distance), (similarity, place) = row, rough
+                verdict: Verdict = "different"
+                if similarity >= LIKELY:
+                    side_px = min(fingerprints[i].side_px, fingerprints[j].side_px)
+                    similarity, verdict = _verified(fine[i], fine[j], place, side_px)
+                return Pair(min(i, j), max(i, j), distance, round(similarity, 3), verdict)
+
+            pairs = list(pool.map(judged, candidates, rough))
+        pairs.sort(key=lambda pair: (pair.i, pair.j, pair.verdict == "different", -pair.similarity, pair.distance))
+        return [next(group) for _, group in groupby(pairs, key=lambda pair: pair[:2])]
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _candidates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int, int, int]]:
+    """(i, j, probe, distance): the version `probe` of i is near j as it is.
+
+    For each pair the nearest, and the nearest mirrored: subjects are symmetric, and only pixels tell a mirrored copy.
+    """
+    textured = np.array([k for k, each in enumerate(fingerprints) if each.thumbnail.std() >= MIN_CONTRAST], np.int64)
+    if len(textured) == 0:
+        return []
+    hashes = np.stack([fingerprints[k].hashes for k in textured])  # [N, P]
+    _, first, group, sizes = np.unique(hashes[:, 0], return_index=True, return_inverse=True, return_counts=True)
+    rank = np.empty(len(group), np.int64)
+    rank[np.argsort(group, kind="stable")] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    kept, crowd = np.flatnonzero(rank < CROWD), np.flatnonzero(rank >= CROWD)
+
+    asked, found = candidate_pairs(hashes[kept, 0], hashes[kept].ravel(), MAX_DISTANCE).T
+    with_first = np.stack([first[group[crowd]], crowd, np.zeros_like(crowd)])
+    near = np.stack([kept[asked // len(PROBES)], kept[found], asked % len(PROBES)])
+    i, j, probe = np.concatenate([with_first, near[:, near[0] != near[1]]], axis=1)
+    distance = np.bitwise_count(hashes[i, probe] ^ hashes[j, 0])
+    keys = np.stack([np.minimum(i, j), np.maximum(i, j), MIRRORED[probe]])
+    order = np.lexsort((i, probe, distance))
+    best = order[np.unique(keys[:, order], axis=1, return_index=True)[1]]
+    columns = textured[i[best]], textured[j[best]], probe[best], distance[best]
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _aligned_thumbnails(fingerprints: Sequence[Fingerprint], i: int, j: int, probe: int) -> tuple[float, Map]:
+    """The similarity of the thumbnails and where they fit, from the probe's view on."""
+    one, other, view = fingerprints[i].thumbnail, fingerprints[j].thumbnail, PROBES[probe][0]
+    small = (cv2.resize(each, (HASHED_PX, HASHED_PX), interpolation=cv2.INTER_AREA) for each in (one, other))
+    fit = _fit(one, other, (view, _aligned(*small, view)))
+    return fit.similarity, fit.place
+
+
+def _verified(one: np.ndarray, other: np.ndarray, place: Map, side_px: int) -> tuple[float, Verdict]:
+    """Similarity and verdict at the finest scale that the smaller image supports."""
+    coarsest, finest = SAME
+    px = int(np.clip(side_px * FINE_SHARE, coarsest, finest)) // TILE_PX * TILE_PX
+    one, other = (cv2.resize(each, (px, px), interpolation=cv2.INTER_AREA) for each in (one, other))
+    fit = _fit(one, other, (place,))
+    if fit.n_contrary or fit.similarity < np.interp(px, list(SAME), list(SAME.values())):
+        return fit.similarity, "different"
+    return fit.similarity, "mirrored" if np.linalg.det(fit.place) < 0 else "same"
+
+
+def _fit(one: np.ndarray, other: np.ndarray, starts: Sequence[Map]) -> Fit:
+    """The best of the starts, refined; then again only where they agree: white corners or a bar drag the alignment."""
+    details = _detail(one), _detail(other)
+    best = max((_similarity(*details, start) for start in starts), key=itemgetter(0))
+    if best.similarity >= PROMISING:
+        best = max(best, _similarity(*details, _aligned(one, other, best.place)), key=itemgetter(0))
+    if PROMISING <= best.similarity < CLEAR:
+        best = max(best, _similarity(*details, _aligned(one, other, best.place, best.agree)), key=itemgetter(0))
+    return best
+
+
+def _detail(grey: np.ndarray) -> np.ndarray:
+    """Structures of about 2 to 8 pixels without the light they lie in: float32 [px, px]."""
+    levels = grey.astype(np.float32)
+    return cv2.GaussianBlur(levels, (0, 0), 0.7) - cv2.GaussianBlur(levels, (0, 0), 3)
+
+
+def _aligned(one: np.ndarray, other: np.ndarray, start: Map, mask: np.ndarray | None = None) -> Map:
+    """The affine map of highest correlation near `start` (Evangelidis and Psarakis 2008); `start` if none is found."""
+    px = len(one)
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, ECC_STEPS, ECC_EPSILON)
+    try:
+        _, warp = cv2.findTransformECC(other, one, _warp(start, px, px), cv2.MOTION_AFFINE, criteria, mask, ECC_BLUR_PX)
+    except cv2.error:  # its way of saying that the iteration diverges
+        return start
+    place = np.linalg.inv(_pixels(px)) @ np.vstack([warp, [0, 0, 1]]) @ _pixels(px)
+    stretch = np.linalg.svd(place[:2, :2], compute_uv=False) if np.isfinite(place).all() else np.zeros(2)
+    return place if stretch[1] >= 1 / MAX_STRETCH and stretch[0] <= MAX_STRETCH else start
+
+
+def _similarity(one: np.ndarray, other: np.ndarray, place: Map) -> Fit:
+    """Mean over the tiles of the correlation of details.
+
+    A tile weighs as much as there is structure on both sides, at most as the mean tile: plain ground counts little, and
+    no single edge decides. A watermark puts structure on one side; another animal replaces structure.
+    """
+    px = len(one)
+    warp = _warp(place, px, px)
+    moved = cv2.warpAffine(one, warp, (px, px), flags=LOOKUP, borderMode=cv2.BORDER_REPLICATE)
+    seen = cv2.warpAffine(np.ones_like(one), warp, (px, px), flags=LOOKUP)
+    seen = (cv2.erode(seen, np.ones((3, 3), np.uint8)) > 0.99).astype(np.float32)
+
+    layers = (np.ones_like(one), moved, other, moved * moved, other * other, moved * other)
+    n_tiles = (px // TILE_PX, px // TILE_PX)
+    means = np.stack([cv2.resize(layer * seen, n_tiles, interpolation=cv2.INTER_AREA) for layer in layers])
+    _, mean_one, mean_other, square_one, square_other, product = means / np.maximum(means[0], 1e-6)
+    valid = means[0] > 0.5
+    if valid.mean() < 0.5:
+        return Fit(-1.0, place, np.zeros((px, px), np.uint8), 0)
+    power_one, power_other = (np.maximum(x, 0) + 0.01 for x in (square_one - mean_one**2, square_other - mean_other**2))
+    correlation = (product - mean_one * mean_other) / np.sqrt(power_one * power_other)
+    structure = np.sqrt(power_one / power_one[valid].mean()), np.sqrt(power_other / power_other[valid].mean())
+    weight = np.minimum(np.sqrt(structure[0] * structure[1]), 1) * valid
+    contrary = valid & (np.minimum(*structure) > STRUCTURED) & (correlation < CONTRARY)
+    blocks = contrary[1:, 1:] & contrary[1:, :-1] & contrary[:-1, 1:] & contrary[:-1, :-1]
+    agree = cv2.resize((valid & (correlation > AGREE)).astype(np.uint8), (px, px), interpolation=cv2.INTER_NEAREST)
+    return Fit(float((weight * correlation).sum() / weight.sum()), place, agree, int(blocks.sum()))

@@ -1,0 +1,411 @@
+"""Tracking with the real MLflow: one store at the root, runs found by the checkpoint, and no failure that stops the work."""
+
+import hashlib
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from mlflow import MlflowClient
+from mlflow.entities import Run as StoredRun
+
+from fieldguide import tracking
+from fieldguide.params import read_params
+
+PARAMS = read_params(ROOT / "params.yaml")
+EVALUATED = {"test": {"accuracy": 0.875, "n": 8}, "note": "no number"}
+
+pytestmark = pytest.mark.filterwarnings(  # MLflow's own tables use a loader that SQLAlchemy 2.1 deprecates
+    "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"
+)
+
+
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def python(script: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
+    """A process in `folder` with the project's code; what it prints lands in one file beside its folder's content."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTEST_", "CI"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=inherited | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+START = f"""
+from pathlib import Path
+from fieldguide import tracking
+from fieldguide.params import read_params
+params = read_params(Path({str(ROOT / "params.yaml")!r}))
+"""
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tracking sets for its process is gone after each test."""
+    for name, value in tracking.DEFAULTS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with a space in its name; making its store takes seconds, so most tests share it."""
+    return tmp_path_factory.mktemp("tracking") / "field guide"
+
+
+@pytest.fixture
+def root(shared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shared root by `DVC_ROOT`, seen from another folder, as in `dvc exp run --temp`."""
+    shared_root.mkdir(exist_ok=True)
+    elsewhere = tmp_path / "temporary experiment"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("DVC_ROOT", str(shared_root))
+    return shared_root
+
+
+@pytest.fixture
+def copied_root(root: Path, tmp_path: Path) -> Path:
+    """A folder that holds a copy of the shared store."""
+    if not (root / "mlflow.db").exists():
+        start_run()
+    copy = tmp_path / "copied"
+    copy.mkdir()
+    shutil.copy(root / "mlflow.db", copy)
+    return copy
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A file that no other test has."""
+    target = tmp_path / "model.safetensors"
+    target.write_bytes(str(tmp_path).encode())
+    return target
+
+
+def md5(file: Path) -> str:
+    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def start_run() -> tracking.Run:
+    with tracking.training_run(PARAMS) as run:
+        return run
+
+
+def train(checkpoint: Path) -> str:
+    """The id of a training run that made `checkpoint`."""
+    with tracking.training_run(PARAMS) as run:
+        run.tag(tracking.CHECKPOINT_TAG, md5(checkpoint))
+    return run.run_id
+
+
+def client(root: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+
+
+def stored(root: Path, run_id: str) -> StoredRun:
+    return client(root).get_run(run_id)
+
+
+def children(root: Path, run_id: str) -> list[StoredRun]:
+    store = client(root)
+    experiment = store.get_experiment_by_name("fieldguide")
+    return list(store.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"))
+
+
+def n_runs(store: Path) -> int:
+    with sqlite3.connect(store) as connection:
+        return connection.execute("select count(*) from runs").fetchone()[0]
+
+
+def artifacts(root: Path, run_id: str) -> set[str]:
+    folder = root / "mlartifacts" / run_id / "artifacts"
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_the_store_lies_at_the_root_whatever_the_working_folder(root: Path) -> None:
+    run = start_run()
+    assert stored(root, run.run_id).info.status == "FINISHED"
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_without_dvc_the_root_is_the_working_folder(copied_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_ROOT")
+    monkeypatch.chdir(copied_root)
+    before = n_runs(copied_root / "mlflow.db")
+    start_run()
+    assert n_runs(copied_root / "mlflow.db") == before + 1
+
+
+@pytest.mark.parametrize("name", ["50%20 off", "a?b", "#1"])
+def test_the_store_lies_at_a_root_with_signs_that_mean_something_in_an_address(
+    copied_root: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # or MLflow would try for 100 seconds
+    odd = copied_root.rename(copied_root.parent / name)
+    before = n_runs(odd / "mlflow.db")
+    monkeypatch.setenv("DVC_ROOT", str(odd))
+    start_run()
+    assert n_runs(odd / "mlflow.db") == before + 1
+
+
+def test_a_training_run_has_every_param_under_its_dotted_name(root: Path) -> None:
+    params = stored(root, start_run().run_id).data.params
+    assert params["train.lr"] == str(PARAMS.train.lr)
+    assert params["data.sample.species"] == str(PARAMS.data.sample.species)
+    assert params["benchmark.batch_sizes"] == str(list(PARAMS.benchmark.batch_sizes))
+    assert {name.split(".")[0] for name in params} == set(type(PARAMS).model_fields)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(1)])
+def test_an_error_fails_the_run_and_goes_on_its_way(root: Path, error: BaseException) -> None:
+    runs = []
+    with pytest.raises(type(error)) as caught, tracking.training_run(PARAMS) as run:
+        runs.append(run.run_id)
+        assert stored(root, run.run_id).info.status == "RUNNING"
+        raise error
+    assert caught.value is error
+    assert stored(root, runs[0]).info.status == "FAILED"
+
+
+def test_metrics_are_kept_for_each_step_and_what_is_no_number_is_left_out(root: Path) -> None:
+    with tracking.training_run(PARAMS) as run:
+        for step in (1, 2, 3):
+            run.log_metrics({"valid": {"loss": 1 / step, "name": "x"}, "n": step, "exact": np.float64(0.1)}, step=step)
+    history = client(root).get_metric_history(run.run_id, "valid.loss")
+    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert stored(root, run.run_id).data.metrics == {"valid.loss": 1 / 3, "n": 3, "exact": 0.1}
+
+
+def test_files_land_in_the_roots_mlartifacts(root: Path, checkpoint: Path) -> None:
+    with tracking.training_run(PARAMS) as run:
+        run.log_files(checkpoint, folder="model")
+    assert artifacts(root, run.run_id) == {"model/model.safetensors"}
+    copy = root / "mlartifacts" / run.run_id / "artifacts" / "model" / "model.safetensors"
+    assert copy.read_bytes() == checkpoint.read_bytes()
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_run_is_named_after_the_experiment_and_tells_where_it_comes_from(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "brave-owl")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "c0ffee")
+    run = stored(root, start_run().run_id)
+    assert run.info.run_name == "brave-owl"
+    assert (run.data.tags["dvc.experiment"], run.data.tags["dvc.baseline"]) == ("brave-owl", "c0ffee")
+    assert run.data.tags["fieldguide.stage"] == "train"
+
+
+def test_outside_an_experiment_a_run_is_named_after_the_commit_or_train(root: Path) -> None:
+    assert stored(root, start_run().run_id).info.run_name == "train"
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    assert stored(root, start_run().run_id).info.run_name == "train"  # before the first commit
+    subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "--message", "first"], check=True)
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
+    run = stored(root, start_run().run_id)
+    assert run.info.run_name == commit[:7]
+    assert run.data.tags["mlflow.source.git.commit"] == commit
+
+
+def test_a_stage_is_a_child_of_the_run_that_made_its_checkpoint(root: Path, checkpoint: Path) -> None:
+    parent_id = train(checkpoint)
+    with tracking.stage_run("evaluate", PARAMS.evaluate, checkpoint):
+        pass
+    (child,) = children(root, parent_id)
+    assert (child.info.run_name, child.info.status) == ("evaluate", "FINISHED")
+    assert child.data.tags["fieldguide.stage"] == "evaluate"
+    assert child.data.params == {
+        "evaluate.batch_size": str(PARAMS.evaluate.batch_size),
+        "evaluate.ece_bins": str(PARAMS.evaluate.ece_bins),
+    }
+
+
+def test_a_stages_metrics_and_files_are_copied_to_the_finished_run(root: Path, checkpoint: Path, tmp_path: Path) -> None:
+    parent_id = train(checkpoint)
+    report = tmp_path / "evaluate.json"
+    report.write_text("{}")
+    with tracking.stage_run("evaluate", PARAMS.evaluate, checkpoint) as run:
+        run.log(EVALUATED, report)
+    expected = {"evaluate.test.accuracy": 0.875, "evaluate.test.n": 8}
+    (child,) = children(root, parent_id)
+    parent = stored(root, parent_id)
+    assert parent.data.metrics == child.data.metrics == expected
+    assert parent.info.status == "FINISHED"
+    assert artifacts(root, parent_id) == {"evaluate/evaluate.json"}
+
+
+def test_a_failing_stage_fails_its_own_run_only(root: Path, checkpoint: Path) -> None:
+    parent_id = train(checkpoint)
+    with pytest.raises(ValueError, match=r"^no$"), tracking.stage_run("evaluate", PARAMS.evaluate, checkpoint):
+        raise ValueError("no")
+    assert children(root, parent_id)[0].info.status == "FAILED"
+    assert stored(root, parent_id).info.status == "FINISHED"
+
+
+def test_of_two_runs_with_the_same_checkpoint_the_later_is_taken(root: Path, checkpoint: Path) -> None:
+    first = train(checkpoint)
+    time.sleep(0.01)
+    second = train(checkpoint)
+    with tracking.stage_run("evaluate", PARAMS.evaluate, checkpoint):
+        pass
+    assert (len(children(root, first)), len(children(root, second))) == (0, 1)
+
+
+def test_a_checkpoint_from_a_cache_gets_one_run_of_its_own(root: Path, checkpoint: Path) -> None:
+    with tracking.stage_run("evaluate", PARAMS.evaluate, checkpoint) as run:
+        run.log(EVALUATED)
+    with tracking.stage_run("benchmark", PARAMS.benchmark, checkpoint) as again:
+        again.log({"torch": {"bytes": 7}})
+    assert run.parent.run_id == again.parent.run_id
+    parent = stored(root, run.parent.run_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["fieldguide.checkpoint_md5"] == md5(checkpoint)
+    assert parent.data.tags["fieldguide.restored"] == "true"
+    expected = {"evaluate.test.accuracy": 0.875, "evaluate.test.n": 8, "benchmark.torch.bytes": 7}
+    assert parent.data.metrics == expected
+    assert len(children(root, run.parent.run_id)) == 2
+
+
+def test_a_tracking_uri_that_is_set_takes_the_place_of_the_roots_store(
+    root: Path, copied_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = n_runs(root / "mlflow.db"), n_runs(copied_root / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copied_root / 'mlflow.db'}")
+    start_run()
+    assert (n_runs(root / "mlflow.db"), n_runs(copied_root / "mlflow.db")) == (before[0], before[1] + 1)
+
+
+def test_a_missing_file_ends_the_tracking_with_one_warning_and_not_the_work(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tracking.training_run(PARAMS) as run:
+        run.log_files(Path("gone.png"), Path("gone.csv"), folder="train")
+        run.log_metrics({"loss": 1.0})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: MLflow: ")
+    assert "gone.png" in lines[0]
+    assert lines[0].endswith("; this run is not tracked further")
+
+
+def test_a_machine_without_git_is_tracked_all_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert stored(root, start_run().run_id).info.status == "FINISHED"
+
+
+def test_a_damaged_store_gives_one_warning_and_does_not_stop_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database " * 500)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with tracking.training_run(PARAMS) as run:
+        run.log_metrics({"loss": 1.0})
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: MLflow: ")]
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("uri", ["nonsense://x", "postgresql+nodriver://127.0.0.1/x"])
+def test_a_tracking_uri_that_cannot_be_used_gives_one_warning(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    start_run()
+    assert capsys.readouterr().err.count("warning: MLflow: ") == 1
+
+
+@pytest.fixture(scope="module")
+def unreachable(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, float]:
+    """What a training run and then a stage print in a process whose server is not there, and the seconds of both."""
+    folder = tmp_path_factory.mktemp("unreachable")
+    script = f"""{START}
+import time
+start = time.perf_counter()
+with tracking.training_run(params) as run:
+    run.log_metrics({{"loss": 1.0}}, step=1)
+    run.log_files(Path("gone.png"), folder="train")
+    run.tag("a", "b")
+print("---", flush=True)
+Path("model").write_bytes(b"weights")
+with tracking.stage_run("evaluate", params.evaluate, Path("model")) as run:
+    run.log({{"accuracy": 1.0}}, Path("gone.json"))
+print("---", time.perf_counter() - start)
+"""
+    process = python(script, folder, DVC_ROOT=str(folder), MLFLOW_TRACKING_URI=f"http://127.0.0.1:{closed_port()}")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    training, stage, seconds = output.split("---")
+    return training, stage, float(seconds)
+
+
+def test_a_server_that_is_not_there_gives_training_one_warning(unreachable: tuple[str, str, float]) -> None:
+    lines = unreachable[0].splitlines()
+    assert [line.partition(" API request to")[0] for line in lines] == ["warning: MLflow:"]
+    assert "127.0.0.1" in lines[0]
+
+
+def test_a_server_that_is_not_there_gives_a_stage_one_warning(unreachable: tuple[str, str, float]) -> None:
+    assert unreachable[1].count("warning: MLflow: ") == 1
+
+
+def test_a_server_that_is_not_there_costs_seconds(unreachable: tuple[str, str, float]) -> None:
+    assert unreachable[2] < 20  # MLflow alone would wait for four minutes at each call
+
+
+def test_nothing_is_told_to_mlflows_makers(tmp_path: Path) -> None:
+    script = f"""{START}
+with tracking.training_run(params):
+    pass
+from mlflow.telemetry import get_telemetry_client
+print("client:", get_telemetry_client())
+"""
+    uri = f"http://127.0.0.1:{closed_port()}"  # before any call fails, the client of the telemetry has been chosen
+    output, _ = python(script, tmp_path, DVC_ROOT=str(tmp_path), MLFLOW_TRACKING_URI=uri).communicate(timeout=300)
+    assert output.splitlines()[-1] == "client: None"
+
+
+def test_four_processes_can_make_the_store_at_once(tmp_path: Path) -> None:
+    script = f"""{START}
+with tracking.training_run(params) as run:
+    run.log_metrics({{"loss": 1.0}}, step=1)
+"""
+    processes = [python(script, tmp_path, DVC_ROOT=str(tmp_path)) for _ in range(4)]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, "\n".join(outputs)
+    assert not any("warning: MLflow" in output for output in outputs), "\n".join(outputs)
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        assert store.execute("select status, count(*) from runs group by status").fetchall() == [("FINISHED", 4)]
+        (location,) = store.execute("select artifact_location from experiments where name = 'fieldguide'").fetchone()
+    assert location == (tmp_path / "mlartifacts").as_uri()
+
+
+def test_importing_tracking_does_not_import_mlflow(tmp_path: Path) -> None:
+    process = python("import sys, fieldguide.tracking; print('mlflow' in sys.modules)", tmp_path)
+    assert process.communicate(timeout=60)[0] == "False\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        ({}, {}),
+        ({"a": 1}, {"a": 1}),
+        ({"a": {"b": 1, "c": {"d": "x"}}, "e": [1, 2]}, {"a.b": 1, "a.c.d": "x", "e": [1, 2]}),
+        ({"a": {}}, {}),
+    ],
+)
+def test_nested_sections_become_dotted_names(tree: dict, expected: dict) -> None:
+    assert tracking.flat(tree) == expected
