@@ -31,4 +31,4 @@ setup: .venv/installed
 	touch .venv/installed
 
 pins:
-	uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url pyproject.toml --group dev -o requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make pins" pyproject.toml --group dev -o requirements.txt
