@@ -9,7 +9,7 @@ import numpy as np
 
 from fieldguide.images import encode_jpeg
 
-PICTURE_PX = 220
+PICTURE_PX = 160
 STYLE = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; }
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }

@@ -1,6 +1,7 @@
 """Figures from arrays: the only module that imports matplotlib. The data of each figure are saved beside it by the caller."""
 
 import string
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,14 +70,18 @@ def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
     return figure
 
 
-def image_grid(rows: Sequence[np.ndarray], row_titles: Sequence[str], title: str) -> Figure:
-    """Rows of pictures, each uint8 `[N, H, W, 3]`, one above the other."""
+def image_grid(
+    rows: Sequence[np.ndarray], row_titles: Sequence[str], title: str, captions: Sequence[Sequence[str]] = ()
+) -> Figure:
+    """Rows of pictures, each uint8 `[N, H, W, 3]`, one above the other; `captions`, a text for each picture."""
     n_columns = len(rows[0])
     figure = Figure(figsize=(1.1 * n_columns, 1.25 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), n_columns, squeeze=False)
-    for pictures, row_title, line in zip(rows, row_titles, axes, strict=True):
-        for picture, axis in zip(pictures, line, strict=True):
+    texts = captions or [[""] * n_columns] * len(rows)
+    for pictures, row_title, line, names in zip(rows, row_titles, axes, texts, strict=True):
+        for picture, axis, name in zip(pictures, line, names, strict=True):
             axis.imshow(picture)
+            axis.set_title(textwrap.shorten(name, 20, placeholder="…"), fontsize=6, pad=2, parse_math=False)
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(row_title)
@@ -105,11 +110,13 @@ def sizes_and_mean(widths: np.ndarray, heights: np.ndarray, means: dict[str, np.
     figure = Figure(figsize=(3.6 + 2.2 * len(means), 2.8), layout="constrained")
     axes = figure.subplots(1, 1 + len(means), squeeze=False, width_ratios=[1.7, *[1] * len(means)])[0]
     sides = [np.minimum(widths, heights), np.maximum(widths, heights)]
-    axes[0].hist(sides, bins=20, label=["smaller side", "larger side"], color=["0.2", "0.65"])
+    low, high = sides[0].min(), sides[1].max()
+    bounds = (low, high) if low < high else (0.9 * low, 1.1 * high)
+    axes[0].hist(sides, bins=20, range=bounds, label=["smaller side", "larger side"], color=["0.2", "0.65"])
     axes[0].set_xlabel("pixels")
     axes[0].set_ylabel("images")
     axes[0].legend(frameon=False, fontsize=8)
-    axes[0].set_title(f"{len(widths)} images", fontsize=9)
+    axes[0].set_title(f"{len(widths)} images of {low} to {high} px", fontsize=9)
     for axis, (split, mean) in zip(axes[1:], means.items(), strict=True):
         axis.imshow(mean)
         axis.set_title(f"mean of {split}", fontsize=9)

@@ -6,6 +6,7 @@ samples.png and sizes.png. Run it with `dvc repro split_check`.
 """
 
 import hashlib
+import string
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ from fieldguide.splitting import assign_splits
 
 INSPECTED_PX = 256  # a larger JPEG is decoded at a scale that leaves both sides at least this; enough for all comparisons
 MEAN_PX = 64
-N_SAMPLES = 10  # pictures a split in samples.png
+N_SAMPLES, SAMPLE_PX = 10, 96  # pictures a split in samples.png
 MAX_SHOWN = 400  # pairs in the gallery; the table has all
 
 
@@ -107,7 +108,12 @@ def inspected(frame: pd.DataFrame, n_workers: int) -> tuple[pd.DataFrame, list[F
                 sums[split] += look.small
                 counts[split] += 1
     columns = pd.DataFrame(rows, columns=["width", "height", "sha256", "reason"])
-    means = {split or "all": (sums[split] / n).round().astype(np.uint8) for split, n in counts.items() if n}
+    order = ["", *SPLITS, "unlabelled"]
+    means = {
+        split or "all": (sums[split] / counts[split]).round().astype(np.uint8)
+        for split in sorted(sums, key=order.index)
+        if counts[split]
+    }
     return frame.join(columns.astype({"width": "Int64", "height": "Int64"})), fingerprints, means
 
 
@@ -215,16 +221,20 @@ def write_pictures(frame: pd.DataFrame, pairs: pd.DataFrame, means: dict[str, np
     sides = (sized[side].to_numpy(dtype=np.int64) for side in ("width", "height"))
     plots.save_png(plots.sizes_and_mean(*sides, means), SIZES_PNG)
     used = frame[frame["use"]]
-    samples = {split: _samples(used[used["split"] == split]) for split in dict.fromkeys(used["split"])}
-    plots.save_png(plots.image_grid(list(samples.values()), list(samples), "Samples of each split"), SAMPLES_PNG)
+    chosen = {split: _samples(used[used["split"] == split]) for split in (*SPLITS, "unlabelled") if split in set(used["split"])}
+    pictures = [
+        [decode(read_encoded(RAW / row.file, row.offset, row.length), SAMPLE_PX) for row in rows.itertuples()]
+        for rows in chosen.values()
+    ]
+    captions = [[string.capwords(name) for name in rows["class_name"]] for rows in chosen.values()]
+    plots.save_png(plots.image_grid(pictures, list(chosen), "Samples of each split", captions), SAMPLES_PNG)
     write_bytes(NEAR_DUPLICATES_HTML, pairs_page(frame, pairs[pairs["same"]]).encode())
 
 
-def _samples(rows: pd.DataFrame) -> list[np.ndarray]:
-    """Pictures of classes spread over the list: uint8 `[96, 96, 3]` each, `N_SAMPLES` of them (a small split repeats)."""
+def _samples(rows: pd.DataFrame) -> pd.DataFrame:
+    """`N_SAMPLES` rows of classes spread over the list; a small split repeats."""
     by_class = rows.sort_values(["label", "id"]).drop_duplicates("label") if rows["label"].notna().any() else rows
-    chosen = by_class.iloc[np.linspace(0, len(by_class) - 1, N_SAMPLES).round().astype(int)]
-    return [decode(read_encoded(RAW / row.file, row.offset, row.length), 96) for row in chosen.itertuples()]
+    return by_class.iloc[np.linspace(0, len(by_class) - 1, N_SAMPLES).round().astype(int)]
 
 
 def pairs_page(frame: pd.DataFrame, pairs: pd.DataFrame) -> str:
