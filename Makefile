@@ -1,6 +1,6 @@
 # make run    sets up .venv and runs the whole pipeline on the embedded sample
 # make test   sets up .venv and passes the tests
-# make lint   checks style and types
+# make lint   checks style
 # make pins   resolves requirements.txt again from pyproject.toml
 
 SHELL := /bin/sh
@@ -30,5 +30,5 @@ setup: .venv/installed
 	uv pip install --quiet --python .venv/bin/python requirements.txt
 	touch .venv/installed
 
-pins:
+pins: setup
 	uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make pins" pyproject.toml --group dev -o requirements.txt

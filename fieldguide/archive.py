@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from fieldguide.errors import UserError
 from fieldguide.files import atomic_path
-from fieldguide.layout import is_image, without_wrapper
+from fieldguide.layout import is_image, wrapper_of
 
 ZIP_ERRORS = (  # what zipfile raises on damaged archives
     zipfile.BadZipFile,
@@ -62,16 +62,17 @@ def open_source(path: Path, max_bytes: int, keep: Callable[[str], bool] = is_ima
     except ZIP_ERRORS as error:
         raise UserError(f"data.path: {path} is not a whole zip ({error}); download it again or give a folder") from error
     if archive is None:
-        yield _source(path, *_folder_members(path), max_bytes, keep)
+        yield _source(path, *_folder_members(path, keep), max_bytes, keep)
         return
     with archive:
-        yield _source(path, *_zip_members(archive, path), max_bytes, keep)
+        yield _source(path, *_zip_members(archive, path, keep), max_bytes, keep)
 
 
 Members = tuple[dict[str, int], set[str], Callable[[str], bytes]]  # bytes by name, folders, reader
 
 
-def _zip_members(archive: zipfile.ZipFile, path: Path) -> Members:
+def _zip_members(archive: zipfile.ZipFile, path: Path, keep: Callable[[str], bool]) -> Members:
+    """All members; what is wrong with one stops only if `keep` wants it, a path that leaves its folder always."""
     members: dict[str, zipfile.ZipInfo] = {}
     folders = set()
     for info in archive.infolist():
@@ -79,12 +80,15 @@ def _zip_members(archive: zipfile.ZipFile, path: Path) -> Members:
         if info.is_dir():
             folders.add(name)
             continue
-        if stat.S_ISLNK(info.external_attr >> 16):
-            raise UserError(f"{path}: member {name} is a link, which is refused; pack the file itself")
-        if info.flag_bits & 1:
-            raise UserError(f"{path}: member {name} is encrypted; give an archive without a password")
-        if name in members:
-            raise UserError(f"{path}: member {name} is there twice; pack the archive anew")
+        if keep(name):
+            if stat.S_ISLNK(info.external_attr >> 16):
+                raise UserError(f"{path}: member {name} is a link, which is refused; pack the file itself")
+            if info.flag_bits & 1:
+                raise UserError(f"{path}: member {name} is encrypted; give an archive without a password")
+            if name in members:
+                raise UserError(f"{path}: member {name} is there twice; pack the archive anew")
+            if not _writable(name):
+                raise UserError(f"{path}: member {name!r} has characters that are refused; rename it and pack anew")
         members[name] = info
 
     def read(name: str) -> bytes:
@@ -97,7 +101,8 @@ def _zip_members(archive: zipfile.ZipFile, path: Path) -> Members:
     return {name: info.file_size for name, info in members.items()}, folders, read
 
 
-def _folder_members(path: Path) -> Members:
+def _folder_members(path: Path, keep: Callable[[str], bool]) -> Members:
+    """All files; a link or an odd name stops only if `keep` wants it, a link to a folder always: photographs may be there."""
     sizes: dict[str, int] = {}
     folders = set()
 
@@ -105,16 +110,16 @@ def _folder_members(path: Path) -> Members:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); permit it or leave it out")
 
     for parent, subfolders, files in os.walk(path, onerror=refuse):
-        for entry in subfolders + files:
+        for entry in subfolders + [entry for entry in files if keep(entry)]:
             if os.path.islink(os.path.join(parent, entry)):
                 raise UserError(f"{os.path.join(parent, entry)}: is a link, which is refused; put the files themselves there")
-        folders.update(Path(parent, entry).relative_to(path).as_posix() for entry in subfolders)
-        for entry in subfolders + files:
-            if not _writable(entry):
-                raise UserError(f"{os.path.join(parent, entry)!r}: a name with characters that are refused; rename it")
+        folders.update(Path(parent, entry).relative_to(path).as_posix() for entry in subfolders if _writable(entry))
         for entry in files:
             file = Path(parent, entry)
-            sizes[file.relative_to(path).as_posix()] = file.stat().st_size
+            name = file.relative_to(path).as_posix()
+            if keep(name) and not _writable(name):
+                raise UserError(f"{str(file)!r}: a name with characters that are refused; rename it")
+            sizes[name] = file.lstat().st_size
 
     def read(name: str) -> bytes:
         try:
@@ -136,20 +141,25 @@ def _source(
     """The common end of both: only wanted files, the wrapping folder stripped, the size bound held."""
     wanted = sorted(filter(keep, sizes))
     if not wanted:
-        what = "image (jpg, png, webp, bmp, gif, tiff)" if keep is is_image else "TFRecord shard that is wanted"
-        raise UserError(f"{path}: holds no {what}; give another in data.path")
+        if keep is is_image:
+            raise UserError(f"{path}: holds no image (jpg, png, webp, bmp, gif, tiff); give another in data.path")
+        raise UserError(f"{path}: holds no TFRecord shard of data.resolution; set it to what is there, or data.path to another")
     n_bytes = sum(sizes[name] for name in wanted)
     if n_bytes > max_bytes:
         size, bound = f"{n_bytes / 1e9:.3g} GB", f"{max_bytes / 1e9:g}"
         raise UserError(f"{path}: {size} to unpack, more than data.max_gigabytes ({bound}); raise the bound")
-    wrapper = PurePosixPath(*PurePosixPath(wanted[0]).parts[: without_wrapper(wanted)])
-    inner = {str(PurePosixPath(name).relative_to(wrapper)): name for name in wanted}
+    wrapper = wrapper_of(wanted)
+    inner = {
+        str(PurePosixPath(name).relative_to(wrapper)): name
+        for name in wanted
+        if PurePosixPath(name).is_relative_to(wrapper)  # a loose picture beside the wrapping folder is ignored
+    }
     inside = (PurePosixPath(name) for name in folders)
     return Source(
         where=str(path),
         names=tuple(inner),
         folders=tuple(sorted(str(folder.relative_to(wrapper)) for folder in inside if folder.is_relative_to(wrapper))),
-        n_ignored=len(sizes) - len(wanted),
+        n_ignored=len(sizes) - len(inner),
         n_bytes=n_bytes,
         read=lambda name: read(inner[name]),
     )
@@ -159,7 +169,7 @@ def _safe_name(name: str, path: Path) -> str:
     """The member's name with forward slashes; a name that could leave its folder is refused, never renamed."""
     posix = name.replace("\\", "/")
     parts = posix.rstrip("/").split("/")
-    if posix.startswith("/") or ":" in parts[0] or any(part in ("", ".", "..") for part in parts) or not _writable(posix):
+    if posix.startswith("/") or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
         raise UserError(f"{path}: member {name!r} has an unsafe path, which is refused; pack the archive anew")
     return "/".join(parts)
 

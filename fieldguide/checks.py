@@ -53,15 +53,13 @@ def check(frame: pd.DataFrame, policy: SplitCheck, findings: Findings) -> tuple[
     frame = frame.assign(use=~unreadable)
     found = findings.add("unreadable", frame[unreadable], frame.loc[unreadable, "reason"].tolist(), "left out")
     stop_if("fail", policy.unreadable, "unreadable", found)
-    repeated = frame[frame["use"] & frame.duplicated("photograph", keep=False)]
-    conflicts = label_conflicts(repeated, by="photograph")
-    _act_on_leaks(frame, repeated, policy.leaks, findings)
-    _act_on_conflicts(frame, repeated, conflicts, policy.label_conflicts, findings)
+    n_conflicts = _act_on_conflicts(frame, policy.label_conflicts, findings)
+    _act_on_leaks(frame, policy.leaks, findings)
     _act_on_missing_classes(frame, policy.missing_classes, findings)
     _list_few_images(frame, policy.few_images, findings)
     _list_similar_names(frame, findings)
     _list_odd_sizes(frame, findings)
-    return frame, len(conflicts)
+    return frame, n_conflicts
 
 
 def stop_if(trigger: str, policy: str, name: str, found: list[dict[str, str]]) -> None:
@@ -69,15 +67,23 @@ def stop_if(trigger: str, policy: str, name: str, found: list[dict[str, str]]) -
     if policy == trigger and found:
         first = found[0]
         others = "".join(f"; {finding['id'] or finding['class_name']}" for finding in found[1:N_NAMED])
+        more = " ... (all are in metrics/findings.csv)" if len(found) > N_NAMED else ""
         raise UserError(
             f"{len(found)} finding(s) of kind {first['kind']}: {first['id'] or first['class_name']} in {first['split']}"
-            f" ({first['detail']}){others}{' ...' if len(found) > N_NAMED else ''}; mend the data or set split_check.{name}"
+            f" ({first['detail']}){others}{more}; mend the data or set split_check.{name}"
         )
 
 
-def _act_on_leaks(frame: pd.DataFrame, repeated: pd.DataFrame, policy: str, findings: Findings) -> None:
-    """Marks the rows of `frame` whose photograph a more trusted split also holds."""
-    pairs = leaks(repeated, by="photograph")
+def repeated(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in use whose photograph another row in use shows too."""
+    used = frame[frame["use"]]
+    return used[used.duplicated("photograph", keep=False)]
+
+
+def _act_on_leaks(frame: pd.DataFrame, policy: str, findings: Findings) -> None:
+    """Marks the rows of `frame` whose photograph a more trusted split also holds; lists those that await a label too."""
+    copies = repeated(frame)
+    pairs = leaks(copies, by="photograph")
     rows, twins = pairs["row"], pairs["twin"]
     details = same_as(frame, rows, twins)
     found = findings.add("leak", frame.loc[rows], details, ACTIONS[policy])
@@ -87,8 +93,12 @@ def _act_on_leaks(frame: pd.DataFrame, repeated: pd.DataFrame, policy: str, find
         frame.loc[rows, "use"] = False
     else:
         for row, twin in zip(rows, twins, strict=True):
-            copies = repeated.index[repeated["photograph"] == repeated.at[twin, "photograph"]].difference(rows)
-            frame.loc[copies, "reason"] = [LEAK + detail for detail in same_as(frame, copies, [row] * len(copies))]
+            same = copies.index[copies["photograph"] == copies.at[twin, "photograph"]].difference(rows)
+            frame.loc[same, "reason"] = [LEAK + detail for detail in same_as(frame, same, [row] * len(same))]
+    awaiting = copies[copies["split"] == "unlabelled"].drop_duplicates("photograph").set_index("photograph")
+    labelled = copies[copies["photograph"].isin(awaiting.index) & copies["label"].notna()]
+    others = [f"same photograph as unlabelled {awaiting.at[row.photograph, 'id']}" for row in labelled.itertuples()]
+    findings.add("also unlabelled", labelled, others, "kept")
 
 
 def same_as(frame: pd.DataFrame, rows: pd.Series, others: pd.Series) -> list[str]:
@@ -101,22 +111,21 @@ def same_as(frame: pd.DataFrame, rows: pd.Series, others: pd.Series) -> list[str
     ]
 
 
-def _act_on_conflicts(
-    frame: pd.DataFrame, repeated: pd.DataFrame, conflicts: pd.Series, policy: str, findings: Findings
-) -> None:
-    """Marks the photographs that stand under more than one name; drop takes all their rows out of train."""
-    rows = repeated[repeated["photograph"].isin(conflicts.index) & repeated["label"].notna()].sort_values(["photograph", "id"])
-    details = []
-    for row in rows.itertuples():
-        details.append("also under " + ", ".join(name for name in conflicts[row.photograph] if name != row.class_name))
-    train = rows["split"] == "train"
-    found = findings.add("label conflict", rows[~train], [d for d, t in zip(details, train, strict=True) if not t], "kept")
-    found += findings.add("label conflict", rows[train], [d for d, t in zip(details, train, strict=True) if t], ACTIONS[policy])
+def _act_on_conflicts(frame: pd.DataFrame, policy: str, findings: Findings) -> int:
+    """Marks the photographs that stand under more than one name; drop takes all their rows out of train. Their number."""
+    copies = repeated(frame)
+    conflicts = label_conflicts(copies, by="photograph")
+    rows = copies[copies["photograph"].isin(conflicts.index) & copies["label"].notna()].sort_values(["photograph", "id"])
+    found = []
+    for row, (_, place) in zip(rows.itertuples(), rows.iterrows(), strict=True):
+        detail = "also under " + ", ".join(name for name in conflicts[row.photograph] if name != row.class_name)
+        action = ACTIONS[policy] if row.split == "train" else "kept"
+        found += findings.add("label conflict", place.to_frame().T, [detail], action)
+        frame.loc[row.Index, "reason"] = f"label conflict: {detail}"
     stop_if("fail", policy, "label_conflicts", found)
-    fresh = frame.loc[rows.index, "reason"].eq("").to_numpy()
-    frame.loc[rows.index[fresh], "reason"] = [f"label conflict: {d}" for d, f in zip(details, fresh, strict=True) if f]
     if policy == "drop":
-        frame.loc[rows.index[train], "use"] = False
+        frame.loc[rows.index[rows["split"] == "train"], "use"] = False
+    return len(conflicts)
 
 
 def _act_on_missing_classes(frame: pd.DataFrame, policy: str, findings: Findings) -> None:

@@ -10,16 +10,10 @@ from scipy.sparse.csgraph import connected_components
 TRUST = {"train": 0, "valid": 1, "test": 2}  # a leak is taken out of the split with the lowest
 
 
-def exact_groups(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose encoded bytes occur more than once, equal ones side by side (the manifest's index kept)."""
-    repeated = frame[frame["sha256"].ne("") & frame.duplicated("sha256", keep=False)]
-    return repeated.sort_values(["sha256", "split", "id"])
-
-
-def exact_pairs(frame: pd.DataFrame) -> list[tuple[int, int]]:
-    """Each byte-identical copy with the first of its kind, as positions of the table's rows."""
+def exact_pairs(digests: Iterable[str]) -> list[tuple[int, int]]:
+    """Each byte-identical copy with the first of its kind, as positions; "" stands for what has no copies."""
     first: dict[str, int] = {}
-    pairs = [(first.setdefault(digest, row), row) for row, digest in enumerate(frame["sha256"])]
+    pairs = [(first.setdefault(digest, place), place) for place, digest in enumerate(digests) if digest]
     return [pair for pair in pairs if pair[0] != pair[1]]
 
 
@@ -30,7 +24,7 @@ def photographs(n_rows: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def leaks(groups: pd.DataFrame, by: str = "sha256") -> pd.DataFrame:
+def leaks(groups: pd.DataFrame, by: str) -> pd.DataFrame:
     """Pairs of the same image in two splits: `row`, and `twin` in the most trusted split (both indices of the manifest).
 
     Rows are the same image where the column `by` has equal values.
@@ -42,7 +36,7 @@ def leaks(groups: pd.DataFrame, by: str = "sha256") -> pd.DataFrame:
     return pd.DataFrame(pairs, columns=["row", "twin"], dtype="int64")
 
 
-def label_conflicts(groups: pd.DataFrame, by: str = "sha256") -> pd.Series:
+def label_conflicts(groups: pd.DataFrame, by: str) -> pd.Series:
     """For each image that stands under more than one class name: these names, by its value of the column `by`."""
     labelled = groups[groups["label"].notna()]
     names = labelled.groupby(by)["class_name"].unique()

@@ -8,7 +8,7 @@ import pandas as pd
 from fieldguide.archive import stored_members
 from fieldguide.catalog import CATALOG
 from fieldguide.errors import UserError
-from fieldguide.layout import class_alone, shard_split, split_and_class
+from fieldguide.layout import class_alone, class_key, class_name, shard_split, split_and_class
 from fieldguide.tfrecord import read_shard
 
 INDEX_COLUMNS = ["split", "label", "class_name", "id", "file", "offset", "length"]
@@ -36,14 +36,15 @@ def index_shards(receipt: dict[str, Any], raw: Path) -> pd.DataFrame:
     for file in receipt["files"]:
         split = shard_split(file)
         for record in read_shard(raw / file, **features):
-            where = f"{raw / file}: record {record.index} at byte {record.offset}"
+            where = f"{raw / file}: record {record.index}, image at byte {record.offset}"
             if record.label is None and split != "test":
                 raise UserError(f"{where}: no feature {receipt['features']['label']!r}; set data.features.label")
             if record.label is not None and names and record.label >= len(names):
                 raise UserError(f"{where}: class {record.label}, but {receipt['dataset']} has {len(names)} classes")
             name = "" if record.label is None else names[record.label] if names else f"class {record.label:04d}"
             kept = "unlabelled" if record.label is None else split
-            rows.append((kept, record.label, name, record.id, file, record.offset, record.length))
+            own_id = record.id if receipt["features"]["id"] else f"{file}/{record.index}"
+            rows.append((kept, record.label, name, own_id, file, record.offset, record.length))
     frame = pd.DataFrame(rows, columns=INDEX_COLUMNS).astype({"label": "Int64"})
     if frame["id"].duplicated().any():
         twice = frame[frame["id"].duplicated()].iloc[0]
@@ -52,8 +53,11 @@ def index_shards(receipt: dict[str, Any], raw: Path) -> pd.DataFrame:
 
 
 def united_classes(frame: pd.DataFrame) -> pd.Series:
-    """The class name of every row, folders that differ only in case under the spelling of most images."""
-    folded = frame["class_name"].str.casefold()
+    """The class name of every row; folders that differ only in case, surrounding space or Unicode form are one class.
+
+    It takes the spelling of most images, without the space.
+    """
+    folded = frame["class_name"].map(class_key)
     counts = frame.groupby([folded.rename("folded"), "class_name"]).size().reset_index(name="n")
     best = counts.sort_values(["n", "class_name"], ascending=[False, True]).drop_duplicates("folded")
-    return folded.map(best.set_index("folded")["class_name"])
+    return folded.map(best.set_index("folded")["class_name"].map(class_name))

@@ -45,16 +45,19 @@ def _hidden(path: PurePosixPath) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
-def without_wrapper(names: Iterable[str]) -> int:
-    """How many leading folders to strip: those that all names share, up to the first that is a split's name."""
-    parents = [PurePosixPath(name).parts[:-1] for name in names]
+def wrapper_of(names: Iterable[str]) -> PurePosixPath:
+    """The folder to strip: what all names inside folders share, up to the first that is a split's name.
+
+    Loose files beside a wrapping folder do not count.
+    """
+    parents = [parts for name in names if (parts := PurePosixPath(name).parts[:-1])]
     depth = 0
     while parents and all(len(parts) > depth for parts in parents):
         shared = {parts[depth] for parts in parents}
         if len(shared) > 1 or shared.pop().casefold() in SPLIT_NAMES:
             break
         depth += 1
-    return depth
+    return PurePosixPath(*parents[0][:depth]) if parents else PurePosixPath()
 
 
 def split_and_class(name: str) -> tuple[str, str] | None:
@@ -62,18 +65,23 @@ def split_and_class(name: str) -> tuple[str, str] | None:
     parts = PurePosixPath(name).parts
     if len(parts) < 3 or parts[0].casefold() not in SPLIT_NAMES:
         return None
-    return SPLIT_NAMES[parts[0].casefold()], class_name(parts[1])
+    return SPLIT_NAMES[parts[0].casefold()], parts[1]
 
 
 def class_alone(name: str) -> tuple[str, str] | None:
     """`("", "MONARCH")` for `MONARCH/7.jpg`, in a folder that holds classes and no splits; None for a loose image."""
     parts = PurePosixPath(name).parts
-    return ("", class_name(parts[0])) if len(parts) > 1 else None
+    return ("", parts[0]) if len(parts) > 1 else None
 
 
 def class_name(folder: str) -> str:
     """A class folder's name without surrounding space, in composed Unicode (macOS writes decomposed names)."""
     return unicodedata.normalize("NFC", folder).strip()
+
+
+def class_key(folder: str) -> str:
+    """What is equal for the folders of one class."""
+    return class_name(folder).casefold()
 
 
 def shard_split(name: str) -> str | None:
@@ -92,6 +100,19 @@ def check_splits(present: Iterable[str], needed: Iterable[str], where: str) -> N
         if split not in present:
             missing = f"{split} split" if split else "class folder with images"
             raise UserError(f"{where}: no {missing}; arrange the photographs as train/<CLASS>/, valid/<CLASS>/, test/<CLASS>/")
+
+
+def check_classes(places: Iterable[tuple[str, str]], where: str) -> None:
+    """Raises `UserError` for (split, class folder) that cannot be meant: nameless, a split's name, one class alone."""
+    places = set(places)
+    for split, folder in sorted(places):
+        if not class_name(folder):
+            raise UserError(f"{where}: class folder {folder!r} has no name; rename it")
+        if not split and folder.casefold() in SPLIT_NAMES:
+            raise UserError(f"{where}: {folder} holds images and no class folders; put them into {folder}/<CLASS>/")
+    keys = {class_key(folder) for _, folder in places}
+    if len(keys) < 2:
+        raise UserError(f"{where}: one class alone ({', '.join(sorted(keys))}); a classifier needs two or more class folders")
 
 
 def check_class_folders(names: Iterable[str], folders: Iterable[str], where: str, depth: int) -> None:

@@ -22,15 +22,21 @@ COLUMNS = {
     "width": "Int64",  # pixels as displayed; empty for an unreadable image
     "height": "Int64",
     "sha256": "string",  # of the encoded bytes
+    "phash": "string",  # perceptual hash of the image as it is, 64 bits in hexadecimal; empty for an unreadable image
     "use": "bool",  # whether later stages see the row
     "reason": "string",  # why not, or what is known against it
 }
 
 
+def write_table(frame: pd.DataFrame, target: Path) -> None:
+    """Any table as CSV, atomically; equal tables give equal bytes."""
+    with atomic_path(target) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
 def write_manifest(frame: pd.DataFrame, target: Path) -> None:
     """The table as CSV, columns in the order of `COLUMNS`, atomically."""
-    with atomic_path(target) as temporary:
-        frame[list(COLUMNS)].to_csv(temporary, index=False, lineterminator="\n")
+    write_table(frame[list(COLUMNS)], target)
 
 
 def read_manifest(source: Path) -> pd.DataFrame:

@@ -28,6 +28,7 @@ MIN_CONTRAST = 3.0  # grey levels, standard deviation; a flatter image has noise
 MAX_STRETCH = 1.5  # no copy of the kinds above is stretched more by the alignment
 CROWD = 64  # images of one and the same hash that are compared with each other; more are compared with the first
 CHUNK_PAIRS = 1 << 20  # bounds the memory of the search
+CHUNK_QUERIES = 1 << 20  # likewise
 ECC_STEPS, ECC_EPSILON, ECC_BLUR_PX = 20, 1e-3, 5
 LOOKUP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP  # maps lead from the pixels of the result to those of the source
 
@@ -225,7 +226,12 @@ def _candidates(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int, int
     rank[np.argsort(group, kind="stable")] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     kept, crowd = np.flatnonzero(rank < CROWD), np.flatnonzero(rank >= CROWD)
 
-    asked, found = candidate_pairs(hashes[kept, 0], hashes[kept].ravel(), MAX_DISTANCE).T
+    queries = hashes[kept].ravel()
+    chunks = range(0, len(queries), CHUNK_QUERIES)
+    near_hashes = [
+        candidate_pairs(hashes[kept, 0], queries[k : k + CHUNK_QUERIES], MAX_DISTANCE) + np.array([k, 0]) for k in chunks
+    ]
+    asked, found = np.concatenate(near_hashes).T
     with_first = np.stack([first[group[crowd]], crowd, np.zeros_like(crowd)])
     near = np.stack([kept[asked // len(PROBES)], kept[found], asked % len(PROBES)])
     i, j, probe = np.concatenate([with_first, near[:, near[0] != near[1]]], axis=1)

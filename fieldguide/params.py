@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fieldguide.errors import UserError
 
@@ -21,6 +21,11 @@ Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 ImagePx = Annotated[int, Field(ge=16, le=1024)]
 Policy = Literal["report", "drop", "fail"]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+
+
+def _as_text(value: object) -> object:
+    """A number as text: `-S data.version=3` writes one."""
+    return str(value) if type(value) is int else value
 
 
 class Section(BaseModel):
@@ -53,7 +58,7 @@ class Data(Section):
 
     dataset: Literal["sample", "butterflies", "flowers", "folder", "tfrecords"]
     path: str
-    version: str
+    version: Annotated[str, BeforeValidator(_as_text)]
     resolution: Literal[192, 224, 331, 512]
     features: Features
     max_gigabytes: Annotated[float, Field(gt=0, le=10_000)]

@@ -10,12 +10,12 @@ def assign_splits(frame: pd.DataFrame, fractions: Mapping[str, float], groups: p
     """The split of every row: those in `fractions` get about that share of each class, `train` the rest.
 
     frame: `class_name`, `id`; groups: equal values for rows that must stay together. A class keeps at least one group
-    in train. The result depends on the ids and the seed, not on the order of the rows.
+    in train, where groups under two names stay too. The result depends on groups and seed, not on the order of the rows.
     """
     splits = pd.Series("train", index=frame.index, dtype="string")
     rank = {group: place for place, group in enumerate(_shuffled(sorted(set(groups)), seed))}
-    first_class = frame.groupby(groups)["class_name"].min()  # a group under two names is dealt out under one of them
-    order = pd.DataFrame({"group": groups, "class_name": groups.map(first_class)})
+    n_names = groups.map(frame.groupby(groups)["class_name"].nunique())
+    order = pd.DataFrame({"group": groups, "class_name": frame["class_name"]})[n_names == 1]
     for _, members in order.groupby("class_name"):
         sizes = members.groupby("group").size()
         waiting = sorted(sizes.index, key=rank.__getitem__)

@@ -91,7 +91,7 @@ def stage_run(stage: str, section: Section, checkpoint: Path) -> Iterator["Stage
     digest = file_hash(checkpoint, "md5")
     parent = _find(digest)
     child = Run(None, "") if parent.client is None else _start(stage, {STAGE_TAG: stage, "mlflow.parentRunId": parent.run_id})
-    child.log_params({stage: section.model_dump(mode="json")})
+    child.log_params({type(section).__name__.lower(): section.model_dump(mode="json")})
     with _ending(child):
         yield StageRun(stage, child, parent)
 

@@ -19,9 +19,9 @@ from fieldguide.checkpoint import load_checkpoint
 from fieldguide.classifier import OnnxClassifier
 from fieldguide.device import device_name, pick_device
 from fieldguide.errors import run_command
-from fieldguide.files import atomic_path, write_json
+from fieldguide.files import write_json
 from fieldguide.loader import decode_all
-from fieldguide.manifest import held_out, read_manifest
+from fieldguide.manifest import held_out, read_manifest, write_table
 from fieldguide.models import Classifier
 from fieldguide.onnx_export import Exported
 from fieldguide.params import Benchmark, read_params
@@ -35,7 +35,10 @@ def main() -> None:
     _, rows = held_out(read_manifest(MANIFEST))
     pixels = decode_all(rows, RAW, facts.image_px, params.runtime.n_workers).permute(0, 2, 3, 1).numpy()
     targets = facts.classes.targets(rows)
-    backends = {"torch": torch_backend(model, device), "onnxruntime": OnnxClassifier(ONNX).probabilities}
+    backends = {
+        "torch": torch_backend(model, device),
+        "onnxruntime": OnnxClassifier(ONNX, torch.get_num_threads()).probabilities,
+    }
     n_bytes = {"torch": CHECKPOINT.stat().st_size, "onnxruntime": ONNX.stat().st_size}
 
     metrics, throughput = measure(backends, pixels, params.benchmark)
@@ -48,8 +51,7 @@ def main() -> None:
         )
     metrics["hardware"] = hardware(device)
     write_json(stage_metrics("benchmark"), metrics)
-    with atomic_path(THROUGHPUT_CSV) as temporary:
-        throughput.to_csv(temporary, index=False, lineterminator="\n")
+    write_table(throughput, THROUGHPUT_CSV)
     with tracking.stage_run("benchmark", params.benchmark, CHECKPOINT) as run:
         run.log(metrics, stage_metrics("benchmark"), THROUGHPUT_CSV)
     print(f"-> {stage_metrics('benchmark')} {THROUGHPUT_CSV}")
@@ -100,7 +102,7 @@ def hardware(device: torch.device) -> dict[str, object]:
         "device": device_name(device),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(),  # of torch and of ONNX Runtime
         "system": platform.platform(terse=True),
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,

@@ -20,6 +20,7 @@ from fieldguide.files import file_hash, write_bytes, write_json
 from fieldguide.layout import (
     SPLITS,
     check_class_folders,
+    check_classes,
     check_splits,
     class_alone,
     is_image,
@@ -68,6 +69,8 @@ def download(data: Data, runtime: Runtime) -> dict[str, Any]:
 def origin(data: Data) -> tuple[Path, str, str, frozenset[str]]:
     """Where the raw data lie now: (path, source, version, names of the files wanted; none = all)."""
     dataset = CATALOG[data.dataset]
+    if data.version and (data.path or not dataset.kaggle_dataset):
+        raise UserError(f"params.yaml: data.version is {data.version}, but only a download from Kaggle's data sets has one")
     if data.path:
         path = project_root() / os.path.expanduser(data.path)
         return path, path.name, "", frozenset()
@@ -82,10 +85,12 @@ def origin(data: Data) -> tuple[Path, str, str, frozenset[str]]:
 
 
 def _wanted_shard(data: Data, files: frozenset[str]) -> Callable[[str], bool]:
-    """Shards of the resolution asked for, or whose folder states none; only those in `files` where it names any."""
+    """Shards; of the competition's only those of the resolution asked for, and of `files` where it names any."""
+
+    several = bool(CATALOG[data.dataset].kaggle_competition)
 
     def wanted(name: str) -> bool:
-        fits = resolution_of(name) in (None, data.resolution)
+        fits = not several or resolution_of(name) in (None, data.resolution)
         return is_shard(name) and fits and (not files or name in files)
 
     return wanted
@@ -101,13 +106,16 @@ def pack_folders(source: Source, data: Data) -> Brought:
     place = split_and_class if split or not own else class_alone
     places = {name: found for name in source.names if (found := place(name))}
     check_splits({found[0] for found in places.values()}, _needed_splits(own, split), source.where)
+    check_classes(places.values(), source.where)
     check_class_folders(places, source.folders, source.where, depth=2 if split else 1)
     contents = ((name, source.read(name)) for name in places)
     pack(tqdm(contents, total=len(places), unit="image", disable=None), IMAGES_ZIP)
-    return [IMAGES_ZIP], {"outside_classes": len(source.names) - len(places)}, Counter(found[0] for found in places.values())
+    counts = Counter(found[0] or "not yet split" for found in places.values())
+    return [IMAGES_ZIP], {"outside_classes": len(source.names) - len(places)}, counts
 
 
 def _needed_splits(own: bool, split: bool) -> tuple[str, ...]:
+    """Own photographs need train alone, or none at all; "" stands for class folders without splits."""
     if own:
         return ("train",) if split else ("",)
     return SPLITS
@@ -119,7 +127,9 @@ def copy_shards(source: Source, data: Data) -> Brought:
     for name, split in splits.items():
         if split is None:
             raise UserError(f"{source.where}: {name} tells no split; put the shards into train, val and test folders")
-    check_splits(set(splits.values()), ("train", "valid"), source.where)
+    for split in ("train", "valid"):
+        if split not in splits.values():
+            raise UserError(f"{source.where}: no {split} shards; put the shards into train, val and test folders")
     for name in tqdm(source.names, unit="shard", disable=None):
         write_bytes(RAW / name, source.read(name))
     counts: Counter[str] = Counter()

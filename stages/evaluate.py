@@ -14,10 +14,10 @@ from fieldguide import plots, tracking
 from fieldguide.checkpoint import Checkpoint, load_checkpoint
 from fieldguide.device import pick_device
 from fieldguide.errors import run_command
-from fieldguide.files import atomic_path, write_json
+from fieldguide.files import write_json
 from fieldguide.inference import predict
 from fieldguide.loader import decode_all
-from fieldguide.manifest import leaked, read_manifest, rows_of, splits_in_use
+from fieldguide.manifest import leaked, read_manifest, rows_of, splits_in_use, write_table
 from fieldguide.metrics import accuracy_interval, split_metrics
 from fieldguide.models import Classifier
 from fieldguide.params import Evaluate, Runtime, read_params
@@ -80,17 +80,14 @@ def evaluate_metrics(
 def save_submission(logits: np.ndarray, facts: Checkpoint, rows: pd.DataFrame) -> None:
     """The answer for every unlabelled image in the competition's form (`id,label`); only the head where there is none."""
     table = pd.DataFrame({"id": rows["id"], "label": np.array(facts.labels)[logits.argmax(axis=1)]})
-    with atomic_path(SUBMISSION_CSV) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_table(table, SUBMISSION_CSV)
 
 
 def save_confusion(logits: np.ndarray, facts: Checkpoint, rows: pd.DataFrame, split: str) -> None:
     """Truth against prediction: a table for `dvc plots`, and a picture."""
     names = np.array(facts.class_names)
     truth, predicted = facts.classes.targets(rows), logits.argmax(axis=1)
-    with atomic_path(CONFUSION_CSV) as temporary:
-        table = pd.DataFrame({"truth": names[truth], "predicted": names[predicted]})
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_table(pd.DataFrame({"truth": names[truth], "predicted": names[predicted]}), CONFUSION_CSV)
     counts = confusion_matrix(truth, predicted, labels=np.arange(len(names)))
     n_right = int(np.trace(counts))
     title = f"{split}: {n_right} of {len(truth)} right ({n_right / len(truth):.1%})"

@@ -7,6 +7,7 @@ samples.png and sizes.png. Run it with `dvc repro split_check`.
 
 import hashlib
 import string
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -15,14 +16,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from fieldguide import gallery, plots
-from fieldguide.checks import Findings, check, missing_classes
-from fieldguide.duplicates import exact_groups, exact_pairs, photographs
+from fieldguide.checks import Findings, check
+from fieldguide.duplicates import exact_pairs, photographs
 from fieldguide.errors import UserError, run_command
-from fieldguide.files import atomic_path, read_json, write_bytes, write_json
+from fieldguide.files import read_json, write_bytes, write_json
 from fieldguide.images import UnreadableImage, decode, inspect, read_encoded, resized
 from fieldguide.index import index_folders, index_shards, united_classes
 from fieldguide.layout import SPLITS
-from fieldguide.manifest import write_manifest
+from fieldguide.manifest import write_manifest, write_table
 from fieldguide.near_duplicates import Fingerprint, Pair, fingerprint, near_duplicates
 from fieldguide.params import SplitCheck, read_params
 from fieldguide.paths import (
@@ -44,28 +45,31 @@ from fieldguide.splitting import assign_splits
 INSPECTED_PX = 256  # a larger JPEG is decoded at a scale that leaves both sides at least this; enough for all comparisons
 MEAN_PX = 64
 N_SAMPLES, SAMPLE_PX = 10, 96  # pictures a split in samples.png
-MAX_SHOWN = 400  # pairs in the gallery; the table has all
+MAX_SHOWN = 5000  # pairs in the gallery; the table has all
 
 
 def main() -> None:
     params = read_params()
     policy, n_workers = params.split_check, params.runtime.n_workers
     receipt, findings = read_json(RECEIPT), Findings()
-    frame = (
-        index_shards(receipt, RAW)
-        if receipt["layout"] == "tfrecords"
-        else numbered_classes(index_folders(IMAGES_ZIP), findings)
-    )
+    shards = receipt["layout"] == "tfrecords"
+    frame = index_shards(receipt, RAW) if shards else numbered_classes(index_folders(IMAGES_ZIP), findings)
     frame, fingerprints, means = inspected(frame, n_workers)
+    copies = exact_pairs(frame["sha256"].where(frame["reason"].eq(""), ""))
     pairs = near_pairs(frame, fingerprints, n_workers) if policy.near_duplicates else []
     same = [(pair.i, pair.j) for pair in pairs if pair.verdict != "different"]
-    frame["photograph"] = photographs(len(frame), [*exact_pairs(frame), *same])
-    frame = with_splits(frame, policy)
-    frame, n_conflicts = check(frame, policy, findings)
+    frame["photograph"] = photographs(len(frame), [*copies, *same])
+    if receipt["dataset"] == "folder":
+        frame = with_splits(frame, policy)
+    try:
+        frame, n_conflicts = check(frame, policy, findings)
+    except UserError:
+        write_table(findings.table(), FINDINGS_CSV)
+        raise
     if not frame["use"].any():
         raise UserError(f"{RAW}: no image in use, the first is out for: {frame['reason'].iloc[0]}; mend the data")
-    metrics = metrics_of(frame, pairs if policy.near_duplicates else None, n_conflicts)
-    table = pair_table(frame, pairs)
+    metrics = metrics_of(frame, copies, pairs if policy.near_duplicates else None, findings, n_conflicts)
+    table = pair_table(frame, pairs, copies)
     write_tables(frame, findings, table)
     write_json(stage_metrics("split_check"), metrics)
     write_pictures(frame, table, means)
@@ -88,13 +92,14 @@ class Inspected(NamedTuple):
     width: int | None
     height: int | None
     sha256: str
+    phash: str
     reason: str
     fingerprint: Fingerprint | None
     small: np.ndarray | None
 
 
 def inspected(frame: pd.DataFrame, n_workers: int) -> tuple[pd.DataFrame, list[Fingerprint | None], dict[str, np.ndarray]]:
-    """Adds `width`, `height`, `sha256` and `reason`; also a fingerprint for each image and the mean image of each split."""
+    """Adds `width`, `height`, `sha256`, `phash` and `reason`; a fingerprint for each image; each split's mean image."""
     places = list(zip(frame["file"], frame["offset"], frame["length"], strict=True))
     rows, fingerprints = [], []
     sums = {split: np.zeros((MEAN_PX, MEAN_PX, 3)) for split in dict.fromkeys(frame["split"])}
@@ -102,12 +107,12 @@ def inspected(frame: pd.DataFrame, n_workers: int) -> tuple[pd.DataFrame, list[F
     with ThreadPoolExecutor(n_workers) as pool:
         looks = tqdm(pool.map(_inspect_one, places), total=len(places), unit="image", disable=None)
         for split, look in zip(frame["split"], looks, strict=True):
-            rows.append(look[:4])
+            rows.append(look[:5])
             fingerprints.append(look.fingerprint)
             if look.small is not None:
                 sums[split] += look.small
                 counts[split] += 1
-    columns = pd.DataFrame(rows, columns=["width", "height", "sha256", "reason"])
+    columns = pd.DataFrame(rows, columns=["width", "height", "sha256", "phash", "reason"])
     order = ["", *SPLITS, "unlabelled"]
     means = {
         split or "all": (sums[split] / counts[split]).round().astype(np.uint8)
@@ -124,8 +129,9 @@ def _inspect_one(place: tuple[str, int, int]) -> Inspected:
     try:
         facts, rgb = inspect(encoded, INSPECTED_PX)
     except UnreadableImage as error:
-        return Inspected(None, None, digest, f"unreadable: {error}", None, None)
-    return Inspected(facts.width, facts.height, digest, "", fingerprint(rgb), resized(rgb, MEAN_PX))
+        return Inspected(None, None, digest, "", f"unreadable: {error}", None, None)
+    prints = fingerprint(rgb)
+    return Inspected(facts.width, facts.height, digest, f"{prints.hashes[0]:016x}", "", prints, resized(rgb, MEAN_PX))
 
 
 def near_pairs(frame: pd.DataFrame, fingerprints: list[Fingerprint | None], n_workers: int) -> list[Pair]:
@@ -144,24 +150,34 @@ def near_pairs(frame: pd.DataFrame, fingerprints: list[Fingerprint | None], n_wo
 def with_splits(frame: pd.DataFrame, policy: SplitCheck) -> pd.DataFrame:
     """Cuts the splits that own photographs came without out of the others; one photograph stays on one side."""
     fractions = {"test": policy.test_fraction, "valid": policy.valid_fraction}
-    present = set(frame["split"])
-    absent = {split: fraction for split, fraction in fractions.items() if split not in present}
-    if "unlabelled" in present or not absent:
+    absent = {split: fraction for split, fraction in fractions.items() if split not in set(frame["split"])}
+    if not absent:
         return frame
     pool = frame[frame["split"].isin(["", "train"])]
     first_id = pool.groupby("photograph")["id"].transform("min")
     splits = assign_splits(pool, absent, groups=first_id, seed=policy.seed)
+    counts = splits.value_counts()
+    for split, fraction in absent.items():
+        if not counts.get(split):
+            largest = pool["class_name"].value_counts().max()
+            raise UserError(
+                f"no {split} split is there, and none can be cut: {fraction} of the largest class ({largest} images) is none;"
+                f" add images or raise split_check.{split}_fraction"
+            )
+        print(f"no {split} split was there: {counts[split]} images were cut out for it, by seed {policy.seed}")
     return frame.assign(split=splits.reindex(frame.index).fillna(frame["split"]))
 
 
-def metrics_of(frame: pd.DataFrame, pairs: list[Pair] | None, n_conflicts: int) -> dict[str, Any]:
+def metrics_of(
+    frame: pd.DataFrame, copies: list[tuple[int, int]], pairs: list[Pair] | None, findings: Findings, n_conflicts: int
+) -> dict[str, Any]:
     """The content of metrics/split_check.json; near duplicates are null where they were not looked for."""
     across = within = None
     if pairs is not None:
         same = [pair for pair in pairs if pair.verdict != "different"]
         across = sum(frame.at[pair.i, "split"] != frame.at[pair.j, "split"] for pair in same)
         within = len(same) - across
-    missing = missing_classes(frame)
+    missing = Counter(finding["split"] for finding in findings.rows if finding["kind"] == "missing class")
     used = frame[frame["use"] & (frame["split"] == "train")]
     per_class = used.groupby("class_name").size()
     return {
@@ -169,10 +185,10 @@ def metrics_of(frame: pd.DataFrame, pairs: list[Pair] | None, n_conflicts: int) 
         "images": {split: int((frame["split"] == split).sum()) for split in SPLITS},
         "unlabelled": int(frame["label"].isna().sum()),
         "unreadable": int(frame["width"].isna().sum()),
-        "exact_duplicates": int(exact_groups(frame).duplicated("sha256").sum()),
+        "exact_duplicates": len(copies),
         "near_duplicates": {"across_splits": across, "within_split": within},
         "label_conflicts": n_conflicts,
-        "missing_classes": {split: len(missing.get(split, ())) for split in SPLITS},
+        "missing_classes": {split: missing[split] for split in SPLITS},
         "train_images_per_class": {"smallest": int(per_class.min()), "largest": int(per_class.max())}
         if len(per_class)
         else None,
@@ -180,10 +196,10 @@ def metrics_of(frame: pd.DataFrame, pairs: list[Pair] | None, n_conflicts: int) 
     }
 
 
-def pair_table(frame: pd.DataFrame, pairs: list[Pair]) -> pd.DataFrame:
+def pair_table(frame: pd.DataFrame, pairs: list[Pair], copies: list[tuple[int, int]]) -> pd.DataFrame:
     """Every pair of candidates with its verdict, and the byte-identical ones; pairs that matter most first."""
     places = ["split", "class_name", "id"]
-    listed = [(*pair[:4], pair.verdict) for pair in pairs] + [(i, j, 0, 1.0, "identical") for i, j in exact_pairs(frame)]
+    listed = [(*pair[:4], pair.verdict) for pair in pairs] + [(i, j, 0, 1.0, "identical") for i, j in copies]
     table = pd.DataFrame(listed, columns=["i", "j", "distance", "similarity", "verdict"])
     for side, name in (("i", "one"), ("j", "other")):
         part = frame.iloc[table[side]][places].reset_index(drop=True)
@@ -201,8 +217,7 @@ def write_tables(frame: pd.DataFrame, findings: Findings, pairs: pd.DataFrame) -
     shown = [column for column in pairs.columns if column not in ("i", "j", "same", "across", "conflict")]
     tables = {CLASSES_CSV: class_counts(frame), FINDINGS_CSV: findings.table(), NEAR_DUPLICATES_CSV: pairs[shown]}
     for target, table in tables.items():
-        with atomic_path(target) as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n")
+        write_table(table, target)
 
 
 def class_counts(frame: pd.DataFrame) -> pd.DataFrame:
@@ -261,7 +276,8 @@ def report(metrics: dict[str, Any], findings: Findings) -> None:
     images = ", ".join(f"{metrics['images'][split]} {split}" for split in SPLITS)
     near = metrics["near_duplicates"]
     print(f"{metrics['classes']} classes; {images}, {metrics['unlabelled']} unlabelled; {metrics['dropped']} dropped")
-    print(f"near duplicates: {near['across_splits']} across splits, {near['within_split']} within; see {NEAR_DUPLICATES_HTML}")
+    if near["across_splits"] is not None:
+        print(f"near duplicates: {near['across_splits']} across splits, {near['within_split']} within: {NEAR_DUPLICATES_HTML}")
     for kind, n_found in findings.table()["kind"].value_counts().items():
         print(f"{n_found} x {kind}: see {FINDINGS_CSV}")
     print(f"-> {MANIFEST} {stage_metrics('split_check')} {CLASSES_CSV} {FINDINGS_CSV} {NEAR_DUPLICATES_CSV}")

@@ -16,11 +16,11 @@ from fieldguide import augment, plots, tracking
 from fieldguide.checkpoint import Checkpoint, save_checkpoint
 from fieldguide.device import device_name, pick_device, pick_dtype
 from fieldguide.errors import UserError, run_command
-from fieldguide.files import atomic_path, file_hash, write_json
+from fieldguide.files import file_hash, write_json
 from fieldguide.inference import Score, predict, score
 from fieldguide.loader import decode_all
 from fieldguide.loop import Training
-from fieldguide.manifest import Classes, classes_of, read_manifest, rows_of
+from fieldguide.manifest import Classes, classes_of, read_manifest, rows_of, write_table
 from fieldguide.models import build
 from fieldguide.optim import lr_at, make_optimizer
 from fieldguide.params import Params, read_params
@@ -159,8 +159,7 @@ def train_metrics(history: pd.DataFrame, best: int, n_parameters: int) -> dict[s
 
 
 def _save_history(history: list[dict[str, float]]) -> None:
-    with atomic_path(HISTORY_CSV) as temporary:
-        pd.DataFrame(history).to_csv(temporary, index=False, lineterminator="\n")
+    write_table(pd.DataFrame(history), HISTORY_CSV)
 
 
 def save_curves(history: pd.DataFrame, best: int) -> None:

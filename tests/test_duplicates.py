@@ -5,7 +5,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from fieldguide.duplicates import TRUST, exact_groups, exact_pairs, label_conflicts, leaks, photographs
+from fieldguide.duplicates import TRUST, exact_pairs, label_conflicts, leaks, photographs
 
 Planted = tuple[str, int | None, str]  # split, label, content
 
@@ -18,31 +18,18 @@ def table(*rows: Planted) -> pd.DataFrame:
 
 
 def found(frame: pd.DataFrame) -> set[tuple[int, int]]:
-    return set(leaks(exact_groups(frame)).itertuples(index=False, name=None))
+    return set(leaks(frame, by="sha256").itertuples(index=False, name=None))
 
 
 def test_different_images_are_no_duplicates() -> None:
     frame = table(("train", 0, "a"), ("valid", 0, "b"), ("test", 0, "c"))
-    assert exact_groups(frame).empty
     assert found(frame) == set()
-    assert label_conflicts(exact_groups(frame)).empty
+    assert label_conflicts(frame, by="sha256").empty
 
 
 def test_an_empty_table_has_no_duplicates() -> None:
     assert found(table()) == set()
-    assert label_conflicts(exact_groups(table())).empty
-
-
-def test_equal_rows_lie_side_by_side_under_the_tables_own_index() -> None:
-    frame = table(("train", 0, "b"), ("train", 0, "x"), ("test", 0, "a"), ("valid", 0, "b"), ("train", 0, "a"))
-    frame.index = [10, 11, 12, 13, 14]
-    groups = exact_groups(frame)
-    assert groups.index.tolist() == [12, 14, 10, 13]
-    assert groups["sha256"].tolist() == ["a", "a", "b", "b"]
-
-
-def test_images_without_a_hash_are_not_copies_of_each_other() -> None:
-    assert exact_groups(table(("train", 0, ""), ("test", 0, ""))).empty
+    assert label_conflicts(table(), by="sha256").empty
 
 
 @pytest.mark.parametrize(("less", "more"), list(combinations(["train", "valid", "test"], 2)))
@@ -72,7 +59,6 @@ def test_several_copies_in_the_upper_split_make_one_leak() -> None:
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_copies_within_a_split_are_duplicates_and_no_leak(split: str) -> None:
     frame = table((split, 0, "a"), (split, 0, "a"), ("train", 0, "b"))
-    assert len(exact_groups(frame)) == 2
     assert found(frame) == set()
 
 
@@ -98,13 +84,16 @@ def test_conflicts_are_images_that_stand_under_more_than_one_class() -> None:
         ("unlabelled", None, "d"),
     )
     expected = {"a": ["class 0", "class 1", "class 2"], "c": ["class 3", "class 4"]}
-    assert label_conflicts(exact_groups(frame)).to_dict() == expected
+    assert label_conflicts(frame, by="sha256").to_dict() == expected
 
 
 def test_each_copy_is_paired_with_the_first_of_its_kind() -> None:
-    rows = [("train", 0, content) for content in "abacab"]
-    assert exact_pairs(table(*rows)) == [(0, 2), (0, 4), (1, 5)]
-    assert exact_pairs(table(("train", 0, "a"), ("test", 0, "b"))) == exact_pairs(table()) == []
+    assert exact_pairs("abacab") == [(0, 2), (0, 4), (1, 5)]
+    assert exact_pairs("ab") == exact_pairs([]) == []
+
+
+def test_images_without_a_hash_are_not_copies_of_each_other() -> None:
+    assert exact_pairs(["", "", "a"]) == []
 
 
 @pytest.mark.parametrize(

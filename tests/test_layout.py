@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from pathlib import PurePosixPath
 
 import pytest
 
@@ -10,14 +11,17 @@ from fieldguide.layout import (
     SPLIT_NAMES,
     SPLITS,
     check_class_folders,
+    check_classes,
     check_splits,
     class_alone,
+    class_key,
+    class_name,
     is_image,
     is_shard,
     resolution_of,
     shard_split,
     split_and_class,
-    without_wrapper,
+    wrapper_of,
 )
 
 
@@ -70,8 +74,10 @@ def test_hidden_files_what_macos_leaves_and_other_kinds_are_no_images(name: str)
     ],
 )
 def test_the_wrapper_is_what_all_names_share_above_the_splits(names: list[str], depth: int) -> None:
-    assert without_wrapper(names) == depth
-    assert without_wrapper(iter(names)) == depth
+    expected = PurePosixPath(*PurePosixPath(names[0]).parts[:depth]) if names else PurePosixPath()
+    assert wrapper_of(names) == expected
+    assert wrapper_of(["cover.jpg", *names]) == expected  # a loose picture beside it changes nothing
+    assert wrapper_of(iter(names)) == expected
 
 
 @pytest.mark.parametrize(
@@ -104,19 +110,38 @@ def test_a_name_outside_split_and_class_has_no_place(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("train/PAPER KITE /1.jpg", "PAPER KITE"),  # as the butterfly archive has it
+        ("train/PAPER KITE /1.jpg", "PAPER KITE "),  # as the butterfly archive has it
         ("train/A/more/2.jpg", "A"),
         ("train/蝴蝶/1.jpg", "蝴蝶"),
         ("train/train/1.jpg", "train"),
-        (f"train/{unicodedata.normalize('NFD', 'Königin')}/1.jpg", unicodedata.normalize("NFC", "Königin")),
     ],
 )
 def test_the_class_is_the_folder_below_the_split(name: str, expected: str) -> None:
     assert split_and_class(name) == ("train", expected)
 
 
+def test_folders_of_one_class_differ_in_case_space_or_unicode_form_only() -> None:
+    folders = ["Königin", " KÖNIGIN ", unicodedata.normalize("NFD", "königin")]
+    assert len({class_key(folder) for folder in folders}) == 1
+    assert class_name(folders[1]) == "KÖNIGIN"
+    assert class_key("Königin I") != class_key("Königin II")
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        ([("train", "A"), ("valid", "A ")], r"x: one class alone \(a\); a classifier needs two or more class folders"),
+        ([("train", "A"), ("train", " ")], "x: class folder ' ' has no name; rename it"),
+        ([("", "train"), ("", "Val")], "x: Val holds images and no class folders; put them into Val/<CLASS>/"),
+    ],
+)
+def test_folders_that_cannot_be_meant_as_classes_are_refused(places: list[tuple[str, str]], said: str) -> None:
+    with pytest.raises(UserError, match=f"^{said}$"):
+        check_classes(places, "x")
+
+
 def test_class_folders_without_splits_leave_the_split_open() -> None:
-    assert class_alone("MONARCH /7.jpg") == ("", "MONARCH")
+    assert class_alone("MONARCH /7.jpg") == ("", "MONARCH ")
     assert class_alone("MONARCH/more/7.jpg") == ("", "MONARCH")
     assert class_alone("7.jpg") is None
 

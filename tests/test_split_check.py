@@ -47,11 +47,15 @@ def checked(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame, list
     """The table, findings and metrics of data without near duplicates."""
     findings = Findings()
     frame, n_conflicts = check(with_photographs(frame), policy, findings)
-    return frame, findings.rows, metrics_of(frame, [], n_conflicts)
+    return frame, findings.rows, metrics_of(frame, copies_in(frame), [], findings, n_conflicts)
+
+
+def copies_in(frame: pd.DataFrame) -> list[tuple[int, int]]:
+    return exact_pairs(frame["sha256"].where(frame["width"].notna(), ""))
 
 
 def with_photographs(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(photograph=photographs(len(frame), exact_pairs(frame)))
+    return frame.assign(photograph=photographs(len(frame), copies_in(frame)))
 
 
 def table(*rows: Planted) -> pd.DataFrame:
@@ -104,7 +108,7 @@ def test_sound_data_are_all_used_and_nothing_is_found() -> None:
 
 def test_near_duplicates_that_were_not_looked_for_are_not_counted_as_none() -> None:
     frame, _, _ = checked(table(*WHOLE), policy())
-    assert metrics_of(frame, None, 0)["near_duplicates"] == {"across_splits": None, "within_split": None}
+    assert metrics_of(frame, [], None, Findings(), 0)["near_duplicates"] == {"across_splits": None, "within_split": None}
 
 
 @pytest.mark.parametrize(("less", "more"), list(combinations(SPLITS, 2)))
@@ -217,7 +221,7 @@ def test_fail_stops_at_unreadable_images_and_names_the_first_ten() -> None:
     others = "".join(f"; test/A/{place}.jpg" for place in range(7, 16))
     assert str(caught.value) == (
         "12 finding(s) of kind unreadable: test/A/6.jpg in test (unreadable: cannot identify image file)"
-        f"{others} ...; mend the data or set split_check.unreadable"
+        f"{others} ... (all are in metrics/findings.csv); mend the data or set split_check.unreadable"
     )
 
 
@@ -434,7 +438,7 @@ def test_a_stop_is_one_line_and_writes_nothing(
 ) -> None:
     project = with_raw(make_project(**settings), PHOTOS | extra)
     failed_in_one_line(run_stage(project, "split_check"), said)
-    assert outputs(project) == set()
+    assert outputs(project) == ({"metrics/findings.csv"} if extra else set())  # the list of what stopped it
 
 
 def test_missing_raw_data_are_one_line(make_project: MakeProject) -> None:
@@ -455,3 +459,48 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(make_project: MakeProje
     done = on_a_tiny_disk(project / "metrics", ["sh", "-c", stage, "sh", str(project), sys.executable], kilobytes=8)
     failed_in_one_line(done, r"metrics/classes\.csv: could not be written \(No space left on device\); free space or permit it")
     assert done.stdout == "full\n"
+
+
+def test_unreadable_files_with_the_same_bytes_are_no_copies(make_project: MakeProject) -> None:
+    project = with_raw(
+        make_project(**{"split_check.unreadable": "drop"}), PHOTOS | {"train/A/8.jpg": b"", "train/A/9.jpg": b""}
+    )
+    succeeded(run_stage(project, "split_check"))
+    metrics = json.loads((project / "metrics/split_check.json").read_text())
+    assert (metrics["unreadable"], metrics["exact_duplicates"]) == (2, 0)
+
+
+def test_a_split_that_would_be_empty_is_told_not_made() -> None:
+    frame = with_photographs(table(*[("", name, f"{name}{n}") for name in "AB" for n in range(2)]))
+    with pytest.raises(UserError, match=r"no test split is there, and none can be cut: 0\.2 of the largest class \(2 images\)"):
+        with_splits(frame, policy())
+
+
+def test_a_conflict_that_leaves_train_leaves_no_leak_behind() -> None:
+    rows = [*WHOLE, ("train", "A", "twice"), ("test", "B", "twice")]
+    frame, findings, metrics = checked(table(*rows), policy(label_conflicts="drop", leaks="report"))
+    assert use_and_reason(frame)[-2:] == [(False, "label conflict: also under B"), (True, "label conflict: also under A")]
+    assert [found["kind"] for found in findings] == ["label conflict"] * 2
+    assert metrics["label_conflicts"] == 1
+
+
+def test_a_photograph_that_also_awaits_a_label_is_listed_and_kept() -> None:
+    rows = [*WHOLE, ("train", "A", "again"), ("unlabelled", "", "again")]
+    frame, findings, _ = checked(table(*rows), policy(leaks="drop"))
+    assert use_and_reason(frame)[-2:] == [(True, ""), (True, "")]
+    detail = "same photograph as unlabelled unlabelled//7.jpg"
+    assert findings == [finding("also unlabelled", "train", "A", "train/A/6.jpg", detail, "kept")]
+
+
+def test_missing_classes_are_counted_as_they_were_before_they_are_dropped() -> None:
+    rows = [*WHOLE, ("train", "C", "only here")]
+    dropped = checked(table(*rows), policy(missing_classes="drop"))[2]
+    assert dropped["missing_classes"] == {"train": 0, "valid": 1, "test": 1}
+    assert dropped["dropped"] == 1
+
+
+def test_class_folders_that_differ_in_surrounding_space_are_one_class_and_it_is_said() -> None:
+    frame = pd.DataFrame({"split": ["train", "train", "valid"], "class_name": ["MONARCH", "MONARCH", "MONARCH "]})
+    findings = Findings()
+    assert numbered_classes(frame, findings)["class_name"].tolist() == ["MONARCH"] * 3
+    assert findings.rows == [finding("class name", "valid", "MONARCH ", "", "taken for 'MONARCH'", "united")]

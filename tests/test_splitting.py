@@ -44,9 +44,8 @@ def test_copies_stay_on_one_side() -> None:
 def test_a_photograph_under_two_names_stays_on_one_side() -> None:
     frame = photographs({"a": 30, "b": 30})
     groups = frame["id"].where(~frame["id"].isin(["a/0.jpg", "b/0.jpg"]), "same")
-    for seed in range(20):
-        splits = assign_splits(frame, FRACTIONS, groups, seed)
-        assert splits[groups == "same"].nunique() == 1
+    for seed in range(20):  # in train, where the policy about label conflicts reaches it
+        assert assign_splits(frame, FRACTIONS, groups, seed)[groups == "same"].eq("train").all()
 
 
 def test_the_result_depends_on_ids_and_seed_not_on_the_order_of_rows() -> None:

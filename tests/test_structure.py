@@ -72,6 +72,31 @@ def test_deps_name_exactly_the_code_that_a_stage_imports(stage: str) -> None:
     assert named == import_closure(f"stages/{stage}.py")
 
 
+DATA_DEPS = {
+    "download": set(),
+    "split_check": {"data/raw"},
+    "train": {"data/raw", "data/manifest.csv"},
+    "evaluate": {"data/raw", "data/manifest.csv", "models/model.safetensors"},
+    "export_onnx": {"data/raw", "data/manifest.csv", "models/model.safetensors"},
+    "benchmark": {"data/raw", "data/manifest.csv", "models/model.safetensors", "models/model.onnx"},
+}
+ARTIFACTS = {
+    "RAW": "data/raw",
+    "MANIFEST": "data/manifest.csv",
+    "CHECKPOINT": "models/model.safetensors",
+    "ONNX": "models/model.onnx",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_name_exactly_the_artifacts_that_a_stage_reads(stage: str) -> None:
+    assert {dep for dep in PIPELINE[stage]["deps"] if not dep.endswith(".py")} == DATA_DEPS[stage]
+    tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())
+    named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    made = {next(iter(out)) if isinstance(out, dict) else out for out in PIPELINE[stage].get("outs", [])}
+    assert {path for name, path in ARTIFACTS.items() if name in named} - made == DATA_DEPS[stage]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_params_name_exactly_the_sections_that_a_stage_reads(stage: str) -> None:
     tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())

@@ -167,9 +167,7 @@ def test_offset_is_not_misled_by_what_looks_like_the_image(tmp_path):
 
 
 def test_other_feature_names(tmp_path):
-    payload = example(
-        ("image/encoded", texts(JPEG)), ("image/class/label", ints(3)), ("image/filename", texts(b"n01.jpg"))
-    )
+    payload = example(("image/encoded", texts(JPEG)), ("image/class/label", ints(3)), ("image/filename", texts(b"n01.jpg")))
     path = write(tmp_path, payload, name="train-00000-of-00001")
     (row,) = read(path, "image/encoded", "image/class/label", "image/filename")
     assert (row.length, row.label, row.id) == (len(JPEG), 3, "n01.jpg")
@@ -267,14 +265,12 @@ def test_wrong_checksums(tmp_path):
     path.write_bytes(first + second[:8] + bytes(4) + second[12:])
     computed = int.from_bytes(second[8:12], "little")
     assert error_of(path) == (
-        f"record 1 at byte {at}: the length's CRC32C is {computed:#010x}, stored is 0x00000000; "
-        "download the shard again"
+        f"record 1 at byte {at}: the length's CRC32C is {computed:#010x}, stored is 0x00000000; download the shard again"
     )
     path.write_bytes(first + second[:-4] + bytes(4))
     computed = int.from_bytes(second[-4:], "little")
     assert error_of(path) == (
-        f"record 1 at byte {at}: the content's CRC32C is {computed:#010x}, stored is 0x00000000; "
-        "download the shard again"
+        f"record 1 at byte {at}: the content's CRC32C is {computed:#010x}, stored is 0x00000000; download the shard again"
     )
 
 
