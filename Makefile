@@ -27,7 +27,7 @@ setup: .venv/installed
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"error: Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; give another: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	uv pip install --quiet --python .venv/bin/python requirements.txt
+	uv pip install --quiet --python .venv/bin/python -r requirements.txt
 	touch .venv/installed
 
 pins: setup
