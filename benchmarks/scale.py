@@ -1,6 +1,6 @@
 """Seconds and peak memory of download and split_check as the number of images grows.
 
-    python benchmarks/scale.py [--images 1000 10000 100000] [--px 48]
+    python benchmarks/scale.py [--images 1000 10000 100000] [--px 48] [--near-duplicates]
 
 Draws that many small JPEGs in class folders under a temporary folder, runs the two stages on them as DVC would
 (`data.dataset: folder`), and prints a line for each size. The peak is that of the stage's process (resident set).
@@ -55,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--px", type=int, default=48, help="side of the pictures, pixels")
+    parser.add_argument("--near-duplicates", action="store_true", help="with the search for near duplicates")
     arguments = parser.parse_args()
     print(f"{'images':>8s} {'download s':>11s} {'MiB':>6s} {'split_check s':>14s} {'MiB':>6s}")
     for n_images in arguments.images:
@@ -63,6 +64,8 @@ def main() -> None:
             write_photographs(folder / "photos", n_images, arguments.px)
             params = (ROOT / "params.yaml").read_text()
             params = re.sub(r"\n  dataset: \w+", "\n  dataset: folder", params, count=1)
+            searched = f"near_duplicates: {str(arguments.near_duplicates).lower()}"
+            params = params.replace("near_duplicates: true", searched)
             params = params.replace('\n  path: ""', f'\n  path: "{folder / "photos"}"', 1)
             (folder / "params.yaml").write_text(params)
             (folder / "stages").symlink_to(ROOT / "stages")

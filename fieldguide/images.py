@@ -5,12 +5,13 @@ in use than it learned from. Needs Pillow and NumPy only.
 """
 
 import io
+import os
 import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,6 +155,14 @@ def read_encoded(file: Path, offset: int, length: int) -> bytes:
     with file.open("rb") as stream:
         stream.seek(offset)
         return stream.read(length)
+
+
+@contextmanager
+def encoded_reader(folder: Path, files: Iterable[str]) -> Iterator[Callable[[str, int, int], bytes]]:
+    """`read(file, offset, length)` for many images of few files, which stay open; may be called from threads."""
+    with ExitStack() as stack:
+        handles = {file: stack.enter_context((folder / file).open("rb")).fileno() for file in set(files)}
+        yield lambda file, offset, length: os.pread(handles[file], length, offset)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from fieldguide.errors import UserError
-from fieldguide.images import UnreadableImage, decode, read_encoded
+from fieldguide.images import UnreadableImage, decode, encoded_reader
 
 
 def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> torch.Tensor:
@@ -22,13 +22,16 @@ def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> 
     def fill(place: tuple[int, str, int, int]) -> None:
         index, file, offset, length = place
         try:
-            pixels[index] = decode(read_encoded(raw / file, offset, length), image_px)
+            pixels[index] = decode(read(file, offset, length), image_px)
         except (UnreadableImage, OSError) as error:
             name = f"{raw / file} at byte {offset} ({rows['id'].iloc[index]})"
             raise UserError(f"{name}: {error}; check the data again with: dvc repro -f split_check") from error
 
     places = zip(range(len(rows)), rows["file"], rows["offset"], rows["length"], strict=True)
-    with ThreadPoolExecutor(n_workers) as pool:
-        for _ in tqdm(pool.map(fill, places), total=len(rows), unit="image", desc="decode", disable=None):
-            pass
+    try:
+        with encoded_reader(raw, rows["file"]) as read, ThreadPoolExecutor(n_workers) as pool:
+            for _ in tqdm(pool.map(fill, places), total=len(rows), unit="image", desc="decode", disable=None):
+                pass
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; bring the data back with: dvc repro download") from error
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
