@@ -245,6 +245,17 @@ def test_the_result_does_not_depend_on_the_number_of_workers() -> None:
     assert cv2.getNumThreads() == threads
 
 
+def test_the_result_does_not_depend_on_what_is_held_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = textured(6)
+    images += [cropped(0.05)(rgb, default_rng(1)) for rgb in images]
+    pairs = pairs_of(images)
+    monkeypatch.setattr(module, "BLOCK_PAIRS", 2)
+    monkeypatch.setattr(module, "CHUNK_QUERIES", 2 * len(module.PROBES))
+    monkeypatch.setattr(module, "CHUNK_PAIRS", 5)
+    assert pairs_of(images) == pairs
+    assert len(pairs) >= 6
+
+
 @pytest.mark.parametrize("n_images", [0, 1])
 def test_no_pairs_of_fewer_than_two_images(n_images: int) -> None:
     assert pairs_of(textured(n_images)) == []
@@ -252,8 +263,8 @@ def test_no_pairs_of_fewer_than_two_images(n_images: int) -> None:
 
 def test_a_fingerprint_is_small() -> None:
     marks = fingerprint(textured(1)[0])
-    assert marks.hashes.nbytes + marks.thumbnail.nbytes <= 6_000
-    assert (marks.hashes.dtype, marks.thumbnail.shape, marks.side_px) == (np.uint64, (64, 64), 224)
+    assert marks.hashes.nbytes + marks.thumbnail.nbytes <= 1_400
+    assert (marks.hashes.dtype, marks.thumbnail.shape, marks.side_px) == (np.uint64, (32, 32), 224)
 
 
 def clustered_hashes(n_hashes: int) -> np.ndarray:
