@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fieldguide.device import autocast
+from fieldguide.loader import Source
 from fieldguide.models import Classifier
 
 
@@ -20,19 +21,19 @@ class Score:
 @torch.inference_mode()
 def predict(
     model: Classifier,
-    images: torch.Tensor,
+    source: Source,
     batch_size: int,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Logits of unchanged images: uint8 `[N, 3, H, W]` anywhere to float32 `[N, K]` on the CPU."""
+    """Logits of unchanged images, in their order: float32 `[N, K]` on the CPU."""
     model.eval()
-    logits = []
-    for start in range(0, len(images), batch_size):
-        pixels = images[start : start + batch_size].to(device).float().div_(255)
+    logits = [torch.empty(0, model.head.out_features)]
+    for images in source.batches(torch.arange(len(source)).split(batch_size) if len(source) else []):
+        pixels = images.to(device).float().div_(255)
         with autocast(device, dtype):
             logits.append(model(pixels.contiguous(memory_format=torch.channels_last)).float())
-    return torch.cat(logits).cpu() if logits else torch.empty(0, model.head.out_features)
+    return torch.cat([part.cpu() for part in logits])
 
 
 def score(logits: torch.Tensor, targets: torch.Tensor) -> Score:

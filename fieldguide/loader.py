@@ -1,15 +1,155 @@
-"""Manifest rows to pixels in memory: every image is decoded once, by a pool of threads (Pillow releases the GIL)."""
+"""Manifest rows to pixels: all of them decoded once into memory (resident), or again and again by workers (streaming).
 
+Both give the same bytes in the same order. Pillow releases the interpreter's lock, so that threads decode side by side;
+streaming uses processes, which also keep the Python of the training step free.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from fieldguide.errors import UserError
 from fieldguide.images import UnreadableImage, decode, encoded_reader
+from fieldguide.params import Train
+
+CHANNELS = 3
+PREFETCHED = 4  # batches that each worker decodes ahead
+
+
+class Source(Protocol):
+    """Images in the order of their rows, on a device."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, chosen: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """For each of `chosen`, int64 `[B]` on the CPU, these images: uint8 `[B, 3, H, W]` on the device, channels last."""
+        ...
+
+
+class Resident:
+    """Images that lie in the device's memory: uint8 `[N, 3, H, W]`."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def batches(self, chosen: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        by_row = self.images.permute(0, 2, 3, 1)
+        for rows in chosen:
+            yield by_row[rows.to(by_row.device, non_blocking=True)].permute(0, 3, 1, 2)
+
+
+class Streaming:
+    """Images that worker processes decode when they are asked for; workers live until `close`."""
+
+    def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device) -> None:
+        self.device = device
+        self._decoder = _Decoder(rows, raw, image_px)
+        self._order = _Order()
+        methods = multiprocessing.get_all_start_methods()
+        self._loader = DataLoader(
+            self._decoder,
+            sampler=self._order,
+            batch_size=None,
+            num_workers=n_workers,
+            prefetch_factor=PREFETCHED,
+            persistent_workers=True,
+            pin_memory=device.type == "cuda",
+            multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",  # a fork copies held locks
+        )
+
+    def __len__(self) -> int:
+        return len(self._decoder)
+
+    def batches(self, chosen: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        self._order.chosen = [rows.tolist() for rows in chosen]
+        try:
+            for pixels in self._loader:
+                if isinstance(pixels, UserError):  # sent, not raised: torch would wrap it in the worker's traceback
+                    raise pixels
+                yield pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        except (RuntimeError, EOFError, ConnectionError) as error:  # the last two: it died while it sent a batch
+            if isinstance(error, RuntimeError) and "worker" not in str(error):
+                raise
+            raise UserError(
+                f"a worker that decodes images died ({str(error).split(chr(10))[0] or type(error).__name__}); mostly memory"
+                " ran out: lower runtime.workers or train.batch_size"
+            ) from error
+
+    def close(self) -> None:
+        """Ends the workers."""
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None:
+            with suppress(AttributeError):
+                iterator._shutdown_workers()
+
+
+class _Order:
+    """What is asked for next; a DataLoader whose workers live on takes it anew in each epoch."""
+
+    def __init__(self) -> None:
+        self.chosen: list[list[int]] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.chosen)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+class _Decoder(Dataset):
+    """What runs in a worker: a list of row numbers to uint8 `[B, px, px, 3]`."""
+
+    def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int) -> None:
+        self.files = sorted(set(rows["file"]))
+        numbers = {file: number for number, file in enumerate(self.files)}
+        columns = rows["file"].map(numbers), rows["offset"], rows["length"]
+        self.places = np.stack([column.to_numpy(dtype=np.int64) for column in columns], axis=1)
+        self.names = rows["id"].to_numpy(dtype=str)
+        self.raw, self.image_px = raw, image_px
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, chosen: list[int]) -> torch.Tensor | UserError:
+        pixels = np.empty((len(chosen), self.image_px, self.image_px, CHANNELS), np.uint8)
+        try:
+            with encoded_reader(self.raw, [self.files[number] for number in set(self.places[chosen, 0])]) as read:
+                for slot, row in zip(pixels, chosen, strict=True):
+                    self.fill(slot, row, read)
+        except OSError as error:
+            return _lost(error)
+        except UserError as error:
+            return error
+        return torch.from_numpy(pixels)
+
+    def fill(self, slot: np.ndarray, row: int, read: Callable[[str, int, int], bytes]) -> None:
+        """One image into uint8 `[px, px, 3]`; raises `UserError` naming the image."""
+        number, offset, length = self.places[row].tolist()
+        try:
+            slot[:] = decode(read(self.files[number], offset, length), self.image_px)
+        except (UnreadableImage, OSError) as error:
+            name = f"{self.raw / self.files[number]} at byte {offset} ({self.names[row]})"
+            raise UserError(f"{name}: {error}; check the data again with: dvc repro -f split_check") from error
+
+
+def _lost(error: OSError) -> UserError:
+    return UserError(f"{error.filename}: {error.strerror}; bring the data back with: dvc repro download")
 
 
 def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> torch.Tensor:
@@ -17,21 +157,30 @@ def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> 
 
     Raises `UserError` naming the first image that cannot be decoded.
     """
-    pixels = np.empty((len(rows), image_px, image_px, 3), np.uint8)
-
-    def fill(place: tuple[int, str, int, int]) -> None:
-        index, file, offset, length = place
-        try:
-            pixels[index] = decode(read(file, offset, length), image_px)
-        except (UnreadableImage, OSError) as error:
-            name = f"{raw / file} at byte {offset} ({rows['id'].iloc[index]})"
-            raise UserError(f"{name}: {error}; check the data again with: dvc repro -f split_check") from error
-
-    places = zip(range(len(rows)), rows["file"], rows["offset"], rows["length"], strict=True)
+    pixels = np.empty((len(rows), image_px, image_px, CHANNELS), np.uint8)
+    decoder = _Decoder(rows, raw, image_px)
     try:
         with encoded_reader(raw, rows["file"]) as read, ThreadPoolExecutor(n_workers) as pool:
-            for _ in tqdm(pool.map(fill, places), total=len(rows), unit="image", desc="decode", disable=None):
+            filled = pool.map(lambda row: decoder.fill(pixels[row], row, read), range(len(rows)))
+            for _ in tqdm(filled, total=len(rows), unit="image", desc="decode", disable=None):
                 pass
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; bring the data back with: dvc repro download") from error
+        raise _lost(error) from error
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def open_source(
+    rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device, train: Train
+) -> Resident | Streaming:
+    """The images of `rows` as `train.loader` says; auto is resident where they fit `train.memory_share` of what is free."""
+    n_bytes = len(rows) * image_px * image_px * CHANNELS
+    fits = n_bytes <= train.memory_share * free_memory(device)
+    if train.loader == "resident" or (train.loader == "auto" and fits):
+        return Resident(decode_all(rows, raw, image_px, n_workers).to(device))
+    print(f"streaming {len(rows)} images at {image_px} px ({n_bytes / 2**30:.1f} GiB decoded)")
+    return Streaming(rows, raw, image_px, n_workers, device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes; for devices other than CUDA those of the machine."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -80,9 +80,10 @@ class SplitCheck(Section):
 
 
 class Model(Section):
-    """The network and the side of the square that it sees."""
+    """The network, what it has learned before, and the side of the square that it sees."""
 
-    name: Literal["fieldnet", "cnn"]
+    name: Annotated[str, Field(pattern=r"^(timm/)?[A-Za-z0-9_.-]+$")]
+    weights: Annotated[str, Field(min_length=1)]
     image_px: ImagePx
 
 
@@ -90,16 +91,36 @@ class Train(Section):
     """How the network learns."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000)]
+    patience: Annotated[int, Field(ge=0, le=10_000)]
     batch_size: Annotated[int, Field(ge=2, le=65_536)]
+    accumulate: Annotated[int, Field(ge=1, le=1024)]
+    loader: Literal["auto", "resident", "streaming"]
+    memory_share: Annotated[float, Field(gt=0, le=1)]
     decode_px: ImagePx
+    image_px_start: ImagePx
+    image_px_growth: Probability
     optimizer: Literal["sgd", "adam", "adamw"]
     lr: Annotated[float, Field(gt=0, le=10)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0, le=1)]
+    schedule: Literal["constant", "cosine", "one_cycle", "exponential"]
     warmup: Probability
+    hold: Probability
+    lr_start: Probability
+    lr_end: Probability
+    lr_decay: Annotated[float, Field(gt=0, le=1)]
+    head_epochs: Annotated[int, Field(ge=0, le=10_000)]
+    head_lr: Annotated[float, Field(gt=0, le=10)]
+    backbone_lr: Annotated[float, Field(ge=0, le=1)]
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    clip_norm: Annotated[float, Field(ge=0, le=1_000_000)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    class_weights: Literal["equal", "balanced"]
+    sampling: Literal["shuffle", "balanced"]
     best_by: Literal["accuracy", "loss"]
     precision: Literal["auto", "bf16", "fp32"]
+    compile: bool
     seed: Seed
 
 
@@ -109,11 +130,24 @@ class Augment(Section):
     horizontal_flip: Probability
     vertical_flip: Probability
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+    scale: Annotated[float, Field(ge=0, lt=1)]
+    translate: Probability
+    shear_degrees: Annotated[float, Field(ge=0, le=60)]
+    perspective: Probability
+    perspective_distortion: Annotated[float, Field(ge=0, lt=1)]
     crop_area_min: Annotated[float, Field(gt=0, le=1)]
     crop_aspect_max: Annotated[float, Field(ge=1, le=4)]
     brightness: Annotated[float, Field(ge=0, le=1)]
     contrast: Annotated[float, Field(ge=0, le=1)]
     saturation: Annotated[float, Field(ge=0, le=1)]
+    hue: Annotated[float, Field(ge=0, le=0.5)]
+    blur: Probability
+    blur_sigma_max: Annotated[float, Field(gt=0.1, le=10)]
+    erase: Probability
+    erase_area_max: Annotated[float, Field(gt=0.02, lt=1)]
+    mixup: Probability
+    cutmix: Probability
+    mix_until: Probability
 
 
 class Evaluate(Section):
@@ -147,8 +181,10 @@ class Runtime(Section):
 
     @property
     def n_workers(self) -> int:
-        """Threads or processes that prepare data: by default one for each core."""
-        return (os.cpu_count() or 1) if self.workers == "auto" else self.workers
+        """Threads or processes that prepare data: by default one for each core that this process may use."""
+        if self.workers != "auto":
+            return self.workers
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Params(Section):
@@ -196,9 +232,24 @@ def read_params(source: Path = Path("params.yaml")) -> Params:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: also a date that is none
         raise UserError(f"{source}: not readable as YAML ({error}); correct the file") from error
     try:
-        return Params.model_validate(content)
+        params = Params.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{source}: {_sentence(error)}") from error
+    if contradiction := _contradiction(params):
+        raise UserError(f"{source}: {contradiction}")
+    return params
+
+
+def _contradiction(params: Params) -> str:
+    """What two keys say against each other, or nothing."""
+    train = params.train
+    if train.head_epochs and params.model.weights == "none":
+        return f"train.head_epochs is {train.head_epochs}, but model.weights is none; set weights to warm a head up on"
+    if train.head_epochs >= train.epochs:
+        return f"train.head_epochs is {train.head_epochs} of train.epochs {train.epochs}; leave epochs for the backbone"
+    if train.warmup + train.hold > 1:
+        return f"train.warmup and train.hold are {train.warmup} and {train.hold} of the steps; together at most 1"
+    return ""
 
 
 def _sentence(error: ValidationError) -> str:

@@ -22,10 +22,15 @@ def save_png(figure: Figure, target: Path) -> None:
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
 
-def curves(epochs: Sequence[int], loss: dict[str, list[float]], accuracy: dict[str, list[float]], best: int) -> Figure:
-    """Loss and accuracy (0..1) over epochs, a line for each split; the best epoch is marked."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2)
+def curves(
+    epochs: Sequence[int], loss: dict[str, list[float]], accuracy: dict[str, list[float]], best: int, rates: Sequence[float]
+) -> Figure:
+    """Loss and accuracy (0..1) over epochs, a line for each split, the best epoch marked; the learning rate of every step."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
+    axes[2].plot(np.linspace(0, epochs[-1], len(rates)), rates, color="black")
+    axes[2].set_xlabel("epoch")
+    axes[2].set_ylabel("learning rate")
     for axis, name, lines in ((axes[0], "loss (nats)", loss), (axes[1], "accuracy", accuracy)):
         for (split, values), style in zip(lines.items(), ("--", "-"), strict=True):
             axis.plot(

@@ -16,7 +16,7 @@ from fieldguide.device import pick_device
 from fieldguide.errors import run_command
 from fieldguide.files import write_json
 from fieldguide.inference import predict
-from fieldguide.loader import decode_all
+from fieldguide.loader import Resident, decode_all
 from fieldguide.manifest import leaked, read_manifest, rows_of, splits_in_use, write_table
 from fieldguide.metrics import accuracy_interval, split_metrics
 from fieldguide.models import Classifier
@@ -56,7 +56,7 @@ def split_logits(
     logits = {}
     for split, table in rows.items():
         images = decode_all(table, RAW, facts.image_px, runtime.n_workers)
-        logits[split] = predict(model, images, evaluate.batch_size, device).numpy()
+        logits[split] = predict(model, Resident(images), evaluate.batch_size, device).numpy()
     return logits
 
 

@@ -1,27 +1,29 @@
-"""The network, trained from scratch; its best checkpoint by the validation figure that `train.best_by` names.
+"""The network, trained from scratch or from given weights; its best checkpoint by the figure that `train.best_by` names.
 
 Reads data/manifest.csv, data/raw and `model`, `train`, `augment` of params.yaml; writes models/model.safetensors,
 metrics/train.json, metrics/history.csv (one line per epoch), metrics/curves.png and metrics/batch.png.
 Run it with `dvc repro train`.
 """
 
-import math
+import copy
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 import torch
 
 from fieldguide import augment, plots, tracking
-from fieldguide.checkpoint import Checkpoint, save_checkpoint
+from fieldguide.checkpoint import Checkpoint, load_weights, save_checkpoint
 from fieldguide.device import device_name, pick_device, pick_dtype
 from fieldguide.errors import UserError, run_command
 from fieldguide.files import file_hash, write_json
 from fieldguide.inference import Score, predict, score
-from fieldguide.loader import decode_all
-from fieldguide.loop import Training
+from fieldguide.loader import Source, open_source
+from fieldguide.loop import Training, image_px_at
 from fieldguide.manifest import Classes, classes_of, read_manifest, rows_of, write_table
-from fieldguide.models import build
+from fieldguide.models import build, runs_at
 from fieldguide.optim import lr_at, make_optimizer
 from fieldguide.params import Params, read_params
 from fieldguide.paths import BATCH_PNG, CHECKPOINT, CURVES_PNG, HISTORY_CSV, MANIFEST, RAW, stage_metrics
@@ -34,19 +36,20 @@ def main() -> None:
     manifest = read_manifest(MANIFEST)
     classes = classes_of(manifest)
     rows = {split: rows_of(manifest, split) for split in ("train", "valid")}
-    training, valid = prepare(params, classes, rows)
-    save_batch_picture(training)
-    with tracking.training_run(params) as run:
-        facts = Checkpoint(params.model.name, params.model.image_px, classes.names, classes.labels, 0, file_hash(MANIFEST))
-        history, best = fit(training, valid, run, facts)
-        n_parameters = sum(parameter.numel() for parameter in training.model.parameters())
-        metrics = train_metrics(history, best, n_parameters)
-        write_json(stage_metrics("train"), metrics)
-        save_curves(history, best)
-        run.tag(tracking.CHECKPOINT_TAG, file_hash(CHECKPOINT, "md5"))
-        run.log_metrics({"best_epoch": best, "parameters": n_parameters})
-        run.log_files(CHECKPOINT, folder="model")
-        run.log_files(HISTORY_CSV, CURVES_PNG, BATCH_PNG, stage_metrics("train"), folder="train")
+    with prepared(params, classes, rows) as (training, valid):
+        save_batch_picture(training)
+        with tracking.training_run(params) as run:
+            name, image_px = params.model.name, params.model.image_px
+            facts = Checkpoint(name, image_px, classes.names, classes.labels, 0, file_hash(MANIFEST))
+            history, best = fit(training, valid, run, facts)
+            n_parameters = sum(parameter.numel() for parameter in training.model.parameters())
+            metrics = train_metrics(history, best, n_parameters)
+            write_json(stage_metrics("train"), metrics)
+            save_curves(history, best, training)
+            run.tag(tracking.CHECKPOINT_TAG, file_hash(CHECKPOINT, "md5"))
+            run.log_metrics({"best_epoch": best, "parameters": n_parameters})
+            run.log_files(CHECKPOINT, folder="model")
+            run.log_files(HISTORY_CSV, CURVES_PNG, BATCH_PNG, stage_metrics("train"), folder="train")
     figures = metrics["valid"]
     print(f"best epoch {best} by {params.train.best_by}: valid accuracy {figures['accuracy']:.2%} (n={len(rows['valid'])})")
     print(f"-> {CHECKPOINT} {stage_metrics('train')} {HISTORY_CSV} {CURVES_PNG} {BATCH_PNG}")
@@ -54,84 +57,104 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Valid:
-    """The validation split, decoded: uint8 `[N, 3, H, W]` on the device and int64 `[N]` on the CPU."""
+    """The validation split: its images and, int64 `[N]` on the CPU, their targets."""
 
-    images: torch.Tensor
+    source: Source
     targets: torch.Tensor
 
 
-def prepare(params: Params, classes: Classes, rows: dict[str, pd.DataFrame]) -> tuple[Training, Valid]:
-    """Decoded images on the device, a fresh network and its optimiser."""
+@contextmanager
+def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame]) -> Iterator[tuple[Training, Valid]]:
+    """Images at hand, a network with the weights that it begins with, and its optimiser."""
+    train, image_px = params.train, params.model.image_px
     device = pick_device(params.runtime.device)
-    dtype = pick_dtype(params.train.precision, device)
+    dtype = pick_dtype(train.precision, device)
     print(f"device {device_name(device)}, {str(dtype).removeprefix('torch.')}")
-    n_workers, image_px = params.runtime.n_workers, params.model.image_px
-    images = decode_all(rows["train"], RAW, params.train.decode_px, n_workers).to(device)
-    valid = Valid(
-        decode_all(rows["valid"], RAW, image_px, n_workers).to(device),
-        torch.from_numpy(classes.targets(rows["valid"])),
-    )
-    torch.manual_seed(params.train.seed)
-    model = build(params.model.name, len(classes.names)).to(device, memory_format=torch.channels_last)
-    print(f"{params.model.name} at {image_px} px; {len(classes.names)} classes, {len(images)} train, {len(valid.images)} valid")
-    training = Training(
-        model=model,
-        optimizer=make_optimizer(model, params.train),
-        images=images,
-        targets=torch.from_numpy(classes.targets(rows["train"])).to(device),
-        train=params.train,
-        augment=params.augment,
-        image_px=image_px,
-        dtype=dtype,
-    )
-    return training, valid
+    torch.manual_seed(train.seed)
+    model = build(params.model.name, len(classes.names), image_px)
+    if params.model.weights != "none":
+        print(load_weights(model, params.model))
+    if not runs_at(model, image_px_at(0, train, image_px)):
+        raise UserError(
+            f"params.yaml: train.image_px_start is {train.image_px_start}, at which {params.model.name} for {image_px} px does"
+            f" not run; set it to {image_px}"
+        )
+    model = model.to(device, memory_format=torch.channels_last)
+    average = copy.deepcopy(model).requires_grad_(False) if train.ema else None
+    optimizer = make_optimizer(model, train)
+    if train.compile:
+        model.compile()
+    with ExitStack() as stack:
+        n_workers = params.runtime.n_workers
+        sources = {
+            split: stack.enter_context(closing(open_source(rows[split], RAW, px, n_workers, device, train)))
+            for split, px in (("train", train.decode_px), ("valid", image_px))
+        }
+        sizes = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
+        print(f"{params.model.name} at {image_px} px; {len(classes.names)} classes, {sizes}")
+        training = Training(
+            model=model,
+            average=average,
+            optimizer=optimizer,
+            source=sources["train"],
+            targets=torch.from_numpy(classes.targets(rows["train"])).to(device),
+            train=train,
+            augment=params.augment,
+            image_px=image_px,
+            dtype=dtype,
+        )
+        yield training, Valid(sources["valid"], torch.from_numpy(classes.targets(rows["valid"])))
 
 
 def fit(training: Training, valid: Valid, run: tracking.Run, facts: Checkpoint) -> tuple[pd.DataFrame, int]:
-    """All epochs; keeps the best network in models/model.safetensors. Returns the history and the best epoch, from 1."""
+    """All epochs, or fewer where `patience` ends; keeps the best network in models/model.safetensors.
+
+    Returns the history and the best epoch, from 1.
+    """
     train = training.train
-    n_steps = train.epochs * math.ceil(len(training.images) / train.batch_size)
     history: list[dict[str, float]] = []
     best = 0
     for epoch in range(train.epochs):
         start = time.perf_counter()
-        lr = lr_at(epoch * n_steps // train.epochs, n_steps, train)
         trained = training.epoch(epoch)
         seconds = time.perf_counter() - start
-        logits = predict(training.model, valid.images, train.batch_size, training.images.device, training.dtype)
+        logits = predict(training.result, valid.source, train.batch_size, training.device, training.dtype)
         validated = score(logits, valid.targets)
-        if not math.isfinite(trained.loss):
-            raise UserError(
-                f"epoch {epoch + 1}: loss is {trained.loss}; lower train.lr ({train.lr}) or set train.precision=fp32"
-            )
-        history.append(_line(epoch + 1, trained, validated, lr))
+        lr = lr_at(epoch * training.steps_per_epoch, training.steps_per_epoch, train)
+        image_px = image_px_at(epoch, train, training.image_px)
+        history.append(_line(epoch + 1, trained, validated, lr, image_px))
         if best == 0 or _rank(history[-1], train.best_by) > _rank(history[best - 1], train.best_by):
             best = epoch + 1
-            save_checkpoint(CHECKPOINT, training.model, replace(facts, epoch=best))
+            save_checkpoint(CHECKPOINT, training.result, replace(facts, epoch=best))
         _save_history(history)
-        images_per_second = len(training.images) / seconds
+        images_per_second = len(training.source) / seconds
         run.log_metrics(
             {
                 "train": asdict(trained),
                 "valid": asdict(validated),
                 "lr": lr,
+                "image_px": image_px,
                 "images_per_second": images_per_second,
                 "seconds": seconds,
             },
             step=epoch + 1,
         )
         print(
-            f"epoch {epoch + 1:4d}/{train.epochs}  loss {trained.loss:7.4f}  acc {trained.accuracy:6.2%}"
+            f"epoch {epoch + 1:4d}/{train.epochs}  {image_px:4d} px  loss {trained.loss:7.4f}  acc {trained.accuracy:6.2%}"
             f"  valid loss {validated.loss:7.4f}  acc {validated.accuracy:6.2%}  lr {lr:.2e}"
             f"  {images_per_second:6.0f} images/s  {seconds:6.1f} s{'  *' if best == epoch + 1 else ''}",
             flush=True,
         )
+        if train.patience and epoch + 1 - best >= train.patience:
+            print(f"stopped: no better epoch for {train.patience}")
+            break
     return pd.DataFrame(history), best
 
 
-def _line(epoch: int, trained: Score, validated: Score, lr: float) -> dict[str, float]:
+def _line(epoch: int, trained: Score, validated: Score, lr: float, image_px: int) -> dict[str, float]:
     return {
         "epoch": epoch,
+        "image_px": image_px,
         "train_loss": trained.loss,
         "train_accuracy": trained.accuracy,
         "valid_loss": validated.loss,
@@ -162,22 +185,26 @@ def _save_history(history: list[dict[str, float]]) -> None:
     write_table(pd.DataFrame(history), HISTORY_CSV)
 
 
-def save_curves(history: pd.DataFrame, best: int) -> None:
-    """Loss and accuracy over epochs, as a picture."""
+def save_curves(history: pd.DataFrame, best: int, training: Training) -> None:
+    """Loss and accuracy over epochs, and the learning rate over all steps, as a picture."""
     series = {
         name: {split: history[f"{split}_{name}"].tolist() for split in ("train", "valid")} for name in ("loss", "accuracy")
     }
-    plots.save_png(plots.curves(history["epoch"].tolist(), series["loss"], series["accuracy"], best), CURVES_PNG)
+    n_steps = training.steps_per_epoch
+    rates = [lr_at(step, n_steps, training.train) for step in range(len(history) * n_steps)]
+    plots.save_png(plots.curves(history["epoch"].tolist(), series["loss"], series["accuracy"], best, rates), CURVES_PNG)
 
 
 def save_batch_picture(training: Training) -> None:
     """The same training images as they are and as the network sees them in its first epochs."""
-    n_images = len(training.images)
-    chosen = augment.order(training.train.seed, 0, n_images)[:N_SHOWN].to(training.images.device)
-    rows = [training.images[chosen]]
+    train, n_images = training.train, len(training.source)
+    chosen = augment.order(train.seed, 0, n_images)[:N_SHOWN]
+    (images,) = training.source.batches([chosen])
+    rows = [images]
     for epoch in range(3):
-        u = augment.draws(training.train.seed, epoch, n_images).to(chosen.device)[chosen]
-        seen = augment.augment(training.images[chosen], u, training.augment, training.image_px)
+        u = augment.draws(train.seed, epoch, n_images)[chosen].to(images.device)
+        seen = augment.augment(images, u, training.augment, image_px_at(epoch, train, training.image_px))
+        seen, _, _ = augment.mix(seen, chosen, training.augment, train.seed, epoch, 0)
         rows.append((seen * 255).round().to(torch.uint8))
     pictures = [row.permute(0, 2, 3, 1).cpu().numpy() for row in rows]
     titles = ["decoded", *(f"epoch {epoch}" for epoch in (1, 2, 3))]

@@ -1,11 +1,14 @@
 """Prediction equals the plain network on plain pixels, however it is cut into batches."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
 
 from fieldguide.inference import predict, score
+from fieldguide.loader import Resident
 from fieldguide.models import NETWORKS, Classifier, build
 
 CPU = torch.device("cpu")
@@ -30,24 +33,36 @@ def model(request: pytest.FixtureRequest, images: torch.Tensor) -> Classifier:
 def test_logits_are_the_networks_at_every_batch_size(model: Classifier, images: torch.Tensor, batch_size: int) -> None:
     with torch.no_grad():
         expected = model(images.float() / 255)
-    logits = predict(model, images, batch_size, CPU)
+    logits = predict(model, Resident(images), batch_size, CPU)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
+def test_images_are_asked_for_once_in_their_order_and_no_more_at_a_time(model: Classifier, images: torch.Tensor) -> None:
+    asked: list[list[int]] = []
+
+    class Asked(Resident):
+        def batches(self, chosen: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+            asked.extend(rows.tolist() for rows in chosen)
+            return super().batches(chosen)
+
+    predict(model, Asked(images), 4, CPU)
+    assert asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
 def test_no_images_give_no_logits(model: Classifier, images: torch.Tensor) -> None:
-    logits = predict(model, images[:0], 4, CPU)
+    logits = predict(model, Resident(images[:0]), 4, CPU)
     assert (logits.shape, logits.dtype) == ((0, 4), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_are_float32_on_the_cpu(model: Classifier, images: torch.Tensor, dtype: torch.dtype) -> None:
-    logits = predict(model, images, 4, CPU, dtype)
+    logits = predict(model, Resident(images), 4, CPU, dtype)
     assert (logits.shape, logits.dtype, logits.device) == ((9, 4), torch.float32, CPU)
     assert not logits.requires_grad
 
 
 def test_bf16_logits_are_near_those_of_fp32(model: Classifier, images: torch.Tensor) -> None:
-    rounded, exact = predict(model, images, 9, CPU, torch.bfloat16), predict(model, images, 9, CPU)
+    rounded, exact = predict(model, Resident(images), 9, CPU, torch.bfloat16), predict(model, Resident(images), 9, CPU)
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, atol=0.02 * float(exact.abs().max()), rtol=0)
 
@@ -56,14 +71,16 @@ def test_a_network_in_training_mode_predicts_as_in_evaluation_mode(model: Classi
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         expected = model(images.float() / 255)
-    logits = predict(model.train(), images, 9, CPU)
+    logits = predict(model.train(), Resident(images), 9, CPU)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_images_with_channels_last_in_memory_give_the_same(model: Classifier, images: torch.Tensor) -> None:
     turned = images.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(predict(model, turned, 4, CPU), predict(model, images, 4, CPU), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        predict(model, Resident(turned), 4, CPU), predict(model, Resident(images), 4, CPU), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("n_images", "n_classes"), [(1, 2), (50, 7), (3, 104)])

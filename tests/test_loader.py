@@ -1,20 +1,31 @@
-"""Manifest rows become pixels: in order, whole, and an image that cannot be read is named."""
+"""Manifest rows become pixels: in order, whole, the same from memory as from workers, and what cannot be read is named."""
 
 import io
+import multiprocessing
+import os
 import re
-from collections.abc import Callable
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from fieldguide import loader
 from fieldguide.errors import UserError
 from fieldguide.images import decode
-from fieldguide.loader import decode_all
+from fieldguide.loader import PREFETCHED, Resident, Streaming, decode_all, open_source
+from fieldguide.params import Train, read_params
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on a machine of one core
+CPU = torch.device("cpu")
+TRAIN = read_params(ROOT / "params.yaml").train
 SHARD = "shard.bin"  # images one after the other in one file, with bytes between them that are no image
 
 
@@ -87,3 +98,214 @@ def test_a_missing_file_is_named(tmp_path: Path, make_jpeg: Callable[..., bytes]
     rows = write_shard(tmp_path, [make_jpeg(0)]).assign(file="gone.zip")
     with pytest.raises(UserError, match=r"gone\.zip: No such file or directory; bring the data back with: dvc repro download"):
         decode_all(rows, tmp_path, 16, 1)
+
+
+N_GOOD, CUT, NO_IMAGE, GONE = 30, 30, 31, 32  # rows of `streamed`
+
+
+def noise_png(seed: int, px: int = 20) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (px, px, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Streaming, pd.DataFrame, Path]]:
+    """Two workers (their start costs seconds) on good images and on three rows that cannot be read."""
+    raw = tmp_path_factory.mktemp("raw")
+    images = [noise_png(seed) for seed in range(N_GOOD)]
+    rows = write_shard(raw, [*images, images[0][: len(images[0]) // 2], b"no image at all", images[0]])
+    rows.loc[GONE, "file"] = "gone.zip"
+    source = Streaming(rows, raw, 16, 2, CPU)
+    yield source, rows, raw
+    source.close()
+
+
+def lists(seed: int) -> list[torch.Tensor]:
+    """Rows in any order, some twice, of differing numbers; more batches than two workers decode ahead."""
+    random = np.random.default_rng(seed)
+    lengths = [1, 7, 2, *random.integers(1, 9, 4 * PREFETCHED)]
+    return [torch.from_numpy(random.integers(0, N_GOOD, length)) for length in lengths]
+
+
+def same_batches(source: Streaming, resident: Resident, chosen: list[torch.Tensor]) -> None:
+    n_seen = 0
+    for found, expected in zip(source.batches(chosen), resident.batches(chosen), strict=True):
+        assert (found.shape, found.dtype, found.device) == (expected.shape, expected.dtype, expected.device)
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert expected.is_contiguous(memory_format=torch.channels_last)
+        n_seen += 1
+    assert n_seen == len(chosen)
+
+
+def resident(rows: pd.DataFrame, raw: Path) -> Resident:
+    return Resident(decode_all(rows[:N_GOOD], raw, 16, 1))
+
+
+def test_resident_images_are_those_of_the_rows_asked_for() -> None:
+    images = torch.arange(10, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 5)
+    source = Resident(images)
+    chosen = [torch.tensor([3, 1, 1]), torch.tensor([9]), torch.tensor([0, 2])]
+    found = list(source.batches(chosen))
+    assert len(source) == 10
+    assert [batch[:, 0, 0, 0].tolist() for batch in found] == [[3, 1, 1], [9], [0, 2]]
+    assert [tuple(batch.shape) for batch in found] == [(3, 3, 4, 5), (1, 3, 4, 5), (2, 3, 4, 5)]
+
+
+def test_streamed_batches_are_the_resident_ones_again_and_again(streamed: tuple[Streaming, pd.DataFrame, Path]) -> None:
+    source, rows, raw = streamed
+    assert len(source) == len(rows)
+    for seed in range(3):
+        same_batches(source, resident(rows, raw), lists(seed))
+    assert list(source.batches([])) == []
+    same_batches(source, resident(rows, raw), lists(3)[:1])
+
+
+def test_workers_live_from_one_epoch_to_the_next(streamed: tuple[Streaming, pd.DataFrame, Path]) -> None:
+    source, *_ = streamed
+    list(source.batches(lists(0)))
+    before = {process.pid for process in multiprocessing.active_children()}
+    list(source.batches(lists(1)))
+    assert {process.pid for process in multiprocessing.active_children()} == before
+    assert len(before) == 2
+
+
+def test_an_epoch_that_was_broken_off_leaves_nothing_for_the_next(streamed: tuple[Streaming, pd.DataFrame, Path]) -> None:
+    source, rows, raw = streamed
+    begun = source.batches(lists(4))
+    next(begun)
+    begun.close()
+    same_batches(source, resident(rows, raw), lists(5))
+
+
+@pytest.mark.parametrize("row", [CUT, NO_IMAGE, GONE], ids=["cut", "no image", "no file"])
+def test_what_cannot_be_read_is_named_as_if_all_were_decoded_at_once(
+    streamed: tuple[Streaming, pd.DataFrame, Path], row: int
+) -> None:
+    source, rows, raw = streamed
+    with pytest.raises(UserError) as whole:
+        decode_all(rows[row : row + 1], raw, 16, 1)
+    good = [torch.tensor([1, 2]), torch.tensor([3])]
+    batches = source.batches([*good, torch.tensor([4, row, 5]), *good])
+    assert [len(next(batches)) for _ in good] == [2, 1]
+    with pytest.raises(UserError) as caught:
+        next(batches)
+    assert str(caught.value) == str(whole.value)
+    assert "\n" not in str(caught.value)
+    same_batches(source, resident(rows, raw), lists(6))  # the workers outlive it
+
+
+def gone(pids: set[int], seconds: float = 10.0) -> bool:
+    """Whether these children have ended, at the latest after `seconds`."""
+    end = time.monotonic() + seconds
+    while (alive := pids & {process.pid for process in multiprocessing.active_children()}) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not alive
+
+
+def test_a_worker_that_is_killed_is_an_error_of_one_line_and_closing_ends_the_others(tmp_path: Path) -> None:
+    rows = write_shard(tmp_path, [noise_png(0)])
+    source = Streaming(rows, tmp_path, 16, 2, CPU)
+    before = {process.pid for process in multiprocessing.active_children()}
+    batches = source.batches([torch.tensor([0])] * 50 * PREFETCHED)
+    next(batches)
+    workers = {process.pid for process in multiprocessing.active_children()} - before
+    assert len(workers) == 2
+    os.kill(min(workers), signal.SIGKILL)
+    said = r"^a worker that decodes images died \(.*\); mostly memory ran out: lower runtime\.workers or train\.batch_size$"
+    with pytest.raises(UserError, match=said):
+        list(batches)
+    source.close()
+    assert gone(workers)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly\n"),
+            "DataLoader worker (pid(s) 7) exited unexpectedly",
+        ),
+        (EOFError(), "EOFError"),
+        (ConnectionResetError(104, "Connection reset by peer"), "[Errno 104] Connection reset by peer"),
+        (ConnectionRefusedError(111, "Connection refused"), "[Errno 111] Connection refused"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_torch_says_when_a_worker_dies_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    """The last three come when it dies while it hands a batch over: 3 of 10 kills here."""
+
+    def dies(loader: DataLoader) -> Iterator[torch.Tensor]:
+        yield torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
+        raise error
+
+    monkeypatch.setattr(DataLoader, "__iter__", dies)
+    batches = Streaming(write_shard(tmp_path, [noise_png(0)]), tmp_path, 16, 2, CPU).batches([torch.tensor([0])] * 2)
+    assert next(batches).shape == (1, 3, 16, 16)
+    with pytest.raises(
+        UserError, match=f"^a worker that decodes images died {re.escape(f'({said})')}; mostly memory ran out: "
+    ):
+        next(batches)
+
+
+def test_another_error_of_torch_is_not_taken_for_a_workers_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(loader: DataLoader) -> Iterator[torch.Tensor]:
+        raise RuntimeError("CUDA error: out of memory")
+        yield
+
+    monkeypatch.setattr(DataLoader, "__iter__", fails)
+    with pytest.raises(RuntimeError, match=r"^CUDA error: out of memory$"):
+        list(Streaming(write_shard(tmp_path, [noise_png(0)]), tmp_path, 16, 2, CPU).batches([torch.tensor([0])]))
+
+
+def test_an_error_of_the_one_who_uses_the_batches_is_not_taken_for_a_workers(
+    streamed: tuple[Streaming, pd.DataFrame, Path],
+) -> None:
+    source, *_ = streamed
+    with pytest.raises(RuntimeError, match=r"^a co-worker's fault$"):
+        for _ in source.batches(lists(0)):
+            raise RuntimeError("a co-worker's fault")
+
+
+def test_closing_before_the_first_batch_or_twice_is_no_error(tmp_path: Path) -> None:
+    source = Streaming(write_shard(tmp_path, [noise_png(0)]), tmp_path, 16, 2, CPU)
+    source.close()
+    source.close()
+    Resident(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)).close()
+
+
+@pytest.mark.parametrize(
+    ("choice", "free", "kind"),
+    [
+        ("auto", 2 * 5 * 16 * 16 * 3, Resident),
+        ("auto", 2 * 5 * 16 * 16 * 3 - 1, Streaming),
+        ("resident", 0, Resident),
+        ("streaming", 2**60, Streaming),
+    ],
+)
+def test_images_are_resident_where_their_share_of_the_memory_holds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str, free: int, kind: type
+) -> None:
+    rows = write_shard(tmp_path, [noise_png(seed) for seed in range(5)])
+    monkeypatch.setattr(loader, "free_memory", lambda device: free)
+    train = Train(**(TRAIN.model_dump() | {"loader": choice, "memory_share": 0.5}))
+    source = open_source(rows, tmp_path, 16, 2, CPU, train)
+    assert type(source) is kind
+    assert len(source) == 5
+    source.close()
+
+
+def test_a_resident_source_holds_the_decoded_images(tmp_path: Path) -> None:
+    rows = write_shard(tmp_path, [noise_png(seed) for seed in range(5)])
+    train = Train(**(TRAIN.model_dump() | {"loader": "resident"}))
+    source = open_source(rows, tmp_path, 16, 2, CPU, train)
+    (found,) = source.batches([torch.tensor([4, 0])])
+    assert torch.equal(found, decode_all(rows, tmp_path, 16, 1)[[4, 0]])
+
+
+def test_free_memory_of_the_machine_is_between_nothing_and_all_of_it() -> None:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < loader.free_memory(CPU) <= pages

@@ -110,6 +110,45 @@ def test_a_number_is_read_as_dvc_reads_it(written: Callable[[str], Path], value:
         ("train.epochs", "0", "train.epochs must be a whole number in [1, 10000], got 0"),
         ("train.epochs", "12.0", "train.epochs must be a whole number in [1, 10000], got 12.0"),
         ("train.epochs", "yes", "train.epochs must be a whole number in [1, 10000], got True"),
+        ("train.loader", "disk", "train.loader must be one of auto, resident, streaming, got 'disk'"),
+        ("train.memory_share", "0", "train.memory_share must be in (0, 1], got 0"),
+        ("train.decode_px", "15", "train.decode_px must be a whole number in [16, 1024], got 15"),
+        ("train.image_px_start", "1025", "train.image_px_start must be a whole number in [16, 1024], got 1025"),
+        ("train.image_px_growth", "1.1", "train.image_px_growth must be in [0, 1], got 1.1"),
+        ("train.accumulate", "0", "train.accumulate must be a whole number in [1, 1024], got 0"),
+        ("train.optimizer", "lion", "train.optimizer must be one of sgd, adam, adamw, got 'lion'"),
+        ("train.schedule", "step", "train.schedule must be one of constant, cosine, one_cycle, exponential, got 'step'"),
+        ("train.hold", "-0.1", "train.hold must be in [0, 1], got -0.1"),
+        ("train.lr_start", "2", "train.lr_start must be in [0, 1], got 2"),
+        ("train.lr_end", "2", "train.lr_end must be in [0, 1], got 2"),
+        ("train.lr_decay", "0", "train.lr_decay must be in (0, 1], got 0"),
+        ("train.lr_decay", "1.1", "train.lr_decay must be in (0, 1], got 1.1"),
+        ("train.head_epochs", "-1", "train.head_epochs must be a whole number in [0, 10000], got -1"),
+        ("train.head_lr", "0", "train.head_lr must be in (0, 10], got 0"),
+        ("train.backbone_lr", "1.1", "train.backbone_lr must be in [0, 1], got 1.1"),
+        ("train.layer_decay", "0", "train.layer_decay must be in (0, 1], got 0"),
+        ("train.ema", "1", "train.ema must be in [0, 1), got 1"),
+        ("train.clip_norm", "-1", "train.clip_norm must be in [0, 1000000], got -1"),
+        ("train.class_weights", "rare", "train.class_weights must be one of equal, balanced, got 'rare'"),
+        ("train.sampling", "random", "train.sampling must be one of shuffle, balanced, got 'random'"),
+        ("train.compile", "1", "train.compile must be true or false, got 1"),
+        ("augment.scale", "1", "augment.scale must be in [0, 1), got 1"),
+        ("augment.translate", "1.1", "augment.translate must be in [0, 1], got 1.1"),
+        ("augment.shear_degrees", "61", "augment.shear_degrees must be in [0, 60], got 61"),
+        ("augment.perspective", "-0.1", "augment.perspective must be in [0, 1], got -0.1"),
+        ("augment.perspective_distortion", "1", "augment.perspective_distortion must be in [0, 1), got 1"),
+        ("augment.hue", "0.6", "augment.hue must be in [0, 0.5], got 0.6"),
+        ("augment.blur", "1.1", "augment.blur must be in [0, 1], got 1.1"),
+        ("augment.blur_sigma_max", "0.1", "augment.blur_sigma_max must be in (0.1, 10], got 0.1"),
+        ("augment.erase", "1.1", "augment.erase must be in [0, 1], got 1.1"),
+        ("augment.erase_area_max", "0.02", "augment.erase_area_max must be in (0.02, 1), got 0.02"),
+        ("augment.mixup", "1.1", "augment.mixup must be in [0, 1], got 1.1"),
+        ("augment.cutmix", "-0.1", "augment.cutmix must be in [0, 1], got -0.1"),
+        ("augment.mix_until", "1.1", "augment.mix_until must be in [0, 1], got 1.1"),
+        ("model.weights", '""', "model.weights must be text in quotes, got ''"),
+        ("model.weights", "3", "model.weights must be text in quotes, got 3"),
+        ("model.name", "timm/", "model.name must be text in quotes, got 'timm/'"),
+        ("model.name", "hub/resnet18", "model.name must be text in quotes, got 'hub/resnet18'"),
         ("model.image_px", "15", "model.image_px must be a whole number in [16, 1024], got 15"),
         ("model.image_px", "1025", "model.image_px must be a whole number in [16, 1024], got 1025"),
         ("data.sample.train_images", "0", "data.sample.train_images must be a whole number in [1, 1000000], got 0"),
@@ -141,6 +180,20 @@ def test_a_value_that_cannot_be_is_named_with_its_range(
         ("train.seed", "2147483647"),
         ("model.image_px", "16"),
         ("model.image_px", "1024"),
+        ("model.name", "timm/resnet18.a1_in1k"),
+        ("model.name", "vgg16"),
+        ("model.weights", "imagenet"),
+        ("model.weights", "models/pretrained.safetensors"),
+        ("train.accumulate", "1024"),
+        ("train.memory_share", "1"),
+        ("train.image_px_growth", "1"),
+        ("train.warmup", "1"),
+        ("train.lr_decay", "1"),
+        ("train.backbone_lr", "0"),
+        ("train.ema", "0"),
+        ("train.clip_norm", "1000000"),
+        ("augment.hue", "0.5"),
+        ("augment.mixup", "1"),
         ("runtime.workers", "256"),
         ("benchmark.batch_sizes", "[1]"),
         ("data.path", '"/photos/my folder"'),
@@ -150,6 +203,47 @@ def test_the_ends_of_a_range_are_taken(written: Callable[[str], Path], key: str,
     text = changed(key, value)
     read = dict(yaml_leaves(read_params(written(text)).model_dump(mode="json")))
     assert read[key] == dict(yaml_leaves(YAML(typ="safe").load(text)))[key]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"train.head_epochs": "2"},
+            "train.head_epochs is 2, but model.weights is none; set weights to warm a head up on",
+        ),
+        (
+            {"model.weights": "imagenet", "train.head_epochs": "5", "train.epochs": "5"},
+            "train.head_epochs is 5 of train.epochs 5; leave epochs for the backbone",
+        ),
+        (
+            {"train.warmup": "0.6", "train.hold": "0.5"},
+            "train.warmup and train.hold are 0.6 and 0.5 of the steps; together at most 1",
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_named(written: Callable[[str], Path], changes: dict[str, str], said: str) -> None:
+    text = TEXT
+    for key, value in changes.items():
+        text = changed(key, value, text)
+    assert message(text, written) == f"params.yaml: {said}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.weights": "imagenet", "train.head_epochs": "4", "train.epochs": "5"},
+        {"train.warmup": "0.5", "train.hold": "0.5"},
+    ],
+)
+def test_keys_that_just_agree_are_taken(written: Callable[[str], Path], changes: dict[str, str]) -> None:
+    text = TEXT
+    for key, value in changes.items():
+        text = changed(key, value, text)
+    read = dict(yaml_leaves(read_params(written(text)).model_dump(mode="json")))
+    assert {key: read[key] for key in changes} == {
+        key: value for key, value in yaml_leaves(YAML(typ="safe").load(text)) if key in changes
+    }
 
 
 def test_an_unknown_key_is_named_with_those_that_are_known(written: Callable[[str], Path]) -> None:
@@ -167,7 +261,7 @@ def test_a_key_that_is_no_text_is_named(written: Callable[[str], Path], key: str
     known = ", ".join(Params.model_fields)
     assert re.fullmatch(rf"params\.yaml: .+ is not a known key; known here: {known}", message(f"{TEXT}{key}: 2\n", written))
     nested = message(changed("model.name", f"cnn\n  {key}: 4"), written)
-    assert re.fullmatch(r"params\.yaml: model\..+ is not a known key; known here: name, image_px.*", nested)
+    assert re.fullmatch(r"params\.yaml: model\..+ is not a known key; known here: name, weights, image_px", nested)
 
 
 @pytest.mark.parametrize("key", ["? [a, b]\n", "? {a: b}\n", "{a: b}"])
@@ -255,7 +349,10 @@ def test_workers_are_the_number_given_or_one_a_core(
     written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, value: str, expected: int | None
 ) -> None:
     params = read_params(written(changed("runtime.workers", value)))
-    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 3, 5, 7}, raising=False)
     assert params.runtime.n_workers == (expected or 5)
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert params.runtime.n_workers == (expected or 6)
     monkeypatch.setattr("os.cpu_count", lambda: None)  # where the system does not tell
     assert params.runtime.n_workers == (expected or 1)

@@ -24,7 +24,7 @@ import numpy as np
 from fieldguide.plots import confusion, curves, image_grid, save_png
 target = Path(sys.argv[1])
 series = {"train": [2.0, 1.0, 0.5], "valid": [2.1, 1.2, 0.8]}
-save_png(curves([1, 2, 3], series, series, 3), target / "curves.png")
+save_png(curves([1, 2, 3], series, series, 3, [0.1, 0.2]), target / "curves.png")
 save_png(confusion(np.arange(16).reshape(4, 4), ["A", "B C", "D", "E"], "Test"), target / "confusion.png")
 pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
 save_png(image_grid([pictures, pictures], ["one", "two"], "Pictures"), target / "grid.png")
@@ -70,7 +70,7 @@ def test_the_same_arrays_give_the_same_bytes_in_every_process(tmp_path: Path) ->
 
 def test_a_png_names_no_program_and_no_date_and_is_left_alone_in_its_folder(tmp_path: Path) -> None:
     target = tmp_path / "metrics" / "curves.png"
-    save_png(curves([1], {"train": [1.0], "valid": [1.0]}, {"train": [0.5], "valid": [0.5]}, 1), target)
+    save_png(curves([1], {"train": [1.0], "valid": [1.0]}, {"train": [0.5], "valid": [0.5]}, 1, [0.1]), target)
     with Image.open(target) as image:
         assert image.format == "PNG"
         assert set(image.info) <= {"dpi"}
@@ -141,9 +141,9 @@ def test_names_with_signs_of_mathematics_are_plain_text(tmp_path: Path, name: st
 def test_curves_show_both_splits_with_units_and_the_best_epoch() -> None:
     loss = {"train": [2.0, 1.0, 0.5], "valid": [2.5, 1.5, 1.75]}
     accuracy = {"train": [0.2, 0.5, 0.9], "valid": [0.1, 0.625, 0.6]}
-    figure = curves([1, 2, 3], loss, accuracy, 2)
+    figure = curves([1, 2, 3], loss, accuracy, 2, [0.1, 0.3, 0.2, 0.0])
     assert figure.get_suptitle() == "Best epoch 2 of 3: valid accuracy 62.5%"
-    for axis, unit, series in zip(figure.axes, ("loss (nats)", "accuracy"), (loss, accuracy), strict=True):
+    for axis, unit, series in zip(figure.axes[:2], ("loss (nats)", "accuracy"), (loss, accuracy), strict=True):
         assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", unit)
         lines = {line.get_label(): line for line in axis.lines}
         for split, values in series.items():
@@ -151,18 +151,22 @@ def test_curves_show_both_splits_with_units_and_the_best_epoch() -> None:
             assert list(lines[split].get_ydata()) == values
         assert [text.get_text() for text in axis.get_legend().get_texts()] == ["train", "valid"]
         assert any(list(line.get_xdata()) == [2, 2] for line in axis.lines)
+    assert (figure.axes[2].get_xlabel(), figure.axes[2].get_ylabel()) == ("epoch", "learning rate")
+    (rates,) = figure.axes[2].lines
+    assert list(rates.get_xdata()) == [0, 1, 2, 3]
+    assert list(rates.get_ydata()) == [0.1, 0.3, 0.2, 0.0]
 
 
 def test_the_lines_of_the_splits_differ_without_colour() -> None:
-    figure = curves([1, 2], {"train": [2.0, 1.0], "valid": [2.5, 1.5]}, {"train": [0.1, 0.2], "valid": [0.3, 0.4]}, 2)
-    for axis in figure.axes:
+    figure = curves([1, 2], {"train": [2.0, 1.0], "valid": [2.5, 1.5]}, {"train": [0.1, 0.2], "valid": [0.3, 0.4]}, 2, [0.1])
+    for axis in figure.axes[:2]:
         styles = {line.get_label(): (line.get_linestyle(), line.get_marker()) for line in axis.lines}
         assert styles["train"] != styles["valid"]
 
 
 def test_a_single_epoch_can_be_seen() -> None:
-    figure = curves([1], {"train": [2.0], "valid": [1.0]}, {"train": [0.25], "valid": [0.5]}, 1)
-    for axis in figure.axes:
+    figure = curves([1], {"train": [2.0], "valid": [1.0]}, {"train": [0.25], "valid": [0.5]}, 1, [0.1])
+    for axis in figure.axes[:2]:
         axis.get_legend().remove()
     with_points = rendered(figure)
     for axis in figure.axes:
@@ -175,7 +179,7 @@ def test_a_single_epoch_can_be_seen() -> None:
 @pytest.mark.parametrize("n_epochs", [1, 2, 3, 12, 100])
 def test_epochs_are_whole_numbers_on_the_axis(n_epochs: int) -> None:
     values = {split: list(np.linspace(1, 0, n_epochs)) for split in ("train", "valid")}
-    figure = curves(list(range(1, n_epochs + 1)), values, values, 1)
+    figure = curves(list(range(1, n_epochs + 1)), values, values, 1, [0.1] * n_epochs)
     figure.draw_without_rendering()
     for axis in figure.axes:
         low, high = axis.get_xlim()
@@ -185,7 +189,7 @@ def test_epochs_are_whole_numbers_on_the_axis(n_epochs: int) -> None:
 def test_a_loss_that_is_not_finite_still_gives_a_figure(tmp_path: Path) -> None:
     loss = {"train": [2.0, float("nan")], "valid": [2.0, float("inf")]}
     accuracy = {"train": [0.1, 0.1], "valid": [0.1, 0.1]}
-    save_png(curves([1, 2], loss, accuracy, 1), tmp_path / "curves.png")
+    save_png(curves([1, 2], loss, accuracy, 1, [0.1]), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
