@@ -29,8 +29,10 @@ def curves(
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
     axes[2].plot(np.linspace(0, epochs[-1], len(rates)), rates, color="black")
-    axes[2].set_xlabel("epoch")
     axes[2].set_ylabel("learning rate")
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axis, name, lines in ((axes[0], "loss (nats)", loss), (axes[1], "accuracy", accuracy)):
         for (split, values), style in zip(lines.items(), ("--", "-"), strict=True):
             axis.plot(
@@ -42,8 +44,6 @@ def curves(
                 color="black" if style == "-" else "tab:orange",
             )
         axis.axvline(best, color="grey", linewidth=0.8, linestyle=":")
-        axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_ylabel(name)
         axis.legend(frameon=False)
     figure.suptitle(f"Best epoch {best} of {epochs[-1]}: valid accuracy {accuracy['valid'][epochs.index(best)]:.1%}")
