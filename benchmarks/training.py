@@ -84,7 +84,7 @@ def main() -> None:
     device = pick_device(params.runtime.device)
     dtype = pick_dtype(params.train.precision, device)
     settings = params.augment.model_copy(update=FULL if arguments.full else {})
-    train = params.train.model_copy(update={"image_px_start": arguments.px, "epochs": 10_000})
+    train = params.train.model_copy(update={"size_start": 1.0, "size_end": 1.0})
     manifest = read_manifest(MANIFEST)
     classes, n_images = classes_of(manifest), arguments.batches * train.batch_size
     rows = rows_of(manifest, "train").sample(n_images, replace=True, random_state=0).reset_index(drop=True)

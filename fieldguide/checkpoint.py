@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from fieldguide.errors import UserError
-from fieldguide.files import write_bytes
+from fieldguide.files import UNSEALED, is_damaged, is_whole, sealed, write_bytes
 from fieldguide.manifest import Classes
 from fieldguide.models import NETWORKS, TIMM, Classifier, build, check_name, timm_features
 from fieldguide.params import Model
@@ -56,14 +56,19 @@ def save_checkpoint(target: Path, model: Classifier, facts: Checkpoint) -> None:
     tensors = {  # copies: safetensors refuses tensors that share memory
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()
     }
-    write_bytes(target, save(tensors, metadata={HEADER_KEY: json.dumps(asdict(facts), ensure_ascii=False)}))
+    header = json.dumps(asdict(facts) | {"seal": UNSEALED}, ensure_ascii=False)
+    write_bytes(target, sealed(save(tensors, metadata={HEADER_KEY: header})))
 
 
 def load_checkpoint(source: Path) -> tuple[Classifier, Checkpoint]:
     """The network on the CPU, in evaluation mode; raises `UserError` for a file that `save_checkpoint` did not write."""
     try:
+        content = source.read_bytes()
+        if is_damaged(content):
+            raise UserError(f"{source}: its bytes are not those that were written; make it with: dvc repro -f train")
         with safe_open(source, framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER_KEY])
+            header.pop("seal", None)
             facts = Checkpoint(**header | {key: tuple(header[key]) for key in ("class_names", "labels")})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open does not iterate)
     except FileNotFoundError as error:
@@ -72,6 +77,8 @@ def load_checkpoint(source: Path) -> tuple[Classifier, Checkpoint]:
         raise UserError(f"{source}: {error.strerror or error}; make it with: dvc repro -f train") from error
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{source}: not a checkpoint of fieldguide ({error}); make it with: dvc repro -f train") from error
+    if not is_whole(content):
+        raise UserError(f"{source}: not a checkpoint of fieldguide (it carries no seal); make it with: dvc repro -f train")
     check_name(facts.model, where=f"{source}: network")
     model = build(facts.model, len(facts.class_names), facts.image_px)
     try:

@@ -12,6 +12,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from fieldguide.errors import UserError
+from fieldguide.files import is_damaged, is_whole
 from fieldguide.images import decode
 
 METADATA_KEY = "fieldguide"
@@ -47,11 +48,15 @@ class OnnxClassifier:
         options.log_severity_level = 3
         try:
             content = source.read_bytes()
+            if is_damaged(content):
+                raise UserError(f"{source}: its bytes are not those that were exported; make it with: dvc repro -f export_onnx")
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             self.metadata = json.loads(self.session.get_modelmeta().custom_metadata_map[METADATA_KEY])
             self.class_names: tuple[str, ...] = tuple(self.metadata["class_names"])
             self.image_px: int = self.metadata["image_px"]
             self._check()
+            if not is_whole(content):
+                raise ValueError("it carries no seal")
         except OSError as error:
             raise UserError(f"{source}: {error.strerror}; make it with: dvc repro export_onnx") from error
         except KeyError as error:

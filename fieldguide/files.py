@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 from fieldguide.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+UNSEALED = "sha256:" + 64 * "0"  # what stands in a file's own text until `sealed`
+SEAL = re.compile(rb"sha256:[0-9a-f]{64}")
 
 
 @contextmanager
@@ -71,3 +74,18 @@ def file_hash(source: Path, algorithm: str = "sha256") -> str:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sealed(content: bytes) -> bytes:
+    """`content`, which holds `UNSEALED`, with the SHA-256 of the whole in its place: any byte that changes later is found."""
+    return content.replace(UNSEALED.encode(), b"sha256:" + hashlib.sha256(content).hexdigest().encode(), 1)
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether `content` is as `sealed` left it."""
+    return SEAL.search(content) is not None and sealed(SEAL.sub(UNSEALED.encode(), content, count=1)) == content
+
+
+def is_damaged(content: bytes) -> bool:
+    """Whether `content` was sealed, and has changed since."""
+    return SEAL.search(content) is not None and not is_whole(content)

@@ -4,6 +4,7 @@ Both give the same bytes in the same order. Pillow releases the interpreter's lo
 streaming uses processes, which also keep the Python of the training step free.
 """
 
+import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,7 @@ class _Decoder(Dataset):
         columns = rows["file"].map(numbers), rows["offset"], rows["length"]
         self.places = np.stack([column.to_numpy(dtype=np.int64) for column in columns], axis=1)
         self.names = rows["id"].to_numpy(dtype=str)
+        self.digests = rows["sha256"].to_numpy(dtype="S64")
         self.raw, self.image_px = raw, image_px
 
     def __len__(self) -> int:
@@ -141,10 +143,13 @@ class _Decoder(Dataset):
     def fill(self, slot: np.ndarray, row: int, read: Callable[[str, int, int], bytes]) -> None:
         """One image into uint8 `[px, px, 3]`; raises `UserError` naming the image."""
         number, offset, length = self.places[row].tolist()
+        name = f"{self.raw / self.files[number]} at byte {offset} ({self.names[row]})"
         try:
-            slot[:] = decode(read(self.files[number], offset, length), self.image_px)
+            encoded = read(self.files[number], offset, length)
+            if hashlib.sha256(encoded).hexdigest().encode() != self.digests[row]:
+                raise UserError(f"{name}: not the bytes that the split check saw; bring them back with: dvc checkout data/raw")
+            slot[:] = decode(encoded, self.image_px)
         except (UnreadableImage, OSError) as error:
-            name = f"{self.raw / self.files[number]} at byte {offset} ({self.names[row]})"
             raise UserError(f"{name}: {error}; check the data again with: dvc repro -f split_check") from error
 
 

@@ -1,8 +1,9 @@
 """One epoch of training: one code path for every device, loader and precision."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,23 @@ from fieldguide.loader import Source
 from fieldguide.models import Classifier
 from fieldguide.optim import lr_at, set_lr, update_average
 from fieldguide.params import Augment, Train
+
+
+class Progress(NamedTuple):
+    """How far an epoch has come."""
+
+    n_batches: int
+    sums: torch.Tensor  # float32 [2]: of the cross-entropies, of the images that are right
+    losses: torch.Tensor  # float32 [batches of the epoch]
+
+
+class Stopped(Exception):
+    """An epoch that was asked to end early, after a step; `progress` lets it go on."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(f"stopped after batch {progress.n_batches}")
+        self.progress = progress
+
 
 PX_STEP = 16  # of the growing side: networks halve it four times or more
 
@@ -59,11 +77,12 @@ class Training:
         weights = len(self.targets) / (counts.clamp(min=1) * (counts > 0).sum())
         return torch.where(counts > 0, weights, 1.0)  # a class without images has its share of smoothed labels
 
-    def epoch(self, epoch: int) -> Score:
+    def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], bool] = lambda: False) -> Score:
         """Every image once (or every class equally often), in this epoch's order and with this epoch's changes.
 
         The score is that of the changed images. Nothing waits for the device before the end, and everything random is a
-        function of (seed, epoch, place in the epoch). Raises `UserError` naming the first batch whose loss is not finite.
+        function of (seed, epoch, place in the epoch), so that an epoch that was `begun` goes on as if nothing had happened.
+        Raises `UserError` naming the first batch whose loss is not finite, and `Stopped` after a step once `stop()` is true.
         """
         train, n_images, device = self.train, len(self.source), self.device
         self._begin(frozen=epoch < train.head_epochs)
@@ -72,8 +91,9 @@ class Training:
         u = augment.draws(train.seed, epoch, n_images).to(device).split([len(chosen) for chosen in batches])
         targets = self.targets[torch.cat(batches).to(device)].split([len(chosen) for chosen in batches])
         mixes = epoch < train.epochs * self.augment.mix_until
-        sums, losses = torch.zeros(2, device=device), torch.zeros(len(batches), device=device)
-        for k, images in enumerate(self.source.batches(batches)):
+        begun = begun or Progress(0, torch.zeros(2), torch.zeros(len(batches)))
+        sums, losses = (part.to(device, copy=True) for part in (begun.sums, begun.losses))
+        for k, images in enumerate(self.source.batches(batches[begun.n_batches :]), start=begun.n_batches):
             step, place = divmod(k, train.accumulate)
             step += epoch * self.steps_per_epoch
             torch.manual_seed(_seed_of(train.seed, epoch, k))  # for dropout in the network
@@ -85,8 +105,13 @@ class Training:
             weight = len(batches[k]) / sum(map(len, summed))
             losses[k], scores = self.learn(pixels, targets[k], partner, share, weight)
             sums += scores
+            if device.type == "cpu":  # where looking costs nothing
+                self._refuse_non_finite(losses[: k + 1], epoch)
             if place + 1 == len(summed):
                 self.update(step)
+                if stop() and k + 1 < len(batches):
+                    self._refuse_non_finite(losses, epoch)
+                    raise Stopped(Progress(k + 1, sums, losses))
         self._refuse_non_finite(losses, epoch)
         loss_sum, n_right = sums.tolist()
         return Score(loss_sum / n_images, n_right / n_images)
@@ -119,6 +144,32 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             update_average(self.average, self.model, self.train.ema, step)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights, their average, and what the optimiser remembers, under flat names."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for number, remembered in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in remembered.items() if value is not None}
+        return tensors
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Goes back to a `state`."""
+        remembered: dict[int, dict[str, torch.Tensor]] = {}
+        networks: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}}
+        for name, tensor in tensors.items():
+            owner, rest = name.split(".", 1)
+            if owner == "optimizer":
+                number, key = rest.split(".")
+                remembered.setdefault(int(number), {})[key] = tensor
+            else:
+                networks[owner][rest] = tensor
+        self.model.load_state_dict(networks["model"])
+        if self.average is not None:
+            self.average.load_state_dict(networks["average"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": remembered, "param_groups": groups})
 
     def _begin(self, frozen: bool) -> None:
         """Training mode; a frozen backbone neither learns nor gathers statistics for its norms."""
@@ -159,16 +210,15 @@ def _seed_of(*counters: int) -> int:
 
 
 def image_px_at(epoch: int, train: Train, image_px: int) -> int:
-    """The side that the network sees in an epoch (from 0): grows from `image_px_start` to `image_px` in steps of 16 pixels.
+    """The side that the network sees in an epoch (from 0): from `size_start` to `size_end` of `image_px`, 16 pixels a step.
 
-    Small pictures first cost less and regularise (Tan and Le 2021, arXiv:2104.00298).
+    Small pictures first cost less and regularise (Tan and Le 2021, arXiv:2104.00298). In use the side may be larger than
+    it ever was in training, as random crops show things larger than they are in use (Touvron et al. 2019, arXiv:1906.06423).
     """
-    n_growing = train.image_px_growth * (train.epochs - 1)
-    start = min(train.image_px_start, image_px)
-    if epoch >= n_growing or start == image_px:
-        return image_px
-    grown = (image_px - start) * epoch / n_growing
-    return min(start + round(grown / PX_STEP) * PX_STEP, image_px)
+    n_growing = train.size_growth * (train.epochs - 1)
+    reached = min(epoch / n_growing, 1.0) if n_growing else 1.0
+    size = train.size_start + (train.size_end - train.size_start) * reached
+    return image_px if size == 1 else min(max(round(size * image_px / PX_STEP), 1) * PX_STEP, image_px)
 
 
 def balanced_order(seed: int, epoch: int, targets: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fieldguide.classifier import INPUT_NAME, METADATA_KEY, OUTPUT_NAME
-from fieldguide.files import write_bytes
+from fieldguide.files import UNSEALED, sealed, write_bytes
 from fieldguide.models import Classifier
 
 PRODUCER = "fieldguide"
@@ -51,9 +51,10 @@ def export(model: Classifier, image_px: int, opset: int, metadata: dict[str, Any
             optimize=True,
         )
     proto = _without_traces(program.model_proto)
-    proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=json.dumps(metadata, ensure_ascii=False)))
+    sealing = metadata | {"seal": UNSEALED}
+    proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=json.dumps(sealing, ensure_ascii=False)))
     onnx.checker.check_model(proto, full_check=True)
-    write_bytes(target, proto.SerializeToString(deterministic=True))
+    write_bytes(target, sealed(proto.SerializeToString(deterministic=True)))
 
 
 @contextlib.contextmanager

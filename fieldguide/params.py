@@ -97,8 +97,9 @@ class Train(Section):
     loader: Literal["auto", "resident", "streaming"]
     memory_share: Annotated[float, Field(gt=0, le=1)]
     decode_px: ImagePx
-    image_px_start: ImagePx
-    image_px_growth: Probability
+    size_start: Annotated[float, Field(ge=0.1, le=1)]
+    size_end: Annotated[float, Field(ge=0.1, le=1)]
+    size_growth: Probability
     optimizer: Literal["sgd", "adam", "adamw"]
     lr: Annotated[float, Field(gt=0, le=10)]
     momentum: Annotated[float, Field(ge=0, lt=1)]

@@ -41,6 +41,11 @@ def project_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
 
 
+def unfinished() -> Path:
+    """Where the states of trainings that have not ended are kept; outside of what DVC deletes."""
+    return project_root() / ".fieldguide" / "unfinished"
+
+
 def download_cache() -> Path:
     """Where downloads are kept between runs, so that none is made twice; outside of what DVC deletes."""
     return project_root() / ".fieldguide" / "downloads"

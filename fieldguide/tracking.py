@@ -77,10 +77,15 @@ class Run:
 
 
 @contextmanager
-def training_run(params: Params) -> Iterator[Run]:
-    """A new run with all params, FINISHED after the block and FAILED after an error in it."""
-    run = _start(os.environ.get("DVC_EXP_NAME") or _commit()[:7] or "train", {STAGE_TAG: "train"})
-    run.log_params(params.model_dump(mode="json"))
+def training_run(params: Params, run_id: str = "") -> Iterator[Run]:
+    """A new run with all params, or that of a training that goes on.
+
+    FINISHED after the block, KILLED when it is left to go on another time, FAILED after an error.
+    """
+    run = _continued(run_id) if run_id else Run(None, "")
+    if run.client is None:
+        run = _start(os.environ.get("DVC_EXP_NAME") or _commit()[:7] or "train", {STAGE_TAG: "train"})
+        run.log_params(params.model_dump(mode="json"))
     with _ending(run):
         yield run
 
@@ -121,6 +126,9 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _ending(run: Run) -> Iterator[None]:
     try:
         yield
+    except SystemExit:
+        run.end("KILLED")
+        raise
     except BaseException:
         run.end("FAILED")
         raise
@@ -137,6 +145,19 @@ def _start(name: str, tags: dict[str, str]) -> Run:
         run.client, run.run_id = client, created.info.run_id
 
     _attempt(start)
+    return run
+
+
+def _continued(run_id: str) -> Run:
+    """A run of the store, running again; one without a client where the store no longer has it."""
+    run = Run(None, "")
+
+    def find() -> None:
+        client, _ = _store()
+        client.update_run(run_id, status="RUNNING")
+        run.client, run.run_id = client, run_id
+
+    _attempt(find)
     return run
 
 

@@ -6,10 +6,15 @@ Run it with `dvc repro train`.
 """
 
 import copy
+import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 import pandas as pd
 import torch
@@ -21,12 +26,13 @@ from fieldguide.errors import UserError, run_command
 from fieldguide.files import file_hash, write_json
 from fieldguide.inference import Score, predict, score
 from fieldguide.loader import Source, open_source
-from fieldguide.loop import Training, image_px_at
+from fieldguide.loop import Progress, Stopped, Training, image_px_at
 from fieldguide.manifest import Classes, classes_of, read_manifest, rows_of, write_table
 from fieldguide.models import build, runs_at
 from fieldguide.optim import lr_at, make_optimizer
-from fieldguide.params import Params, read_params
-from fieldguide.paths import BATCH_PNG, CHECKPOINT, CURVES_PNG, HISTORY_CSV, MANIFEST, RAW, stage_metrics
+from fieldguide.params import Params, Train, read_params
+from fieldguide.paths import BATCH_PNG, CHECKPOINT, CURVES_PNG, HISTORY_CSV, MANIFEST, RAW, project_root, stage_metrics
+from fieldguide.resume import State, States, states_of, stop_signals
 
 N_SHOWN = 10  # training images in the picture of a batch
 
@@ -36,12 +42,13 @@ def main() -> None:
     manifest = read_manifest(MANIFEST)
     classes = classes_of(manifest)
     rows = {split: rows_of(manifest, split) for split in ("train", "valid")}
-    with prepared(params, classes, rows) as (training, valid):
+    with prepared(params, classes, rows) as (training, valid), states_of(depends_on(params, training)) as states:
         save_batch_picture(training)
-        with tracking.training_run(params) as run:
+        found = states.load()
+        with tracking.training_run(params, found.facts["run_id"] if found else "") as run, stop_signals() as stop:
             name, image_px = params.model.name, params.model.image_px
             facts = Checkpoint(name, image_px, classes.names, classes.labels, 0, file_hash(MANIFEST))
-            history, best = fit(training, valid, run, facts)
+            history, best = fit(Fit(training, valid, run, facts, states, stop), found)
             n_parameters = sum(parameter.numel() for parameter in training.model.parameters())
             metrics = train_metrics(history, best, n_parameters)
             write_json(stage_metrics("train"), metrics)
@@ -74,10 +81,11 @@ def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame]) ->
     model = build(params.model.name, len(classes.names), image_px)
     if params.model.weights != "none":
         print(load_weights(model, params.model))
-    if not runs_at(model, image_px_at(0, train, image_px)):
+    sizes = {image_px_at(epoch, train, image_px) for epoch in range(train.epochs)}
+    if unfit := [px for px in sorted(sizes) if not runs_at(model, px)]:
         raise UserError(
-            f"params.yaml: train.image_px_start is {train.image_px_start}, at which {params.model.name} for {image_px} px does"
-            f" not run; set it to {image_px}"
+            f"params.yaml: train.size_start {train.size_start} and size_end {train.size_end} give {unfit[0]} px, at which"
+            f" {params.model.name} for {image_px} px does not run; set both to 1"
         )
     model = model.to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False) if train.ema else None
@@ -88,10 +96,10 @@ def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame]) ->
         n_workers = params.runtime.n_workers
         sources = {
             split: stack.enter_context(closing(open_source(rows[split], RAW, px, n_workers, device, train)))
-            for split, px in (("train", train.decode_px), ("valid", image_px))
+            for split, px in (("train", max(train.decode_px, *sizes)), ("valid", image_px))
         }
-        sizes = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
-        print(f"{params.model.name} at {image_px} px; {len(classes.names)} classes, {sizes}")
+        counts = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
+        print(f"{params.model.name} at {image_px} px; {len(classes.names)} classes, {counts}")
         training = Training(
             model=model,
             average=average,
@@ -106,29 +114,80 @@ def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame]) ->
         yield training, Valid(sources["valid"], torch.from_numpy(classes.targets(rows["valid"])))
 
 
-def fit(training: Training, valid: Valid, run: tracking.Run, facts: Checkpoint) -> tuple[pd.DataFrame, int]:
-    """All epochs, or fewer where `patience` ends; keeps the best network in models/model.safetensors.
+def depends_on(params: Params, training: Training) -> dict[str, Any]:
+    """All that a training's bytes depend on: a state is found again only where none of it has changed."""
+    sections = {name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "augment")}
+    weights = project_root() / params.model.weights
+    return sections | {
+        "manifest": file_hash(MANIFEST),
+        "weights": file_hash(weights) if weights.is_file() else "",
+        "code": {path.name: file_hash(path) for path in (Path(__file__), *sorted(Path(augment.__file__).parent.glob("*.py")))},
+        "device": [device_name(training.device), str(training.dtype)],
+        "versions": {package: version(package) for package in ("torch", "numpy", "pillow", "timm", "torchvision")},
+    }
 
-    Returns the history and the best epoch, from 1.
+
+class Fit(NamedTuple):
+    """A training in its surroundings."""
+
+    training: Training
+    valid: Valid
+    run: tracking.Run
+    facts: Checkpoint
+    states: States
+    stop: Callable[[], int]  # the signal that has come
+
+
+def fit(fit: Fit, found: State | None) -> tuple[pd.DataFrame, int]:
+    """All epochs, or fewer where `patience` ends, from the state that was found on; the best network is kept.
+
+    Returns the history and the best epoch, from 1. After SIGTERM or SIGINT the step ends, its state is saved, and the
+    process exits with 128 + the signal's number.
     """
-    train = training.train
+    training, train = fit.training, fit.training.train
     history: list[dict[str, float]] = []
-    best = 0
-    for epoch in range(train.epochs):
+    begun, best = None, 0
+    if found:
+        training.restore({name: tensor for name, tensor in found.tensors.items() if not name.startswith("progress.")})
+        history, best = found.facts["history"], found.facts["best"]
+        n_batches = found.facts["n_batches"]
+        if n_batches:
+            begun = Progress(n_batches, found.tensors["progress.sums"], found.tensors["progress.losses"])
+        print(f"goes on after epoch {len(history)}" + (f" and {n_batches} batches" if n_batches else ""))
+
+    def save(progress: Progress | None = None) -> None:
+        tensors = training.state()
+        if progress:
+            tensors |= {"progress.sums": progress.sums, "progress.losses": progress.losses}
+        n_batches = progress.n_batches if progress else 0
+        facts = {"history": history, "best": best, "n_batches": n_batches, "run_id": fit.run.run_id}
+        fit.states.save(tensors, facts, files=(CHECKPOINT,) if best else ())
+
+    for epoch in range(len(history), train.epochs):
+        if train.patience and best and epoch - best >= train.patience:
+            print(f"stopped: no better epoch for {train.patience}")
+            break
         start = time.perf_counter()
-        trained = training.epoch(epoch)
+        try:
+            with out_of_memory_explained(train, training.image_px):
+                trained = training.epoch(epoch, begun, stop=lambda: bool(fit.stop()))
+        except Stopped as stopped:
+            save(stopped.progress)
+            leave(fit.stop(), f"after epoch {epoch} and {stopped.progress.n_batches} batches")
+        begun = None
         seconds = time.perf_counter() - start
-        logits = predict(training.result, valid.source, train.batch_size, training.device, training.dtype)
-        validated = score(logits, valid.targets)
+        logits = predict(training.result, fit.valid.source, train.batch_size, training.device, training.dtype)
+        validated = score(logits, fit.valid.targets)
         lr = lr_at(epoch * training.steps_per_epoch, training.steps_per_epoch, train)
         image_px = image_px_at(epoch, train, training.image_px)
         history.append(_line(epoch + 1, trained, validated, lr, image_px))
         if best == 0 or _rank(history[-1], train.best_by) > _rank(history[best - 1], train.best_by):
             best = epoch + 1
-            save_checkpoint(CHECKPOINT, training.result, replace(facts, epoch=best))
+            save_checkpoint(CHECKPOINT, training.result, replace(fit.facts, epoch=best))
         _save_history(history)
+        save()
         images_per_second = len(training.source) / seconds
-        run.log_metrics(
+        fit.run.log_metrics(
             {
                 "train": asdict(trained),
                 "valid": asdict(validated),
@@ -145,10 +204,31 @@ def fit(training: Training, valid: Valid, run: tracking.Run, facts: Checkpoint) 
             f"  {images_per_second:6.0f} images/s  {seconds:6.1f} s{'  *' if best == epoch + 1 else ''}",
             flush=True,
         )
-        if train.patience and epoch + 1 - best >= train.patience:
-            print(f"stopped: no better epoch for {train.patience}")
-            break
+        if fit.stop() and epoch + 1 < train.epochs:
+            leave(fit.stop(), f"after epoch {epoch + 1}")
+    _save_history(history)
     return pd.DataFrame(history), best
+
+
+def leave(number: int, where: str) -> NoReturn:
+    """Ends the process, whose state is saved."""
+    name = signal.Signals(number).name
+    print(f"{name}: stopped {where}; the same command goes on from there", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+@contextmanager
+def out_of_memory_explained(train: Train, image_px: int) -> Iterator[None]:
+    """What a device says when its memory is full becomes one line with what to try."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if (isinstance(error, RuntimeError) and "memory" not in str(error)) or "worker" in str(error):
+            raise
+        raise UserError(
+            f"out of memory with train.batch_size {train.batch_size} at {image_px} px; halve batch_size and set"
+            f" train.accumulate={2 * train.accumulate}, or lower model.image_px ({str(error).splitlines()[0][:120]})"
+        ) from error
 
 
 def _line(epoch: int, trained: Score, validated: Score, lr: float, image_px: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -24,6 +25,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from fieldguide.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from fieldguide.errors import UserError
+from fieldguide.files import UNSEALED, sealed
 from fieldguide.models import NETWORKS, Classifier, build
 from fieldguide.params import Model
 
@@ -57,9 +59,11 @@ def network(name: str = "cnn", n_classes: int = 3) -> Classifier:
 
 def foreign(target: Path, header: object, tensors: dict[str, torch.Tensor] | None = None) -> Path:
     """A safetensors file with any text in the header."""
+    if isinstance(header, dict):
+        header = header | {"seal": UNSEALED}
     text = header if isinstance(header, str) else json.dumps(header)
     weights = network().state_dict() if tensors is None else tensors
-    target.write_bytes(save(weights, metadata={"fieldguide": text}))
+    target.write_bytes(sealed(save(weights, metadata={"fieldguide": text})))
     return target
 
 
@@ -151,8 +155,24 @@ def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     save_checkpoint(target, network(), FACTS)
     content = target.read_bytes()
     target.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(UserError, match="not a checkpoint of fieldguide"):
+    with pytest.raises(UserError, match=r"not a checkpoint of fieldguide|its bytes are not those that were written"):
         load_checkpoint(target)
+
+
+def test_a_single_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
+    target = tmp_path / "model.safetensors"
+    save_checkpoint(target, network(), FACTS)
+    content = bytearray(target.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    generator = np.random.default_rng(0)
+    for place in [*generator.choice(header, 100, replace=False), *generator.choice(len(content), 100, replace=False)]:
+        content[place] ^= 1 << int(place) % 8
+        target.write_bytes(content)
+        with pytest.raises(UserError, match="dvc repro"):
+            load_checkpoint(target)
+        content[place] ^= 1 << int(place) % 8
+    target.write_bytes(content)
+    assert load_checkpoint(target)[1] == FACTS
 
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:

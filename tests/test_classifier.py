@@ -18,12 +18,13 @@ from PIL import Image
 
 from fieldguide.classifier import Answer, OnnxClassifier
 from fieldguide.errors import UserError
+from fieldguide.files import UNSEALED, sealed
 from fieldguide.images import UnreadableImage, decode
 
 NAMES = ("RED", "GREEN", "BLUE", "DARK")
 WEIGHT = np.array([[6, 0, 0, -2], [0, 6, 0, -2], [0, 0, 6, -2]], np.float32)  # mean RGB in 0..1 to logits
 PX = 16
-METADATA = {"class_names": NAMES, "image_px": PX}
+METADATA = {"class_names": NAMES, "image_px": PX, "seal": UNSEALED}
 
 
 def mean_colour_network(metadata: object = METADATA, n_outputs: int = len(NAMES)) -> onnx.ModelProto:
@@ -53,7 +54,7 @@ def mean_colour_network(metadata: object = METADATA, n_outputs: int = len(NAMES)
 
 def save(folder: Path, model: onnx.ModelProto) -> Path:
     target = folder / "model.onnx"
-    target.write_bytes(model.SerializeToString())
+    target.write_bytes(sealed(model.SerializeToString()))
     return target
 
 
@@ -86,12 +87,24 @@ def test_probabilities_are_those_worked_out_by_hand(classifier: OnnxClassifier, 
 
 def test_names_size_and_metadata_come_from_the_file(tmp_path: Path) -> None:
     names = ["Schöner Käfer", "孔雀蛺蝶", "c", "d"]
-    source = save(tmp_path, mean_colour_network({"class_names": names, "image_px": PX, "model": "cnn"}))
+    source = save(tmp_path, mean_colour_network(METADATA | {"class_names": names, "model": "cnn"}))
     classifier = OnnxClassifier(source, n_threads=1)
     assert classifier.class_names == tuple(names)
     assert classifier.image_px == PX
     assert classifier.metadata["model"] == "cnn"
     assert classifier.file_bytes == source.stat().st_size
+
+
+def test_a_single_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
+    source = save(tmp_path, mean_colour_network())
+    content = bytearray(source.read_bytes())
+    for place in np.random.default_rng(0).choice(len(content), 200, replace=False):
+        content[place] ^= 1 << int(place) % 8
+        source.write_bytes(content)
+        assert refusal(source)
+        content[place] ^= 1 << int(place) % 8
+    source.write_bytes(content)
+    assert OnnxClassifier(source, n_threads=1).class_names == NAMES
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 9])
@@ -183,6 +196,7 @@ def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
         convert_attribute=True,
     )
     assert (tmp_path / "weights.bin").stat().st_size > 0
+    source.write_bytes(sealed(source.read_bytes()))
     assert re.match(r"not a usable ONNX model \(.*external", refusal(source), re.DOTALL)
 
 

@@ -1,5 +1,6 @@
 """Manifest rows become pixels: in order, whole, the same from memory as from workers, and what cannot be read is named."""
 
+import hashlib
 import io
 import multiprocessing
 import os
@@ -38,8 +39,9 @@ def write_shard(raw: Path, images: list[bytes], gap: bytes = b"between") -> pd.D
     (raw / SHARD).write_bytes(content + gap)
     lengths = [len(image) for image in images]
     ids = [f"train/A/{k}.jpg" for k in range(len(images))]
-    rows = pd.DataFrame({"file": SHARD, "offset": offsets, "length": lengths, "id": ids})
-    return rows.astype({"file": "string", "id": "string", "offset": "int64", "length": "int64"})
+    digests = [hashlib.sha256(image).hexdigest() for image in images]
+    rows = pd.DataFrame({"file": SHARD, "offset": offsets, "length": lengths, "id": ids, "sha256": digests})
+    return rows.astype({"file": "string", "id": "string", "offset": "int64", "length": "int64", "sha256": "string"})
 
 
 @pytest.mark.parametrize("n_workers", [1, 4])
@@ -309,3 +311,17 @@ def test_a_resident_source_holds_the_decoded_images(tmp_path: Path) -> None:
 def test_free_memory_of_the_machine_is_between_nothing_and_all_of_it() -> None:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < loader.free_memory(CPU) <= pages
+
+
+def test_an_image_with_a_flipped_bit_is_refused_though_it_can_be_decoded(
+    tmp_path: Path, make_jpeg: Callable[..., bytes]
+) -> None:
+    rows = write_shard(tmp_path, [make_jpeg(1), make_jpeg(2)])
+    content = bytearray((tmp_path / SHARD).read_bytes())
+    start, length = rows.loc[1, ["offset", "length"]]
+    for place in np.random.default_rng(0).integers(start, start + length, 200):
+        content[place] ^= 1 << int(place) % 8
+        (tmp_path / SHARD).write_bytes(content)
+        with pytest.raises(UserError, match=r"\(train/A/1\.jpg\): not the bytes that the split check saw"):
+            decode_all(rows, tmp_path, 16, 1)
+        content[place] ^= 1 << int(place) % 8

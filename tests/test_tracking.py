@@ -171,15 +171,36 @@ def test_a_training_run_has_every_param_under_its_dotted_name(root: Path) -> Non
     assert {name.split(".")[0] for name in params} == set(type(PARAMS).model_fields)
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(1)])
-def test_an_error_fails_the_run_and_goes_on_its_way(root: Path, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("no"), "FAILED"), (KeyboardInterrupt(), "FAILED"), (SystemExit(143), "KILLED")]
+)
+def test_an_error_fails_the_run_and_goes_on_its_way(root: Path, error: BaseException, status: str) -> None:
     runs = []
     with pytest.raises(type(error)) as caught, tracking.training_run(PARAMS) as run:
         runs.append(run.run_id)
         assert stored(root, run.run_id).info.status == "RUNNING"
         raise error
     assert caught.value is error
-    assert stored(root, runs[0]).info.status == "FAILED"
+    assert stored(root, runs[0]).info.status == status
+
+
+def test_a_training_that_goes_on_has_one_run(root: Path) -> None:
+    with pytest.raises(SystemExit), tracking.training_run(PARAMS) as first:
+        first.log_metrics({"loss": 2.0}, step=1)
+        raise SystemExit(143)
+    with tracking.training_run(PARAMS, first.run_id) as second:
+        assert stored(root, first.run_id).info.status == "RUNNING"
+        second.log_metrics({"loss": 1.0}, step=2)
+    assert second.run_id == first.run_id
+    run = stored(root, first.run_id)
+    assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 1.0)
+
+
+def test_a_training_whose_run_is_gone_from_the_store_has_a_new_one(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with tracking.training_run(PARAMS, "0" * 32) as run:
+        pass
+    assert stored(root, run.run_id).info.status == "FINISHED"
+    assert capsys.readouterr().err.count("warning: MLflow") == 1
 
 
 def test_metrics_are_kept_for_each_step_and_what_is_no_number_is_left_out(root: Path) -> None:

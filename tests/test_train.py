@@ -58,7 +58,7 @@ def trained(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 
     def run(**changes: str) -> pd.DataFrame:
         params = (data / "params.yaml").read_text()
-        sides = {"image_px": changes.pop("image_px", "32"), "image_px_start": changes.pop("image_px_start", "32")}
+        sides = {"image_px": changes.pop("image_px", "32")}
         section = params[params.index("\nmodel:") : params.index("\nevaluate:")]
         for key, value in (sides | changes).items():
             section, n_changed = re.subn(rf"(?m)^(  {key}: )\S+", rf"\g<1>{value}", section)
@@ -71,7 +71,7 @@ def trained(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 
 
 def test_weights_that_the_stage_saved_begin_another_training(trained: Callable[..., pd.DataFrame], tmp_path: Path) -> None:
-    trained(epochs="3", image_px="48", image_px_start="16")
+    trained(epochs="3", image_px="48", size_start="0.3")
     shutil.copy(CHECKPOINT, tmp_path / "first.safetensors")
     first = load_file(tmp_path / "first.safetensors")
     settings = {"weights": "first.safetensors", "head_lr": "1e-30", "lr": "1e-30", "weight_decay": "0.0"}
@@ -84,7 +84,7 @@ def test_weights_that_the_stage_saved_begin_another_training(trained: Callable[.
 
 
 def test_the_history_tells_the_size_and_rate_of_each_epoch(trained: Callable[..., pd.DataFrame]) -> None:
-    history = trained(epochs="3", image_px="48", image_px_start="16", image_px_growth="1.0", lr="0.01", warmup="0.0")
+    history = trained(epochs="3", image_px="48", size_start="0.3", size_growth="1.0", lr="0.01", warmup="0.0")
     assert history["image_px"].tolist() == [16, 32, 48]
     assert history["lr"].tolist() == pytest.approx([0.01, 0.0075, 0.0025])
     assert CURVES_PNG.stat().st_size > 10_000
@@ -115,8 +115,8 @@ def test_all_at_once_gives_the_same_bytes_resident_and_streaming(trained: Callab
         ({"weights": "imagenet"}, "model.weights is imagenet, but fieldnet has no published weights"),
         ({"head_epochs": "1"}, "train.head_epochs is 1, but model.weights is none"),
         (
-            {"name": "timm/vit_tiny_patch16_224", "image_px": "32", "image_px_start": "16"},
-            "image_px_start is 16, .*; set it to 32",
+            {"name": "timm/vit_tiny_patch16_224", "image_px": "32", "size_start": "0.5"},
+            "size_start 0.5 and size_end 1.0 give 16 px, .*; set both to 1",
         ),
         (
             {"lr": "10", "weight_decay": "1.0", "optimizer": "sgd", "warmup": "0.0", "epochs": "9"},

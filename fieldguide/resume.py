@@ -1,0 +1,159 @@
+"""The state of a training that has not ended: one that was killed goes on from it and ends in the same bytes.
+
+It lies at the project's root, outside the outputs, which DVC deletes before a stage runs, in a folder named after all that
+the result depends on: another learning rate, other data or other code never find it. Every file is written atomically and
+carries the SHA-256 of its content in its name.
+"""
+
+import hashlib
+import json
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+
+from fieldguide.errors import UserError
+from fieldguide.files import file_hash, write_bytes
+from fieldguide.paths import unfinished
+
+KEPT = 2  # states; the older one is for the case that the newest is damaged
+FACTS = "fieldguide"
+
+
+class State(NamedTuple):
+    """What a training needs to go on."""
+
+    tensors: dict[str, torch.Tensor]
+    facts: dict[str, Any]  # as JSON holds it
+
+
+class States:
+    """The saved states of one training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any], files: tuple[Path, ...] = ()) -> None:
+        """A new state, and copies of `files` that it rests on; older ones but for `KEPT` are removed afterwards."""
+        copies = {}
+        for file in files:
+            copies[str(file)] = file_hash(file)
+            copy = self._copy(copies[str(file)])
+            if not copy.exists():
+                write_bytes(copy, file.read_bytes())
+        header = json.dumps(facts | {"files": copies}, allow_nan=True)
+        flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        content = save(flat, metadata={FACTS: header})
+        number = 1 + max((_number(state) for state in self._all()), default=0)
+        write_bytes(self.folder / f"state-{number:06d}-{hashlib.sha256(content).hexdigest()}.safetensors", content)
+        self._prune()
+
+    def load(self) -> State | None:
+        """The newest state that is whole, with its files put in their places; None where there is none."""
+        for path in reversed(self._all()):
+            state = self._read(path)
+            if state is not None:
+                return state
+            print(f"warning: {path} is damaged; going on from the state before it", file=sys.stderr)
+            path.unlink()
+        return None
+
+    def remove(self) -> None:
+        """Everything, once the training has ended."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self, path: Path) -> State | None:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() not in path.name:
+            return None
+        facts = _facts(path)
+        copies = {Path(target): self._copy(digest) for target, digest in facts["files"].items()}
+        if not all(copy.is_file() and file_hash(copy) in copy.name for copy in copies.values()):
+            return None
+        for target, copy in copies.items():
+            write_bytes(target, copy.read_bytes())
+        return State(load(content), facts)
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("state-*.safetensors"), key=_number)
+
+    def _copy(self, digest: str) -> Path:
+        return self.folder / f"file-{digest}"
+
+    def _files_of(self, state: Path) -> Collection[str]:
+        try:
+            return _facts(state)["files"].values()
+        except SafetensorError:  # damaged: what it rested on is of no use
+            return []
+
+    def _prune(self) -> None:
+        for old in self._all()[:-KEPT]:
+            old.unlink()
+        used = {digest for state in self._all() for digest in self._files_of(state)}
+        for copy in self.folder.glob("file-*"):
+            if copy.name.removeprefix("file-") not in used:
+                copy.unlink()
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], int]]:
+    """A function that tells which of SIGTERM and SIGINT has come (0: none), so that a step can end and its state be saved.
+
+    A second SIGINT interrupts at once. Outside the main thread signals stay as they are.
+    """
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: came[0] if came else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def states_of(depends_on: dict[str, Any]) -> Iterator[States]:
+    """The states of the training that these values define (JSON), for one process at a time; removed after the block.
+
+    They stay when the block is left by an error. Raises `UserError` while another process is at work on the same training.
+    """
+    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
+    folder = unfinished() / key
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(unfinished() / f"{key}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is at work on this very training; wait for it, or end it first") from error
+    try:
+        states = States(folder)
+        yield states
+        states.remove()
+    finally:
+        lock.release()
+
+
+def _number(state: Path) -> int:
+    return int(state.name.split("-")[1])
+
+
+def _facts(state: Path) -> dict[str, Any]:
+    """The facts in a state's header, without its tensors."""
+    with safe_open(state, framework="pt") as file:
+        return json.loads(file.metadata()[FACTS])

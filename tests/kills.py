@@ -1,0 +1,135 @@
+"""Trainings that are killed at random moments end in the bytes of one that was not.
+
+    python tests/kills.py [--kills 200] [--loader resident]
+
+Makes a tiny sample in a temporary folder and trains on it with averaged weights, mixup, cutmix, growing pictures and
+gradient accumulation on. Every third kill waits for a file that is just being written. tests/test_resume.py is the quick
+lane.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUTS = ("models/model.safetensors", "metrics/train.json", "metrics/history.csv", "metrics/curves.png", "metrics/batch.png")
+SETTINGS = {
+    "species": "3",
+    "train_images": "16",
+    "valid_images": "4",
+    "test_images": "2",
+    "near_duplicates": "false",
+    "epochs": "12",
+    "batch_size": "8",
+    "decode_px": "48",
+    "size_start": "0.4",
+    "accumulate": "2",
+    "ema": "0.9",
+    "mixup": "0.3",
+    "cutmix": "0.3",
+}
+
+
+class Project:
+    """A folder in which stages run as DVC would run them."""
+
+    def __init__(self, folder: Path, **changes: str) -> None:
+        self.folder = folder
+        text = (ROOT / "params.yaml").read_text()
+        text = re.sub(r"(?m)^(    image_px: )\S+", r"\g<1>48", text)  # of the sample
+        text = re.sub(r"(?m)^(  image_px: )\S+", r"\g<1>48", text)
+        for key, value in (SETTINGS | changes).items():
+            text, n_changed = re.subn(rf"(?m)^( +{key}: )\S+", rf"\g<1>{value}", text)
+            assert n_changed >= 1, key
+        (folder / "params.yaml").write_text(text)
+        for stage in ("download", "split_check"):
+            assert self.start(stage).wait() == 0
+
+    def start(self, stage: str) -> subprocess.Popen:
+        """A stage in a process group of its own, without the outputs of an earlier run, as DVC does it."""
+        if stage == "train":
+            for output in OUTPUTS:
+                (self.folder / output).unlink(missing_ok=True)
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.folder), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", f"stages.{stage}"]
+        with (self.folder / "output.log").open("a") as log:
+            return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def hashes(self) -> dict[str, str]:
+        return {name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in OUTPUTS}
+
+    def writing(self) -> bool:
+        """Whether a file of the training's state is just being written."""
+        return any((self.folder / ".fieldguide" / "unfinished").glob("*/.*.tmp"))
+
+    def killed(self, chance: random.Random, seconds: float, number: signal.Signals, in_write: bool) -> bool:
+        """One run that is killed after up to that many seconds of training; False where it ended before."""
+        process = self.start("train")
+        until = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < until and not self.begun():
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, seconds))
+        while in_write and process.poll() is None and not self.writing():
+            time.sleep(0.0005)
+        if process.poll() is None:
+            (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
+        code = process.wait()
+        assert code in (0, -number, 128 + number), (self.folder / "output.log").read_text()
+        return code != 0
+
+    def begun(self) -> bool:
+        """Whether the run that was started last writes outputs: its picture of a batch comes first."""
+        return (self.folder / "metrics" / "batch.png").exists()
+
+
+def kill_and_compare(folder: Path, n_kills: int, seed: int, signals: tuple[signal.Signals, ...], **changes: str) -> int:
+    """Number of trainings that were killed at least once and then ended; all in the bytes of an undisturbed one."""
+    chance, n_killed, n_ended = random.Random(seed), 0, 0
+    project = Project(folder, **changes)
+    start = time.monotonic()
+    assert project.start("train").wait() == 0, (folder / "output.log").read_text()
+    expected, was_killed = project.hashes(), False
+    seconds = 0.4 * (time.monotonic() - start)
+    assert not any((folder / ".fieldguide" / "unfinished").glob("*/*"))
+    while n_killed < n_kills or was_killed:
+        if n_killed < n_kills:
+            killed = project.killed(chance, seconds, signals[n_killed % len(signals)], in_write=n_killed % 3 == 2)
+        else:
+            assert project.start("train").wait() == 0, (folder / "output.log").read_text()
+            killed = False
+        n_killed += killed
+        if not killed:
+            assert project.hashes() == expected
+            n_ended += was_killed
+        was_killed = killed
+    return n_ended
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--loader", choices=["resident", "streaming"], default="resident")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="kills-"))
+    try:
+        signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
+        n_ended = kill_and_compare(folder, arguments.kills, arguments.seed, signals, loader=arguments.loader)
+        log = (folder / "output.log").read_text()
+        print(f"{arguments.kills} kills, {n_ended} trainings ended after them, all in the same bytes;")
+        print(f"{log.count('goes on after')} times a training went on from a saved state")
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
