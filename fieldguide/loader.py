@@ -52,7 +52,7 @@ class Resident:
     def batches(self, chosen: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         by_row = self.images.permute(0, 2, 3, 1)
         for rows in chosen:
-            yield by_row[rows.to(by_row.device, non_blocking=True)].permute(0, 3, 1, 2)
+            yield by_row.index_select(0, rows.to(by_row.device, non_blocking=True)).permute(0, 3, 1, 2)
 
 
 class Streaming:
