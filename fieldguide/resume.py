@@ -57,6 +57,14 @@ class States:
         write_bytes(self.folder / f"state-{number:06d}-{hashlib.sha256(content).hexdigest()}.safetensors", content)
         self._prune()
 
+    def require_space(self, n_bytes: int) -> None:
+        """Raises `UserError` unless the disk can take the states of a training, each of that size, before it has begun."""
+        free, needed = shutil.disk_usage(self.folder).free, (KEPT + 1) * n_bytes
+        if free < needed:
+            raise UserError(
+                f"{self.folder}: {free / 1e9:.1f} GB free, the training's state needs {needed / 1e9:.1f} GB; free space there"
+            )
+
     def load(self) -> State | None:
         """The newest state that is whole, with its files put in their places; None where there is none."""
         for path in reversed(self._all()):

@@ -6,33 +6,29 @@ Run it with `dvc repro train`.
 """
 
 import copy
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import pandas as pd
 import torch
 
 from fieldguide import augment, plots, tracking
-from fieldguide.checkpoint import Checkpoint, load_weights, save_checkpoint
+from fieldguide.checkpoint import Checkpoint, load_weights
 from fieldguide.device import device_name, pick_device, pick_dtype
 from fieldguide.errors import UserError, run_command
 from fieldguide.files import file_hash, write_json
-from fieldguide.inference import Score, predict, score
-from fieldguide.loader import Source, open_source
-from fieldguide.loop import Progress, Stopped, Training, image_px_at
-from fieldguide.manifest import Classes, classes_of, read_manifest, rows_of, write_table
+from fieldguide.fit import Fit, Valid
+from fieldguide.loader import open_source
+from fieldguide.loop import Training, image_px_at
+from fieldguide.manifest import Classes, classes_of, read_manifest, rows_of
 from fieldguide.models import build, runs_at
 from fieldguide.optim import lr_at, make_optimizer
-from fieldguide.params import Params, Train, read_params
+from fieldguide.params import Params, read_params
 from fieldguide.paths import BATCH_PNG, CHECKPOINT, CURVES_PNG, HISTORY_CSV, MANIFEST, RAW, project_root, stage_metrics
-from fieldguide.resume import State, States, states_of, stop_signals
+from fieldguide.resume import states_of, stop_signals
 
 N_SHOWN = 10  # training images in the picture of a batch
 
@@ -48,7 +44,8 @@ def main() -> None:
         with tracking.training_run(params, found.facts["run_id"] if found else "") as run, stop_signals() as stop:
             name, image_px = params.model.name, params.model.image_px
             facts = Checkpoint(name, image_px, classes.names, classes.labels, 0, file_hash(MANIFEST))
-            history, best = fit(Fit(training, valid, run, facts, states, stop), found)
+            fitting = Fit(training, valid, run, facts, states, stop)
+            history, best = fitting.all_epochs(found), fitting.best
             n_parameters = sum(parameter.numel() for parameter in training.model.parameters())
             metrics = train_metrics(history, best, n_parameters)
             write_json(stage_metrics("train"), metrics)
@@ -60,14 +57,6 @@ def main() -> None:
     figures = metrics["valid"]
     print(f"best epoch {best} by {params.train.best_by}: valid accuracy {figures['accuracy']:.2%} (n={len(rows['valid'])})")
     print(f"-> {CHECKPOINT} {stage_metrics('train')} {HISTORY_CSV} {CURVES_PNG} {BATCH_PNG}")
-
-
-@dataclass(frozen=True)
-class Valid:
-    """The validation split: its images and, int64 `[N]` on the CPU, their targets."""
-
-    source: Source
-    targets: torch.Tensor
 
 
 @contextmanager
@@ -127,128 +116,6 @@ def depends_on(params: Params, training: Training) -> dict[str, Any]:
     }
 
 
-class Fit(NamedTuple):
-    """A training in its surroundings."""
-
-    training: Training
-    valid: Valid
-    run: tracking.Run
-    facts: Checkpoint
-    states: States
-    stop: Callable[[], int]  # the signal that has come
-
-
-def fit(fit: Fit, found: State | None) -> tuple[pd.DataFrame, int]:
-    """All epochs, or fewer where `patience` ends, from the state that was found on; the best network is kept.
-
-    Returns the history and the best epoch, from 1. After SIGTERM or SIGINT the step ends, its state is saved, and the
-    process exits with 128 + the signal's number.
-    """
-    training, train = fit.training, fit.training.train
-    history: list[dict[str, float]] = []
-    begun, best = None, 0
-    if found:
-        training.restore({name: tensor for name, tensor in found.tensors.items() if not name.startswith("progress.")})
-        history, best = found.facts["history"], found.facts["best"]
-        n_batches = found.facts["n_batches"]
-        if n_batches:
-            begun = Progress(n_batches, found.tensors["progress.sums"], found.tensors["progress.losses"])
-        print(f"goes on after epoch {len(history)}" + (f" and {n_batches} batches" if n_batches else ""))
-
-    def save(progress: Progress | None = None) -> None:
-        tensors = training.state()
-        if progress:
-            tensors |= {"progress.sums": progress.sums, "progress.losses": progress.losses}
-        n_batches = progress.n_batches if progress else 0
-        facts = {"history": history, "best": best, "n_batches": n_batches, "run_id": fit.run.run_id}
-        fit.states.save(tensors, facts, files=(CHECKPOINT,) if best else ())
-
-    for epoch in range(len(history), train.epochs):
-        if train.patience and best and epoch - best >= train.patience:
-            print(f"stopped: no better epoch for {train.patience}")
-            break
-        start = time.perf_counter()
-        try:
-            with out_of_memory_explained(train, training.image_px):
-                trained = training.epoch(epoch, begun, stop=lambda: bool(fit.stop()))
-        except Stopped as stopped:
-            save(stopped.progress)
-            leave(fit.stop(), f"after epoch {epoch} and {stopped.progress.n_batches} batches")
-        begun = None
-        seconds = time.perf_counter() - start
-        logits = predict(training.result, fit.valid.source, train.batch_size, training.device, training.dtype)
-        validated = score(logits, fit.valid.targets)
-        lr = lr_at(epoch * training.steps_per_epoch, training.steps_per_epoch, train)
-        image_px = image_px_at(epoch, train, training.image_px)
-        history.append(_line(epoch + 1, trained, validated, lr, image_px))
-        if best == 0 or _rank(history[-1], train.best_by) > _rank(history[best - 1], train.best_by):
-            best = epoch + 1
-            save_checkpoint(CHECKPOINT, training.result, replace(fit.facts, epoch=best))
-        _save_history(history)
-        save()
-        images_per_second = len(training.source) / seconds
-        fit.run.log_metrics(
-            {
-                "train": asdict(trained),
-                "valid": asdict(validated),
-                "lr": lr,
-                "image_px": image_px,
-                "images_per_second": images_per_second,
-                "seconds": seconds,
-            },
-            step=epoch + 1,
-        )
-        print(
-            f"epoch {epoch + 1:4d}/{train.epochs}  {image_px:4d} px  loss {trained.loss:7.4f}  acc {trained.accuracy:6.2%}"
-            f"  valid loss {validated.loss:7.4f}  acc {validated.accuracy:6.2%}  lr {lr:.2e}"
-            f"  {images_per_second:6.0f} images/s  {seconds:6.1f} s{'  *' if best == epoch + 1 else ''}",
-            flush=True,
-        )
-        if fit.stop() and epoch + 1 < train.epochs:
-            leave(fit.stop(), f"after epoch {epoch + 1}")
-    _save_history(history)
-    return pd.DataFrame(history), best
-
-
-def leave(number: int, where: str) -> NoReturn:
-    """Ends the process, whose state is saved."""
-    name = signal.Signals(number).name
-    print(f"{name}: stopped {where}; the same command goes on from there", file=sys.stderr)
-    sys.exit(128 + number)
-
-
-@contextmanager
-def out_of_memory_explained(train: Train, image_px: int) -> Iterator[None]:
-    """What a device says when its memory is full becomes one line with what to try."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if (isinstance(error, RuntimeError) and "memory" not in str(error)) or "worker" in str(error):
-            raise
-        raise UserError(
-            f"out of memory with train.batch_size {train.batch_size} at {image_px} px; halve batch_size and set"
-            f" train.accumulate={2 * train.accumulate}, or lower model.image_px ({str(error).splitlines()[0][:120]})"
-        ) from error
-
-
-def _line(epoch: int, trained: Score, validated: Score, lr: float, image_px: int) -> dict[str, float]:
-    return {
-        "epoch": epoch,
-        "image_px": image_px,
-        "train_loss": trained.loss,
-        "train_accuracy": trained.accuracy,
-        "valid_loss": validated.loss,
-        "valid_accuracy": validated.accuracy,
-        "lr": lr,
-    }
-
-
-def _rank(line: dict[str, float], best_by: str) -> tuple[float, float]:
-    """Greater is better; the other figure decides between equals."""
-    accuracy, loss = line["valid_accuracy"], -line["valid_loss"]
-    return (loss, accuracy) if best_by == "loss" else (accuracy, loss)
-
-
 def train_metrics(history: pd.DataFrame, best: int, n_parameters: int) -> dict[str, object]:
     """The content of metrics/train.json: both splits at the best epoch; train as trained, with its augmentation."""
     line = history.iloc[best - 1]
@@ -259,10 +126,6 @@ def train_metrics(history: pd.DataFrame, best: int, n_parameters: int) -> dict[s
         "valid": {"loss": line["valid_loss"], "accuracy": line["valid_accuracy"]},
         "parameters": n_parameters,
     }
-
-
-def _save_history(history: list[dict[str, float]]) -> None:
-    write_table(pd.DataFrame(history), HISTORY_CSV)
 
 
 def save_curves(history: pd.DataFrame, best: int, training: Training) -> None:

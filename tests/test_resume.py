@@ -92,6 +92,12 @@ def test_a_half_written_state_is_never_seen(root: Path) -> None:
     assert states.load().facts["number"] == 1
 
 
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_done(root: Path) -> None:
+    with pytest.raises(UserError, match=r"GB free, the training's state needs 3000000000000\.0 GB; free space there$"):
+        States(root).require_space(10**21)
+    States(root).require_space(1000)
+
+
 def test_other_values_have_other_states() -> None:
     with pytest.raises(RuntimeError), states_of({"train": {"lr": 0.1}}) as states:
         states.save(tensors(1), FACTS)
