@@ -143,14 +143,19 @@ class _Decoder(Dataset):
     def fill(self, slot: np.ndarray, row: int, read: Callable[[str, int, int], bytes]) -> None:
         """One image into uint8 `[px, px, 3]`; raises `UserError` naming the image."""
         number, offset, length = self.places[row].tolist()
-        name = f"{self.raw / self.files[number]} at byte {offset} ({self.names[row]})"
         try:
             encoded = read(self.files[number], offset, length)
             if hashlib.sha256(encoded).hexdigest().encode() != self.digests[row]:
-                raise UserError(f"{name}: not the bytes that the split check saw; bring them back with: dvc checkout data/raw")
+                raise UserError(
+                    f"{self._name(row)}: not the bytes that the split check saw; bring them back with: dvc checkout data/raw"
+                )
             slot[:] = decode(encoded, self.image_px)
         except (UnreadableImage, OSError) as error:
-            raise UserError(f"{name}: {error}; check the data again with: dvc repro -f split_check") from error
+            raise UserError(f"{self._name(row)}: {error}; check the data again with: dvc repro -f split_check") from error
+
+    def _name(self, row: int) -> str:
+        number, offset, _ = self.places[row].tolist()
+        return f"{self.raw / self.files[number]} at byte {offset} ({self.names[row]})"
 
 
 def _lost(error: OSError) -> UserError:
