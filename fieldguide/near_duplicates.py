@@ -190,7 +190,7 @@ def _expanded(starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndar
 
 
 def near_duplicates(fingerprints: Sequence[Fingerprint], read_rgb: ReadRgb, n_workers: int) -> list[Pair]:
-    """Every candidate pair with its verdict, by i and j; the same for any `n_workers`.
+    """Every pair that small thumbnails leave possible, with its verdict, by i and j; the same for any `n_workers`.
 
     `read_rgb(i)` decodes an image again, uint8 [H, W, 3]: from threads, and only for pairs that thumbnails do not tell
     apart. Images almost without contrast are left out, as only noise tells them apart; byte-identical files should come

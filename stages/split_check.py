@@ -267,7 +267,8 @@ def pairs_page(frame: pd.DataFrame, pairs: pd.DataFrame) -> str:
         heading = f"{', '.join(kinds)}: distance {pair.distance} of 64 bits, similarity {pair.similarity:.2f}"
         groups.append((heading, [picture(pair.i), picture(pair.j)]))
     counted = f"{len(pairs)} pairs" + (f", of which the first {MAX_SHOWN} are shown" if len(pairs) > MAX_SHOWN else "")
-    introduction = f"{counted}. What was done about each is in {FINDINGS_CSV}, all that was compared in {NEAR_DUPLICATES_CSV}."
+    tables = f"What was done about each is in {FINDINGS_CSV}, all that was compared on pixels in {NEAR_DUPLICATES_CSV}."
+    introduction = f"{counted}. {tables}"
     return gallery.page("The same photograph twice", introduction, groups)
 
 
