@@ -151,7 +151,7 @@ class Training:
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for number, remembered in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value for name, value in remembered.items() if value is not None}
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in remembered.items() if torch.is_tensor(value)}
         return tensors
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:

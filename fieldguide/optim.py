@@ -14,7 +14,9 @@ def make_optimizer(model: Classifier, train: Train) -> torch.optim.Optimizer:
 
     Biases and norms do not decay. A group's `share` is its rate as a share of the head's: `backbone_lr` for the
     backbone's last block, and `layer_decay` times less for each block before it. Head and backbone never share a group:
-    a fused update wants all of a group to have learned before, or none.
+    a fused update wants all of a group to have learned before, or none. Muon (Jordan et al. 2024) takes the matrices and,
+    flattened, the convolutions; its step is scaled to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982), which
+    takes the rest.
     """
     blocks = block_numbers(model)
     head = max(blocks.values())
@@ -35,6 +37,10 @@ def make_optimizer(model: Classifier, train: Train) -> torch.optim.Optimizer:
             return torch.optim.Adam(settings, lr=0.0, fused=fused)
         case "adamw":
             return torch.optim.AdamW(settings, lr=0.0, fused=fused)
+        case "muon":
+            from timm.optim import Muon
+
+            return Muon(settings, lr=0.0, momentum=train.momentum, nesterov=True)
 
 
 def lr_at(step: int, steps_per_epoch: int, train: Train) -> float:

@@ -76,6 +76,7 @@ class SplitCheck(Section):
     few_images: Annotated[int, Field(ge=0, le=1_000_000)]
     valid_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    hold_out: Annotated[float, Field(ge=0, lt=0.5)]
     seed: Seed
 
 
@@ -100,7 +101,7 @@ class Train(Section):
     size_start: Annotated[float, Field(ge=0.1, le=1)]
     size_end: Annotated[float, Field(ge=0.1, le=1)]
     size_growth: Probability
-    optimizer: Literal["sgd", "adam", "adamw"]
+    optimizer: Literal["sgd", "adam", "adamw", "muon"]
     lr: Annotated[float, Field(gt=0, le=10)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0, le=1)]

@@ -45,6 +45,7 @@ from fieldguide.splitting import assign_splits
 INSPECTED_PX = 256  # a larger JPEG is decoded at a scale that leaves both sides at least this; enough for all comparisons
 MEAN_PX = 64
 N_SAMPLES, SAMPLE_PX = 10, 96  # pictures a split in samples.png
+SET_ASIDE = "set aside: split_check.hold_out"
 MAX_SHOWN = 5000  # pairs in the gallery; the table has all
 
 
@@ -61,11 +62,13 @@ def main() -> None:
     frame["photograph"] = photographs(len(frame), [*copies, *same])
     if receipt["dataset"] == "folder":
         frame = with_splits(frame, policy)
+    frame, aside = with_hold_out(frame, policy) if policy.hold_out else (frame, frame[:0])
     try:
         frame, n_conflicts = check(frame, policy, findings)
     except UserError:
         write_table(findings.table(), FINDINGS_CSV)
         raise
+    frame = pd.concat([frame, aside.assign(use=False, reason=SET_ASIDE)]).sort_index() if len(aside) else frame
     if not frame["use"].any():
         raise UserError(f"{RAW}: no image in use, the first is out for: {frame['reason'].iloc[0]}; mend the data")
     metrics = metrics_of(frame, copies, pairs if policy.near_duplicates else None, findings, n_conflicts)
@@ -166,6 +169,23 @@ def with_splits(frame: pd.DataFrame, policy: SplitCheck) -> pd.DataFrame:
             )
         print(f"no {split} split was there: {counts[split]} images were cut out for it, by seed {policy.seed}")
     return frame.assign(split=splits.reindex(frame.index).fillna(frame["split"]))
+
+
+def with_hold_out(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A share of train as the test split, to tune on; and the rows of the test split whose place it takes.
+
+    Photographs that valid or test hold too are not chosen: they are leaks. One photograph stays on one side.
+    """
+    aside = frame[frame["split"] == "test"]
+    elsewhere = set(frame.loc[~frame["split"].isin(["train"]), "photograph"])
+    pool = frame[(frame["split"] == "train") & ~frame["photograph"].isin(elsewhere) & frame["reason"].eq("")]
+    first_id = pool.groupby("photograph")["id"].transform("min")
+    splits = assign_splits(pool, {"test": policy.hold_out}, groups=first_id, seed=policy.seed)
+    n_chosen = int((splits == "test").sum())
+    if not n_chosen:
+        raise UserError(f"split_check.hold_out is {policy.hold_out}, of which no class has one image; raise it or set it to 0")
+    print(f"held out as test, by seed {policy.seed}: {n_chosen} train images; {len(aside)} test images are set aside")
+    return frame.assign(split=splits.reindex(frame.index).fillna(frame["split"])).drop(index=aside.index), aside
 
 
 def metrics_of(

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import ROOT
+from timm.optim import Muon
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR, OneCycleLR
 
 from fieldguide.models import NETWORKS, build
@@ -185,7 +186,10 @@ def test_after_the_heads_epochs_the_schedule_runs_over_the_steps_that_remain(sch
     assert found[21:] == pytest.approx(rates(7, epochs=5, **changes))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("muon", Muon)],
+)
 def test_the_optimizer_is_the_one_named_and_stands_still_until_a_rate_is_set(name: str, kind: type) -> None:
     model = build("cnn", 2)
     optimizer = make_optimizer(model, train(optimizer=name))
@@ -199,7 +203,7 @@ def test_the_optimizer_is_the_one_named_and_stands_still_until_a_rate_is_set(nam
     assert not all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_biases_and_norms_do_not_decay_and_every_parameter_is_in_one_group(network: str, optimizer: str) -> None:
     model = build(network, 3)
@@ -320,6 +324,27 @@ def test_steps_are_those_of_torchs_plain_optimizer(name: str, device: str) -> No
     for old, parameter, same in zip(before, model.parameters(), twin.parameters(), strict=True):
         assert not torch.equal(old, parameter)
         torch.testing.assert_close(parameter, same, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_step_of_muon_is_orthogonal_in_each_matrix_and_of_adamws_size(network: str) -> None:
+    torch.manual_seed(0)
+    model = build(network, 40).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, train(optimizer="muon", weight_decay=0.0, momentum=0.95))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    set_lr(optimizer, 0.01)
+    optimizer.step()
+    n_matrices = 0
+    for name, parameter in model.named_parameters():
+        moved = (parameter.detach() - before[name]).flatten(1) if parameter.ndim > 1 else None
+        if moved is None or min(moved.shape) < 4:
+            continue
+        n_matrices += 1
+        values = torch.linalg.svdvals(moved) / (0.01 * 0.2 * max(moved.shape) ** 0.5)
+        assert 0.5 < values.min() <= values.max() < 1.5, name  # Newton-Schulz, in bf16, comes near 1
+    assert n_matrices == sum(parameter.ndim > 1 for parameter in model.parameters())
 
 
 def moving(n_steps: int) -> list[dict[str, torch.Tensor]]:

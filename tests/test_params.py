@@ -116,7 +116,7 @@ def test_a_number_is_read_as_dvc_reads_it(written: Callable[[str], Path], value:
         ("train.size_start", "1.5", "train.size_start must be in [0.1, 1], got 1.5"),
         ("train.size_growth", "1.1", "train.size_growth must be in [0, 1], got 1.1"),
         ("train.accumulate", "0", "train.accumulate must be a whole number in [1, 1024], got 0"),
-        ("train.optimizer", "lion", "train.optimizer must be one of sgd, adam, adamw, got 'lion'"),
+        ("train.optimizer", "lion", "train.optimizer must be one of sgd, adam, adamw, muon, got 'lion'"),
         ("train.schedule", "step", "train.schedule must be one of constant, cosine, one_cycle, exponential, got 'step'"),
         ("train.hold", "-0.1", "train.hold must be in [0, 1], got -0.1"),
         ("train.lr_start", "2", "train.lr_start must be in [0, 1], got 2"),

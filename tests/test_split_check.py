@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from PIL import Image
-from test_download import MakeProject, failed_in_one_line, make_project, run_stage, succeeded
+from test_download import TINY_SAMPLE, MakeProject, failed_in_one_line, make_project, run_stage, succeeded
 from test_files import on_a_tiny_disk
 
 from fieldguide.archive import pack
@@ -22,7 +22,7 @@ from fieldguide.duplicates import exact_pairs, photographs
 from fieldguide.errors import UserError
 from fieldguide.layout import SPLITS
 from fieldguide.params import SplitCheck, read_params
-from stages.split_check import class_counts, inspected, metrics_of, numbered_classes, with_splits
+from stages.split_check import class_counts, inspected, metrics_of, numbered_classes, with_hold_out, with_splits
 
 __all__ = ["make_project"]  # a fixture
 
@@ -504,3 +504,51 @@ def test_class_folders_that_differ_in_surrounding_space_are_one_class_and_it_is_
     findings = Findings()
     assert numbered_classes(frame, findings)["class_name"].tolist() == ["MONARCH"] * 3
     assert findings.rows == [finding("class name", "valid", "MONARCH ", "", "taken for 'MONARCH'", "united")]
+
+
+def many(n_train: int = 20) -> pd.DataFrame:
+    """Two classes with `n_train` train images each, of which two are copies of one another, and one in valid and in test."""
+    train = [("train", name, f"{name} {max(k, 1)}") for name in ("A", "B") for k in range(n_train)]
+    rest = [(split, name, f"{split} {name}") for split in ("valid", "test") for name in ("A", "B")]
+    return with_photographs(table(*train, *rest))
+
+
+def test_hold_out_takes_a_share_of_each_class_of_train_and_sets_the_test_split_aside() -> None:
+    frame, aside = with_hold_out(many(), policy(hold_out=0.2))
+    assert aside["split"].tolist() == ["test"] * 2
+    chosen = frame[frame["split"] == "test"]
+    assert chosen["id"].str.startswith("train/").all()
+    assert set(chosen.groupby("class_name").size()) <= {4, 5}  # copies go together
+    assert (frame["split"] == "valid").sum() == 2
+    assert not set(chosen["photograph"]) & set(frame.loc[frame["split"] == "train", "photograph"])
+    again, _ = with_hold_out(many(), policy(hold_out=0.2))
+    assert again["split"].tolist() == frame["split"].tolist()
+    other, _ = with_hold_out(many(), policy(hold_out=0.2, seed=2))
+    assert other["split"].tolist() != frame["split"].tolist()
+
+
+def test_hold_out_leaves_photographs_that_other_splits_hold_in_train() -> None:
+    frame = many()
+    leaked = frame.index[frame["split"] == "train"][2:12]
+    frame.loc[leaked, "photograph"] = frame.loc[frame["split"] == "valid", "photograph"].iloc[0]
+    found, _ = with_hold_out(frame, policy(hold_out=0.4))
+    assert set(found.loc[leaked, "split"]) == {"train"}
+
+
+def test_a_hold_out_of_no_image_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"split_check.hold_out is 0.01, of which no class has one image"):
+        with_hold_out(many(), policy(hold_out=0.01))
+
+
+def test_hold_out_through_the_stage(make_project: MakeProject) -> None:
+    project = make_project(
+        **{"split_check.hold_out": 0.25, "split_check.near_duplicates": False, **TINY_SAMPLE, "data.sample.train_images": 8}
+    )
+    succeeded(run_stage(project, "download"))
+    succeeded(run_stage(project, "split_check"))
+    manifest = pd.read_csv(project / "data/manifest.csv", keep_default_na=False)
+    aside = manifest[manifest["reason"] == "set aside: split_check.hold_out"]
+    assert len(aside) and not aside["use"].any() and set(aside["split"]) == {"test"}
+    assert aside["id"].str.startswith("test/").all()
+    test = manifest[(manifest["split"] == "test") & manifest["use"]]
+    assert len(test) and test["id"].str.startswith("train/").all()
