@@ -273,7 +273,7 @@ def _sentence(error: ValidationError) -> str:
         case "model_type":
             return f"{name} must be a section with keys, got {first['input']!r}{more}"
     annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    return f"{name} must be {_words(TypeAdapter(annotation).json_schema())}, got {first['input']!r}{more}"
+    return f"{name} must be {in_words(TypeAdapter(annotation).json_schema())}, got {first['input']!r}{more}"
 
 
 def _path(loc: tuple[int | str, ...]) -> tuple[str, ...]:
@@ -288,9 +288,10 @@ def _path(loc: tuple[int | str, ...]) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _words(schema: dict[str, Any]) -> str:
+def in_words(schema: dict[str, Any]) -> str:
+    """The values that a JSON schema allows: `a whole number in [1, 65536]`."""
     if "anyOf" in schema:
-        return " or ".join(_words(choice) for choice in schema["anyOf"])
+        return " or ".join(in_words(choice) for choice in schema["anyOf"])
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:
@@ -301,7 +302,7 @@ def _words(schema: dict[str, Any]) -> str:
             high = f"{schema['maximum']}]" if "maximum" in schema else f"{schema['exclusiveMaximum']:g})"
             return f"{'a whole number ' if kind == 'integer' else ''}in {low}, {high}"
         case "array":
-            return f"a list, each {_words(schema['items'])}"
+            return f"a list, each {in_words(schema['items'])}"
         case "boolean":
             return "true or false"
     return "text in quotes"
