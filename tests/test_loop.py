@@ -62,6 +62,7 @@ ALL_ON = {
 }
 CPU = torch.device("cpu")
 STANDSTILL = 1e-30  # a rate at which no float32 weight moves
+ONE_SIDE = {"size_start": 1.0, "size_end": 1.0}
 DESCENT = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr": 0.1, "schedule": "constant", "warmup": 0.0}
 
 
@@ -118,7 +119,7 @@ def training(
     fields = {"augment": PLAIN, "image_px": 16, "dtype": torch.float32} | {
         name: changes.pop(name) for name in ("augment", "image_px", "dtype") if name in changes
     }
-    train = Train(**(PARAMS.train.model_dump() | changes))
+    train = Train(**(PARAMS.train.model_dump() | ONE_SIDE | changes))
     torch.manual_seed(train.seed)
     n_classes = int(targets.max()) + 1
     model = build(network, n_classes) if isinstance(network, str) else network(n_classes)
@@ -237,7 +238,17 @@ def test_an_epoch_begun_anew_is_the_same_whatever_came_before() -> None:
     images, targets = noisy(10, 3)
     settings = augmentation(**ALL_ON)
     chosen, twin = (
-        training(images, targets, dropping, epochs=4, batch_size=4, momentum=0.0, sampling="balanced", augment=settings)
+        training(
+            images,
+            targets,
+            dropping,
+            epochs=4,
+            batch_size=4,
+            optimizer="sgd",
+            momentum=0.0,
+            sampling="balanced",
+            augment=settings,
+        )
         for _ in range(2)
     )
     for epoch in range(3):
@@ -453,7 +464,8 @@ def test_two_batches_whose_gradients_are_summed_are_one_batch_of_twice_the_size(
 
     def weights(**changes: object) -> list[torch.Tensor]:
         images, targets = noisy(n_images, 3)
-        chosen = training(images, targets, kind=Kept, epochs=2, lr=0.05, momentum=0.9, **changes)
+        settings = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9} | changes
+        chosen = training(images, targets, kind=Kept, epochs=2, **settings)
         for epoch in range(2):
             chosen.epoch(epoch)
         assert len(chosen.optimizer.seen) == 2 * chosen.steps_per_epoch
@@ -679,7 +691,7 @@ def test_the_first_batch_whose_loss_is_not_finite_is_named() -> None:
 
 
 def sides(image_px: int, **changes: object) -> list[int]:
-    train = Train(**(PARAMS.train.model_dump() | changes))
+    train = Train(**(PARAMS.train.model_dump() | ONE_SIDE | changes))
     return [image_px_at(epoch, train, image_px) for epoch in range(train.epochs)]
 
 

@@ -277,7 +277,7 @@ def test_a_missing_key_or_section_is_named(written: Callable[[str], Path]) -> No
 
 
 def test_further_faults_are_counted(written: Callable[[str], Path]) -> None:
-    text = changed("train.lr", "-1").replace("\n  momentum: 0.9 ", "\n  momentum: 9 ")
+    text = changed("train.lr", "-1").replace("\n  momentum: 0.95 ", "\n  momentum: 9 ")
     assert message(text, written) == "params.yaml: train.lr must be in (0, 10], got -1 (and 1 more)"
 
 
