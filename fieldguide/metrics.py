@@ -27,9 +27,8 @@ def split_metrics(logits: np.ndarray, targets: np.ndarray, temperature: float, e
     right = predicted == targets
     low, high = accuracy_interval(int(right.sum()), len(right))
     f1_low, f1_high = macro_f1_interval(targets, predicted)
-    log_probabilities = log_softmax(logits.astype(np.float64) / temperature, axis=1)
-    uncalibrated = log_softmax(logits.astype(np.float64), axis=1)
-    confidence = np.exp(log_probabilities.max(axis=1))
+    loss, ece, confidence = _of_probabilities(logits, targets, temperature, ece_bins)
+    loss_uncalibrated, ece_uncalibrated, _ = _of_probabilities(logits, targets, 1.0, ece_bins)
     return {
         "accuracy": float(right.mean()),
         "accuracy_low": low,
@@ -39,10 +38,10 @@ def split_metrics(logits: np.ndarray, targets: np.ndarray, temperature: float, e
         "macro_f1_low": f1_low,
         "macro_f1_high": f1_high,
         "weighted_f1": float(f1_score(targets, predicted, average="weighted", zero_division=0)),
-        "loss": _log_loss(log_probabilities, targets),
-        "loss_uncalibrated": _log_loss(uncalibrated, targets),
-        "ece": expected_calibration_error(np.exp(log_probabilities), targets, ece_bins),
-        "ece_uncalibrated": expected_calibration_error(np.exp(uncalibrated), targets, ece_bins),
+        "loss": loss,
+        "loss_uncalibrated": loss_uncalibrated,
+        "ece": ece,
+        "ece_uncalibrated": ece_uncalibrated,
         **{f"accuracy_at_coverage_{share * 100:.0f}": accuracy_at(share, confidence, right) for share in COVERAGES},
         "risk_coverage_area": risk_coverage_area(confidence, right),
         "n": len(targets),
@@ -56,8 +55,14 @@ def _top5_accuracy(logits: np.ndarray, targets: np.ndarray) -> float:
     return float(top_k_accuracy_score(targets, logits, k=5, labels=np.arange(n_classes)))
 
 
-def _log_loss(log_probabilities: np.ndarray, targets: np.ndarray) -> float:
-    return float(-log_probabilities[np.arange(len(targets)), targets].mean())
+def _of_probabilities(
+    logits: np.ndarray, targets: np.ndarray, temperature: float, ece_bins: int
+) -> tuple[float, float, np.ndarray]:
+    """Log loss, calibration error and confidence at a temperature."""
+    log_probabilities = log_softmax(logits / np.float64(temperature), axis=1)
+    loss = float(-log_probabilities[np.arange(len(targets)), targets].mean())
+    probabilities = np.exp(log_probabilities, out=log_probabilities)
+    return loss, expected_calibration_error(probabilities, targets, ece_bins), probabilities.max(axis=1)
 
 
 def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray, n_bins: int) -> float:

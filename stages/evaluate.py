@@ -61,7 +61,8 @@ N_ANSWERS = 5  # in predictions.csv
 class Answers:
     """What the network says of the images of one split.
 
-    logits: float32 `[N, K]`, the mean over the views; plain: those of the image alone; known: known scores, float32 `[N]`.
+    logits: float32 `[N, K]`, the mean over the views; plain: int64 `[N]`, the answers to the first view, the image alone;
+    known: float32 `[N]`, known scores.
     """
 
     logits: np.ndarray
@@ -144,14 +145,11 @@ def answers_of(
     network: Network, rows: pd.DataFrame, name: str, known: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> Answers:
     """The answers for a table of rows; `known` turns logits `[B, K]` and embeddings `[B, F]` of a batch into scores `[B]`."""
-    logits, plain = [torch.empty(0, len(network.facts.class_names))], []
-    scores = [torch.empty(0)]
+    parts = [(torch.empty(0, len(network.facts.class_names)), torch.empty(0, dtype=torch.int64), torch.empty(0))]
     for seen, embeddings in network.views(rows, name):
-        mean = seen.mean(dim=0)
-        logits.append(mean.cpu())
-        plain.append(seen[0].cpu())
-        scores.append(known(mean, embeddings.mean(dim=0)).cpu())
-    return Answers(*(torch.cat(parts).numpy() for parts in (logits, [logits[0], *plain], scores)))
+        logits = seen.mean(dim=0)
+        parts.append((logits.cpu(), seen[0].argmax(dim=1).cpu(), known(logits, embeddings.mean(dim=0)).cpu()))
+    return Answers(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
 
 def evaluate_metrics(
@@ -171,8 +169,7 @@ def evaluate_metrics(
         if split != "train":
             metrics[split] |= verdict_metrics(answers[split], targets, calibration)
         if calibration.tta != "none":
-            plain = answers[split].plain.argmax(axis=1) == targets
-            gains[f"{split}_accuracy_gain"] = metrics[split]["accuracy"] - float(plain.mean())
+            gains[f"{split}_accuracy_gain"] = metrics[split]["accuracy"] - float((answers[split].plain == targets).mean())
     if "test" in rows:
         clean = ~leaked(rows["test"])
         targets, predicted = facts.classes.targets(rows["test"])[clean], answers["test"].logits.argmax(axis=1)[clean]
