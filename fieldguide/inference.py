@@ -1,5 +1,6 @@
 """Pixels to logits, and how good they are: never augmented, the same for validation, evaluation and proof."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from fieldguide.device import autocast
 from fieldguide.loader import Source
 from fieldguide.models import Classifier
+
+N_VIEWS = {"none": 1, "mirror": 2}  # forward passes per image of each test-time augmentation
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,36 @@ def predict(
     """Logits of unchanged images, in their order: float32 `[N, K]` on the CPU."""
     model.eval()
     logits = [torch.empty(0, model.head.out_features)]
-    for images in source.batches(torch.arange(len(source)).split(batch_size) if len(source) else []):
-        pixels = images.to(device).float().div_(255)
+    for pixels in _pixels(source, batches_of(len(source), batch_size), device):
         with autocast(device, dtype):
-            logits.append(model(pixels.contiguous(memory_format=torch.channels_last)).float())
+            logits.append(model(pixels).float())
     return torch.cat([part.cpu() for part in logits])
+
+
+@torch.inference_mode()
+def views(
+    model: Classifier, source: Source, chosen: Sequence[torch.Tensor], device: torch.device, tta: str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits `[V, B, K]` and embeddings `[V, B, F]` of each of the batches `chosen`, float32 on the device.
+
+    The first view is the image itself; `tta` mirror adds its mirror image. Nothing is kept from batch to batch.
+    """
+    model.eval()
+    for pixels in _pixels(source, chosen, device):
+        seen = (pixels, pixels.flip(3))[: N_VIEWS[tta]]
+        embeddings = [model.features((view - model.pixel_mean) / model.pixel_std) for view in seen]
+        yield torch.stack([model.head(embedding) for embedding in embeddings]), torch.stack(embeddings)
+
+
+def batches_of(n_images: int, batch_size: int) -> Sequence[torch.Tensor]:
+    """The numbers of all images in their order, int64, `batch_size` at a time; the last batch may be smaller."""
+    return torch.arange(n_images).split(batch_size) if n_images else ()
+
+
+def _pixels(source: Source, chosen: Sequence[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """Float `[B, 3, H, W]` in 0..1, channels last."""
+    for images in source.batches(chosen):
+        yield images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
 def score(logits: torch.Tensor, targets: torch.Tensor) -> Score:

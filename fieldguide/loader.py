@@ -1,13 +1,15 @@
-"""Manifest rows to pixels: all of them decoded once into memory (resident), or again and again by workers (streaming).
+"""Manifest rows to pixels: all of them decoded once into memory (resident), again and again by workers (streaming), or
+once, a few batches ahead of what is in use (ahead).
 
-Both give the same bytes in the same order. Pillow releases the interpreter's lock, so that threads decode side by side;
+All give the same bytes in the same order. Pillow releases the interpreter's lock, so that threads decode side by side;
 streaming uses processes, which also keep the Python of the training step free.
 """
 
 import hashlib
 import multiprocessing
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -98,6 +100,40 @@ class Streaming:
         if iterator is not None:
             with suppress(AttributeError):
                 iterator._shutdown_workers()
+
+
+class Ahead:
+    """Images that threads decode while the batches before them are in use: `PREFETCHED` batches and no more are ever held."""
+
+    def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device) -> None:
+        self.device, self.n_workers = device, n_workers
+        self._decoder = _Decoder(rows, raw, image_px)
+
+    def __len__(self) -> int:
+        return len(self._decoder)
+
+    def batches(self, chosen: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        decoder, waiting = self._decoder, deque[tuple[np.ndarray, list[Future]]]()
+        try:
+            with encoded_reader(decoder.raw, decoder.files) as read, ThreadPoolExecutor(self.n_workers) as pool:
+                try:
+                    for rows in chosen:
+                        pixels = np.empty((len(rows), decoder.image_px, decoder.image_px, CHANNELS), np.uint8)
+                        slots = zip(pixels, rows.tolist(), strict=True)
+                        waiting.append((pixels, [pool.submit(decoder.fill, slot, row, read) for slot, row in slots]))
+                        if len(waiting) == PREFETCHED:
+                            yield self._decoded(*waiting.popleft())
+                    while waiting:
+                        yield self._decoded(*waiting.popleft())
+                finally:  # left early: what has not begun is not decoded
+                    pool.shutdown(cancel_futures=True)
+        except OSError as error:
+            raise _lost(error) from error
+
+    def _decoded(self, pixels: np.ndarray, filled: list[Future]) -> torch.Tensor:
+        for future in filled:
+            future.result()
+        return torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
 
 
 class _Order:

@@ -1,36 +1,74 @@
-"""Figures of merit from predictions: NumPy in, plain numbers out."""
+"""Figures of merit from predictions: NumPy in, plain numbers out.
+
+`probabilities` are float `[N, K]`, `targets` and `predicted` int `[N]`, `right` bool `[N]`, `confidence` (the largest
+probability) float `[N]`.
+"""
+
+import math
 
 import numpy as np
+import pandas as pd
 from scipy.special import log_softmax
 from scipy.stats import binomtest
-from sklearn.metrics import f1_score, top_k_accuracy_score
+from sklearn.metrics import f1_score, precision_recall_fscore_support, roc_auc_score, top_k_accuracy_score
+
+COVERAGES = (0.8, 0.9, 0.95)  # shares of the images at which accuracy is reported
+N_RESAMPLES = 1000  # of the bootstrap
+SEED = 0  # of the bootstrap
 
 
-def split_metrics(logits: np.ndarray, targets: np.ndarray, ece_bins: int) -> dict[str, float]:
-    """Accuracy, top 5, macro F1, loss (nats), calibration error and n of one split.
+def split_metrics(logits: np.ndarray, targets: np.ndarray, temperature: float, ece_bins: int) -> dict[str, float]:
+    """What `evaluate.json` says of one split; logits: float `[N, K]`, not yet divided by the temperature.
 
-    logits: float `[N, K]`; targets: int `[N]`. Macro F1 is scikit-learn's over the classes that occur in truth or prediction.
+    `loss` (nats) and `ece` are those of the calibrated probabilities, `…_uncalibrated` those at temperature 1. Accuracy has
+    Wilson's 95 % interval, macro F1 the bootstrap's; F1 is scikit-learn's over the classes that occur in truth or prediction.
     """
-    n_classes = logits.shape[1]
-    log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
-    probabilities = np.exp(log_probabilities)
-    predicted = probabilities.argmax(axis=1)
-    classes = np.arange(n_classes)
-    top5 = 1.0 if n_classes <= 5 else top_k_accuracy_score(targets, probabilities, k=5, labels=classes)
+    predicted = logits.argmax(axis=1)
+    right = predicted == targets
+    low, high = accuracy_interval(int(right.sum()), len(right))
+    f1_low, f1_high = macro_f1_interval(targets, predicted)
+    loss, ece, confidence = _of_probabilities(logits, targets, temperature, ece_bins)
+    loss_uncalibrated, ece_uncalibrated, _ = _of_probabilities(logits, targets, 1.0, ece_bins)
     return {
-        "accuracy": float((predicted == targets).mean()),
-        "top5_accuracy": float(top5),
+        "accuracy": float(right.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "top5_accuracy": _top5_accuracy(logits, targets),
         "macro_f1": float(f1_score(targets, predicted, average="macro", zero_division=0)),
-        "loss": float(-log_probabilities[np.arange(len(targets)), targets].mean()),
-        "ece": expected_calibration_error(probabilities, targets, ece_bins),
+        "macro_f1_low": f1_low,
+        "macro_f1_high": f1_high,
+        "weighted_f1": float(f1_score(targets, predicted, average="weighted", zero_division=0)),
+        "loss": loss,
+        "loss_uncalibrated": loss_uncalibrated,
+        "ece": ece,
+        "ece_uncalibrated": ece_uncalibrated,
+        **{f"accuracy_at_coverage_{share * 100:.0f}": accuracy_at(share, confidence, right) for share in COVERAGES},
+        "risk_coverage_area": risk_coverage_area(confidence, right),
         "n": len(targets),
     }
+
+
+def _top5_accuracy(logits: np.ndarray, targets: np.ndarray) -> float:
+    n_classes = logits.shape[1]
+    if n_classes <= 5:
+        return 1.0
+    return float(top_k_accuracy_score(targets, logits, k=5, labels=np.arange(n_classes)))
+
+
+def _of_probabilities(
+    logits: np.ndarray, targets: np.ndarray, temperature: float, ece_bins: int
+) -> tuple[float, float, np.ndarray]:
+    """Log loss, calibration error and confidence at a temperature."""
+    log_probabilities = log_softmax(logits / np.float64(temperature), axis=1)
+    loss = float(-log_probabilities[np.arange(len(targets)), targets].mean())
+    probabilities = np.exp(log_probabilities, out=log_probabilities)
+    return loss, expected_calibration_error(probabilities, targets, ece_bins), probabilities.max(axis=1)
 
 
 def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray, n_bins: int) -> float:
     """Mean gap between confidence and accuracy over equal-width bins, weighted by their size (Guo et al. 2017).
 
-    probabilities: `[N, K]`; targets: int `[N]`. Bins are (low, high], as in the paper.
+    Bins are (low, high], as in the paper.
     """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == targets
@@ -43,3 +81,68 @@ def accuracy_interval(n_right: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of an accuracy."""
     interval = binomtest(n_right, n).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def macro_f1_interval(targets: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of macro F1 over the images; the same for the same answers."""
+    generator = np.random.default_rng(SEED)
+    n, n_classes = len(targets), int(max(targets.max(), predicted.max())) + 1
+    scores = np.empty(N_RESAMPLES)
+    for resample in range(N_RESAMPLES):
+        rows = generator.integers(0, n, n)
+        truth, answer = targets[rows], predicted[rows]
+        n_right = np.bincount(truth[truth == answer], minlength=n_classes)
+        n_both = np.bincount(truth, minlength=n_classes) + np.bincount(answer, minlength=n_classes)
+        occurs = n_both > 0
+        scores[resample] = (2 * n_right[occurs] / n_both[occurs]).mean()
+    low, high = np.percentile(scores, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def accuracy_at(coverage: float, confidence: np.ndarray, right: np.ndarray) -> float:
+    """Accuracy over the most certain images, of which there are `coverage` of all, rounded up."""
+    n_kept = math.ceil(coverage * len(right) - 1e-9)  # 0.95 * 20 is a little more than 19
+    return float(right[np.argsort(-confidence, kind="stable")[:n_kept]].mean())
+
+
+def risk_coverage_area(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Mean share of wrong answers among the n most certain, over n from 1 to N (AURC; Geifman et al. 2019): less is better."""
+    n_wrong = np.cumsum(~right[np.argsort(-confidence, kind="stable")])
+    return float((n_wrong / np.arange(1, len(right) + 1)).mean())
+
+
+def coverage_table(confidence: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Accuracy of each split over the most certain share of its images, for each hundredth of them.
+
+    Columns: coverage; then for each split its accuracy under the split's name and, as `<split>_probability`, the least
+    confidence among these images.
+    """
+    shares = np.arange(1, 101) / 100
+    table = pd.DataFrame({"coverage": shares})
+    for split in right:
+        order = np.argsort(-confidence[split], kind="stable")
+        n_kept = np.ceil(shares * len(order) - 1e-9).astype(int)
+        table[split] = (np.cumsum(right[split][order]) / np.arange(1, len(order) + 1))[n_kept - 1]
+        table[f"{split}_probability"] = confidence[split][order][n_kept - 1]
+    return table
+
+
+def per_class_table(targets: np.ndarray, predicted: np.ndarray, names: np.ndarray) -> pd.DataFrame:
+    """Precision, recall, F1 and support of each of the classes `names`, as scikit-learn defines them; 0 where undefined."""
+    precision, recall, f1, support = precision_recall_fscore_support(
+        targets, predicted, labels=np.arange(len(names)), zero_division=0
+    )
+    return pd.DataFrame({"class_name": names, "precision": precision, "recall": recall, "f1": f1, "support": support})
+
+
+def refused_strangers(known: np.ndarray, strange: np.ndarray, threshold: float) -> dict[str, float]:
+    """How a score tells known images from strangers: AUROC, and the shares of both below `threshold`.
+
+    known, strange: scores `[N]` and `[M]`, higher being more surely known.
+    """
+    is_known = np.repeat([1, 0], [len(known), len(strange)])
+    return {
+        "auroc": float(roc_auc_score(is_known, np.concatenate([known, strange]))),
+        "known_accepted": float((known >= threshold).mean()),
+        "strangers_refused": float((strange < threshold).mean()),
+    }

@@ -157,6 +157,10 @@ class Evaluate(Section):
 
     batch_size: BatchSize
     ece_bins: Annotated[int, Field(ge=2, le=1000)]
+    tta: Literal["none", "mirror"]
+    sure_accuracy: Annotated[float, Field(gt=0, le=1)]
+    known_score: Literal["probability", "energy", "cosine", "whitened_cosine", "mahalanobis"]
+    accept: Annotated[float, Field(gt=0, le=1)]
 
 
 class Export(Section):

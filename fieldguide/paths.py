@@ -9,6 +9,7 @@ IMAGES_ZIP = RAW / "images.zip"
 MANIFEST = Path("data/manifest.csv")
 
 CHECKPOINT = Path("models/model.safetensors")
+CALIBRATION = Path("models/calibration.safetensors")
 ONNX = Path("models/model.onnx")
 
 METRICS = Path("metrics")
@@ -22,6 +23,9 @@ SIZES_PNG = METRICS / "sizes.png"
 HISTORY_CSV = METRICS / "history.csv"
 CONFUSION_CSV = METRICS / "confusion.csv"
 CONFUSION_PNG = METRICS / "confusion.png"
+PREDICTIONS_CSV = METRICS / "predictions.csv"
+PER_CLASS_CSV = METRICS / "per_class.csv"
+COVERAGE_CSV = METRICS / "coverage.csv"
 SUBMISSION_CSV = METRICS / "submission.csv"
 CURVES_PNG = METRICS / "curves.png"
 BATCH_PNG = METRICS / "batch.png"

@@ -1,86 +1,255 @@
-"""The checkpoint, measured on every split in fp32, without augmentation.
+"""The checkpoint, measured on every split in fp32, without training's augmentation, and what its answers are worth.
 
-Reads models/model.safetensors, data/manifest.csv, data/raw and `evaluate` of params.yaml; writes metrics/evaluate.json,
-metrics/confusion.csv (truth and prediction of every test image), metrics/confusion.png and, for images without labels,
-metrics/submission.csv. Where test has no labels, valid takes its place in the confusion.
-Run it with `dvc repro evaluate`.
+Reads models/model.safetensors, data/manifest.csv, data/raw and `evaluate` of params.yaml. Temperature and thresholds are
+fitted on valid, class means on train, nothing on test. Writes models/calibration.safetensors; metrics/evaluate.json;
+metrics/predictions.csv (every image of valid and test with truth, top 5 and verdict); metrics/per_class.csv;
+metrics/coverage.csv (accuracy when the least certain are refused); metrics/confusion.csv (truth and prediction of every
+test image), metrics/confusion.png and, for images without labels, metrics/submission.csv. Where test has no labels, valid
+takes its place in the confusion. Run it with `dvc repro evaluate`.
 """
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix
+import torch
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix, f1_score
+from tqdm import tqdm
 
 from fieldguide import plots, tracking
+from fieldguide.calibration import (
+    Calibration,
+    KnownScore,
+    Moments,
+    fit_temperature,
+    fit_unknown_below,
+    fit_unsure_below,
+    save_calibration,
+    score_tensors,
+    verdicts,
+)
 from fieldguide.checkpoint import Checkpoint, load_checkpoint
 from fieldguide.device import pick_device
 from fieldguide.errors import run_command
 from fieldguide.files import write_json
-from fieldguide.inference import predict
-from fieldguide.loader import Resident, decode_all
+from fieldguide.inference import N_VIEWS, batches_of, views
+from fieldguide.loader import Ahead
 from fieldguide.manifest import leaked, read_manifest, rows_of, splits_in_use, write_table
-from fieldguide.metrics import accuracy_interval, split_metrics
+from fieldguide.metrics import accuracy_interval, coverage_table, per_class_table, split_metrics
 from fieldguide.models import Classifier
 from fieldguide.params import Evaluate, Runtime, read_params
-from fieldguide.paths import CHECKPOINT, CONFUSION_CSV, CONFUSION_PNG, MANIFEST, RAW, SUBMISSION_CSV, stage_metrics
+from fieldguide.paths import (
+    CALIBRATION,
+    CHECKPOINT,
+    CONFUSION_CSV,
+    CONFUSION_PNG,
+    COVERAGE_CSV,
+    MANIFEST,
+    PER_CLASS_CSV,
+    PREDICTIONS_CSV,
+    RAW,
+    SUBMISSION_CSV,
+    stage_metrics,
+)
+
+N_ANSWERS = 5  # in predictions.csv
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the network says of the images of one split.
+
+    logits: float32 `[N, K]`, the mean over the views; plain: int64 `[N]`, the answers to the first view, the image alone;
+    known: float32 `[N]`, known scores.
+    """
+
+    logits: np.ndarray
+    plain: np.ndarray
+    known: np.ndarray
 
 
 def main() -> None:
     params = read_params()
     model, facts = load_checkpoint(CHECKPOINT)
     manifest = read_manifest(MANIFEST)
-    rows = {split: rows_of(manifest, split) for split in splits_in_use(manifest)}
+    rows = {split: rows_of(manifest, split) for split in dict.fromkeys(["train", "valid", *splits_in_use(manifest)])}
     unlabelled = manifest[(manifest["split"] == "unlabelled") & manifest["use"]].reset_index(drop=True)
-    logits = split_logits(model, facts, rows | {"unlabelled": unlabelled}, params.evaluate, params.runtime)
-    save_submission(logits.pop("unlabelled"), facts, unlabelled)
-    metrics = evaluate_metrics(logits, facts, rows, params.evaluate)
+    network = Network(model.to(pick_device(params.runtime.device)), facts, params.evaluate, params.runtime)
+    answers, calibration = measured(network, rows | {"unlabelled": unlabelled})
+    save_calibration(CALIBRATION, calibration)
+    save_submission(answers.pop("unlabelled"), facts, unlabelled)
+    metrics = evaluate_metrics(answers, facts, rows, calibration, params.evaluate)
     write_json(stage_metrics("evaluate"), metrics)
+    save_predictions(answers, facts, rows, calibration)
+    save_tables(answers, facts, rows, calibration)
     split = list(rows)[-1]
-    save_confusion(logits[split], facts, rows[split], split)
+    save_confusion(answers[split].logits, facts, rows[split], split)
     with tracking.stage_run("evaluate", params.evaluate, CHECKPOINT) as run:
-        run.log(metrics, stage_metrics("evaluate"), CONFUSION_CSV, CONFUSION_PNG)
-    figures = metrics[split]
-    low, high = accuracy_interval(round(figures["accuracy"] * figures["n"]), figures["n"])
-    print(
-        f"{split} accuracy {figures['accuracy']:.2%}, 95 % interval {low:.1%} to {high:.1%} (n={figures['n']});"
-        f" macro F1 {figures['macro_f1']:.4f}; valid accuracy {metrics['valid']['accuracy']:.2%}"
+        tables = (PREDICTIONS_CSV, PER_CLASS_CSV, COVERAGE_CSV)
+        run.log(metrics, CALIBRATION, stage_metrics("evaluate"), *tables, CONFUSION_CSV, CONFUSION_PNG)
+    print_headline(split, metrics)
+    print(f"-> {CALIBRATION} {stage_metrics('evaluate')} {PREDICTIONS_CSV} {PER_CLASS_CSV} {COVERAGE_CSV}")
+    print(f"-> {CONFUSION_CSV} {CONFUSION_PNG} {SUBMISSION_CSV} ({len(unlabelled)} rows)")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network on its device, and how it is to be run."""
+
+    model: Classifier
+    facts: Checkpoint
+    evaluate: Evaluate
+    runtime: Runtime
+
+    def views(self, rows: pd.DataFrame, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits `[V, B, K]` and embeddings `[V, B, F]` of each batch of `rows`; decoding runs ahead of the network."""
+        device = self.model.head.weight.device
+        source = Ahead(rows, RAW, self.facts.image_px, self.runtime.n_workers, device)
+        chosen = batches_of(len(source), self.evaluate.batch_size)
+        with tqdm(total=len(rows), unit="image", desc=name, disable=None) as bar:
+            for logits, embeddings in views(self.model, source, chosen, device, self.evaluate.tta):
+                yield logits, embeddings
+                bar.update(logits.shape[1])
+
+
+def measured(network: Network, rows: dict[str, pd.DataFrame]) -> tuple[dict[str, Answers], Calibration]:
+    """The answers for each table of rows, and what is fitted on train and valid; train has no known scores."""
+    evaluate, targets = network.evaluate, {split: network.facts.classes.targets(rows[split]) for split in ("train", "valid")}
+    moments = Moments(len(network.facts.class_names), network.model.head.in_features)
+    batches = iter(torch.from_numpy(targets["train"]).split(evaluate.batch_size))
+
+    def learn(logits: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        moments.add(embedding, next(batches))
+        return torch.empty(0)
+
+    answers = {"train": answers_of(network, rows["train"], "train", learn)}
+    tensors = score_tensors(evaluate.known_score, moments)
+    unfitted = Calibration(evaluate.tta, 1.0, 0.0, evaluate.known_score, 0.0, tensors)
+    known_score = KnownScore(unfitted).to(network.model.head.weight.device)
+    answers |= {name: answers_of(network, table, name, known_score) for name, table in rows.items() if name != "train"}
+    valid = answers["valid"]
+    temperature = fit_temperature(valid.logits, targets["valid"])
+    right = valid.logits.argmax(axis=1) == targets["valid"]
+    confidence = softmax(valid.logits.astype(np.float64) / temperature, axis=1).max(axis=1)
+    return answers, replace(
+        unfitted,
+        temperature=temperature,
+        unsure_below=fit_unsure_below(confidence, right, evaluate.sure_accuracy),
+        unknown_below=fit_unknown_below(valid.known, evaluate.accept),
     )
-    print(f"-> {stage_metrics('evaluate')} {CONFUSION_CSV} {CONFUSION_PNG} {SUBMISSION_CSV} ({len(unlabelled)} rows)")
 
 
-def split_logits(
-    model: Classifier, facts: Checkpoint, rows: dict[str, pd.DataFrame], evaluate: Evaluate, runtime: Runtime
-) -> dict[str, np.ndarray]:
-    """Logits of each split: float32 `[N, K]`."""
-    device = pick_device(runtime.device)
-    model.to(device)
-    logits = {}
-    for split, table in rows.items():
-        images = decode_all(table, RAW, facts.image_px, runtime.n_workers)
-        logits[split] = predict(model, Resident(images), evaluate.batch_size, device).numpy()
-    return logits
+def answers_of(
+    network: Network, rows: pd.DataFrame, name: str, known: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> Answers:
+    """The answers for a table of rows; `known` turns logits `[B, K]` and embeddings `[B, F]` of a batch into scores `[B]`."""
+    parts = [(torch.empty(0, len(network.facts.class_names)), torch.empty(0, dtype=torch.int64), torch.empty(0))]
+    for seen, embeddings in network.views(rows, name):
+        logits = seen.mean(dim=0)
+        parts.append((logits.cpu(), seen[0].argmax(dim=1).cpu(), known(logits, embeddings.mean(dim=0)).cpu()))
+    return Answers(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
 
 def evaluate_metrics(
-    logits: dict[str, np.ndarray], facts: Checkpoint, rows: dict[str, pd.DataFrame], evaluate: Evaluate
-) -> dict[str, dict[str, float]]:
+    answers: dict[str, Answers],
+    facts: Checkpoint,
+    rows: dict[str, pd.DataFrame],
+    calibration: Calibration,
+    evaluate: Evaluate,
+) -> dict[str, dict[str, float | None]]:
     """The content of metrics/evaluate.json; without labels for a test split there are no test figures."""
-    metrics = {
-        split: split_metrics(logits[split], facts.classes.targets(table), evaluate.ece_bins) for split, table in rows.items()
-    }
+    temperature = calibration.temperature
+    metrics: dict[str, dict[str, float | None]] = {}
+    gains: dict[str, float | None] = {}
+    for split, table in rows.items():
+        targets, logits = facts.classes.targets(table), answers[split].logits
+        metrics[split] = split_metrics(logits, targets, temperature, evaluate.ece_bins)
+        if split != "train":
+            metrics[split] |= verdict_metrics(answers[split], targets, calibration)
+        if calibration.tta != "none":
+            gains[f"{split}_accuracy_gain"] = metrics[split]["accuracy"] - float((answers[split].plain == targets).mean())
     if "test" in rows:
-        right = logits["test"].argmax(axis=1) == facts.classes.targets(rows["test"])
-        low, high = accuracy_interval(int(right.sum()), len(right))
-        metrics["test"] |= {"accuracy_low": low, "accuracy_high": high}
         clean = ~leaked(rows["test"])
-        accuracy = float(right[clean].mean()) if clean.any() else None
-        metrics["test_without_leaks"] = {"accuracy": accuracy, "n": int(clean.sum())}
+        targets, predicted = facts.classes.targets(rows["test"])[clean], answers["test"].logits.argmax(axis=1)[clean]
+        metrics["test_without_leaks"] = clean_metrics(targets, predicted)
+    metrics["tta"] = {"forward_passes": N_VIEWS[calibration.tta], **gains}
+    metrics["calibration"] = {key: getattr(calibration, key) for key in ("temperature", "unsure_below", "unknown_below")}
     return metrics
 
 
-def save_submission(logits: np.ndarray, facts: Checkpoint, rows: pd.DataFrame) -> None:
+def clean_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
+    """Accuracy, its interval and F1 of the test images that are in no other split."""
+    if not len(targets):
+        return {"accuracy": None, "n": 0}
+    n_right = int((predicted == targets).sum())
+    low, high = accuracy_interval(n_right, len(targets))
+    f1 = {f"{mean}_f1": float(f1_score(targets, predicted, average=mean, zero_division=0)) for mean in ("macro", "weighted")}
+    return {"accuracy": n_right / len(targets), "accuracy_low": low, "accuracy_high": high, **f1, "n": len(targets)}
+
+
+def verdict_metrics(answers: Answers, targets: np.ndarray, calibration: Calibration) -> dict[str, float | None]:
+    """Shares of a split's images that are accepted as known, and called sure; and how often the sure answers are right."""
+    verdict = verdicts(probabilities_of(answers, calibration).max(axis=1), answers.known, calibration)
+    sure = verdict == "sure"
+    right = answers.logits.argmax(axis=1) == targets
+    return {
+        "known": float((verdict != "unknown").mean()),
+        "sure": float(sure.mean()),
+        "accuracy_when_sure": float(right[sure].mean()) if sure.any() else None,
+    }
+
+
+def probabilities_of(answers: Answers, calibration: Calibration) -> np.ndarray:
+    """Calibrated: float64 `[N, K]`."""
+    return softmax(answers.logits.astype(np.float64) / calibration.temperature, axis=1)
+
+
+def save_submission(answers: Answers, facts: Checkpoint, rows: pd.DataFrame) -> None:
     """The answer for every unlabelled image in the competition's form (`id,label`); only the head where there is none."""
-    table = pd.DataFrame({"id": rows["id"], "label": np.array(facts.labels)[logits.argmax(axis=1)]})
+    table = pd.DataFrame({"id": rows["id"], "label": np.array(facts.labels)[answers.logits.argmax(axis=1)]})
     write_table(table, SUBMISSION_CSV)
+
+
+def save_predictions(
+    answers: dict[str, Answers], facts: Checkpoint, rows: dict[str, pd.DataFrame], calibration: Calibration
+) -> None:
+    """Every image of valid and test, in the manifest's order; a network of fewer than five classes leaves cells empty."""
+    names = np.array([*facts.class_names, ""])
+    parts = []
+    for split in rows:
+        if split == "train":
+            continue
+        probabilities = probabilities_of(answers[split], calibration)
+        best = np.argsort(-answers[split].logits, axis=1, kind="stable")[:, :N_ANSWERS]
+        largest = np.take_along_axis(probabilities, best, axis=1)
+        missing = ((0, 0), (0, N_ANSWERS - best.shape[1]))
+        best, largest = np.pad(best, missing, constant_values=-1), np.pad(largest, missing, constant_values=np.nan)
+        columns = {"split": split, "id": rows[split]["id"], "truth": names[facts.classes.targets(rows[split])]}
+        columns |= {f"answer_{place + 1}": names[best[:, place]] for place in range(N_ANSWERS)}
+        columns |= {f"probability_{place + 1}": largest[:, place].round(6) for place in range(N_ANSWERS)}
+        columns |= {"known_score": answers[split].known, "verdict": verdicts(largest[:, 0], answers[split].known, calibration)}
+        parts.append(pd.DataFrame(columns))
+    write_table(pd.concat(parts), PREDICTIONS_CSV)
+
+
+def save_tables(
+    answers: dict[str, Answers], facts: Checkpoint, rows: dict[str, pd.DataFrame], calibration: Calibration
+) -> None:
+    """Per class, and over coverage: valid and test."""
+    per_class, confidence, right = [], {}, {}
+    for split in rows:
+        if split == "train":
+            continue
+        targets, predicted = facts.classes.targets(rows[split]), answers[split].logits.argmax(axis=1)
+        table = per_class_table(targets, predicted, np.array(facts.class_names))
+        table.insert(0, "split", split)
+        per_class.append(table)
+        confidence[split], right[split] = probabilities_of(answers[split], calibration).max(axis=1), predicted == targets
+    write_table(pd.concat(per_class), PER_CLASS_CSV)
+    columns = ["coverage", *(f"{split}{what}" for split in ("valid", "test") for what in ("", "_probability"))]
+    write_table(coverage_table(confidence, right).reindex(columns=columns), COVERAGE_CSV)  # a plot needs both, if empty
 
 
 def save_confusion(logits: np.ndarray, facts: Checkpoint, rows: pd.DataFrame, split: str) -> None:
@@ -92,6 +261,22 @@ def save_confusion(logits: np.ndarray, facts: Checkpoint, rows: pd.DataFrame, sp
     n_right = int(np.trace(counts))
     title = f"{split}: {n_right} of {len(truth)} right ({n_right / len(truth):.1%})"
     plots.save_png(plots.confusion(counts, names, title), CONFUSION_PNG)
+
+
+def print_headline(split: str, metrics: dict[str, dict[str, float | None]]) -> None:
+    """Accuracy and what the calibration is worth, on the split on which the network is measured."""
+    figures, fitted = metrics[split], metrics["calibration"]
+    print(
+        f"{split} accuracy {figures['accuracy']:.2%}, 95 % interval {figures['accuracy_low']:.1%} to"
+        f" {figures['accuracy_high']:.1%} (n={figures['n']}); macro F1 {figures['macro_f1']:.4f};"
+        f" valid accuracy {metrics['valid']['accuracy']:.2%}"
+    )
+    sure = figures["accuracy_when_sure"]
+    print(
+        f"temperature {fitted['temperature']:.3f}: calibration error {figures['ece_uncalibrated']:.4f} -> {figures['ece']:.4f};"
+        f" sure {figures['sure']:.1%}{'' if sure is None else f', of these right {sure:.2%}'};"
+        f" accepted as known {figures['known']:.1%}"
+    )
 
 
 if __name__ == "__main__":

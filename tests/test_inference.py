@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
 
-from fieldguide.inference import predict, score
+from fieldguide.inference import batches_of, predict, score, views
 from fieldguide.loader import Resident
 from fieldguide.models import NETWORKS, Classifier, build
 
@@ -81,6 +81,40 @@ def test_images_with_channels_last_in_memory_give_the_same(model: Classifier, im
     torch.testing.assert_close(
         predict(model, Resident(turned), 4, CPU), predict(model, Resident(images), 4, CPU), atol=1e-6, rtol=0
     )
+
+
+@pytest.mark.parametrize("tta", ["none", "mirror"])
+@pytest.mark.parametrize("batch_size", [1, 4, 9])
+def test_views_are_the_image_and_its_mirror_image(model: Classifier, images: torch.Tensor, tta: str, batch_size: int) -> None:
+    seen = [images, torch.from_numpy(images.numpy()[..., ::-1].copy())][: 1 if tta == "none" else 2]
+    with torch.no_grad():
+        expected = torch.stack([model(view.float() / 255) for view in seen])
+    found = list(views(model, Resident(images), batches_of(9, batch_size), CPU, tta))
+    torch.testing.assert_close(torch.cat([logits for logits, _ in found], dim=1), expected, atol=1e-5, rtol=0)
+    embeddings = torch.cat([embedding for _, embedding in found], dim=1)
+    assert embeddings.shape == (len(seen), 9, model.head.in_features)
+    torch.testing.assert_close(model.head(embeddings).detach(), expected, atol=1e-5, rtol=0)
+
+
+def test_the_first_view_has_the_very_logits_of_predict(model: Classifier, images: torch.Tensor) -> None:
+    found = torch.cat([logits[0] for logits, _ in views(model, Resident(images), batches_of(9, 4), CPU, "mirror")])
+    assert torch.equal(found, predict(model, Resident(images), 4, CPU))
+
+
+def test_the_network_is_asked_once_for_each_view_and_nothing_is_read_ahead(model: Classifier, images: torch.Tensor) -> None:
+    sizes: list[int] = []
+    hook = model.features.register_forward_hook(lambda module, given, made: sizes.append(len(made)))
+    batches = views(model, Resident(images), batches_of(9, 4), CPU, "mirror")
+    next(batches)
+    assert sizes == [4, 4]
+    list(batches)
+    hook.remove()
+    assert sizes == [4, 4, 4, 4, 1, 1]
+
+
+def test_no_images_give_no_batches(model: Classifier, images: torch.Tensor) -> None:
+    assert len(batches_of(0, 4)) == 0
+    assert list(views(model, Resident(images[:0]), batches_of(0, 4), CPU, "mirror")) == []
 
 
 @pytest.mark.parametrize(("n_images", "n_classes"), [(1, 2), (50, 7), (3, 104)])

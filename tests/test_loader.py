@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from fieldguide import loader
 from fieldguide.errors import UserError
 from fieldguide.images import decode
-from fieldguide.loader import PREFETCHED, Resident, Streaming, decode_all, open_source
+from fieldguide.loader import PREFETCHED, Ahead, Resident, Streaming, decode_all, open_source
 from fieldguide.params import Train, read_params
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on a machine of one core
@@ -130,7 +130,7 @@ def lists(seed: int) -> list[torch.Tensor]:
     return [torch.from_numpy(random.integers(0, N_GOOD, length)) for length in lengths]
 
 
-def same_batches(source: Streaming, resident: Resident, chosen: list[torch.Tensor]) -> None:
+def same_batches(source: Ahead | Streaming, resident: Resident, chosen: list[torch.Tensor]) -> None:
     n_seen = 0
     for found, expected in zip(source.batches(chosen), resident.batches(chosen), strict=True):
         assert (found.shape, found.dtype, found.device) == (expected.shape, expected.dtype, expected.device)
@@ -325,3 +325,54 @@ def test_an_image_with_a_flipped_bit_is_refused_though_it_can_be_decoded(
         with pytest.raises(UserError, match=r"\(train/A/1\.jpg\): not the bytes that the split check saw"):
             decode_all(rows, tmp_path, 16, 1)
         content[place] ^= 1 << int(place) % 8
+
+
+@pytest.mark.parametrize("n_workers", [1, 4])
+def test_batches_decoded_ahead_are_the_resident_ones_again_and_again(
+    tmp_path: Path, make_jpeg: Callable[..., bytes], n_workers: int
+) -> None:
+    images = [make_jpeg(seed, width=200 - 4 * seed) for seed in range(N_GOOD)]  # the first take longest to decode
+    rows = write_shard(tmp_path, images)
+    source = Ahead(rows, tmp_path, 16, n_workers, CPU)
+    assert len(source) == N_GOOD
+    for seed in range(3):
+        same_batches(source, resident(rows, tmp_path), lists(seed))
+
+
+@pytest.mark.parametrize("n_batches", [0, 1, PREFETCHED - 1, PREFETCHED, 2 * PREFETCHED + 1])
+def test_any_number_of_batches_comes_ahead(tmp_path: Path, n_batches: int) -> None:
+    rows = write_shard(tmp_path, [noise_png(seed) for seed in range(3)])
+    chosen = [torch.tensor([k % 3]) for k in range(n_batches)]
+    expected = decode_all(rows, tmp_path, 16, 1)
+    found = list(Ahead(rows, tmp_path, 16, 2, CPU).batches(chosen))
+    assert [batch.tolist() for batch in found] == [expected[[k % 3]].tolist() for k in range(n_batches)]
+
+
+def test_no_more_is_decoded_than_some_batches_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    monkeypatch.setattr(loader, "decode", lambda encoded, px: decoded.append(1) or decode(encoded, px))
+    rows = write_shard(tmp_path, [noise_png(seed) for seed in range(N_GOOD)])
+    batches = Ahead(rows, tmp_path, 16, 2, CPU).batches(torch.arange(N_GOOD).split(2))
+    for n_taken in range(1, 4):
+        next(batches)
+        time.sleep(0.2)
+        assert len(decoded) == 2 * (PREFETCHED + n_taken - 1)
+    batches.close()
+    assert len(decoded) == 2 * (PREFETCHED + 2)
+
+
+def test_an_image_ahead_that_cannot_be_read_is_named_in_its_turn(tmp_path: Path) -> None:
+    good = noise_png(0)
+    rows = write_shard(tmp_path, [good, good, good, good, good[: len(good) // 2], b"no image at all"])
+    batches = Ahead(rows, tmp_path, 16, 2, CPU).batches(torch.arange(6).split(2))
+    assert [len(next(batches)) for _ in range(2)] == [2, 2]
+    with pytest.raises(UserError, match=r"at byte \d+ \(train/A/4\.jpg\): .+; check the data again with: dvc repro"):
+        next(batches)
+
+
+def test_a_file_that_is_gone_or_changed_is_named_ahead_too(tmp_path: Path) -> None:
+    rows = write_shard(tmp_path, [noise_png(0)])
+    with pytest.raises(UserError, match=r"gone\.zip: No such file or directory; bring the data back with: dvc repro download"):
+        list(Ahead(rows.assign(file="gone.zip"), tmp_path, 16, 2, CPU).batches([torch.tensor([0])]))
+    with pytest.raises(UserError, match=r"not the bytes that the split check saw"):
+        list(Ahead(rows.assign(sha256="0" * 64), tmp_path, 16, 2, CPU).batches([torch.tensor([0])]))

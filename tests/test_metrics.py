@@ -5,9 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
+from scipy.stats import bootstrap
+from sklearn.metrics import accuracy_score, auc, classification_report, f1_score, log_loss, roc_curve, top_k_accuracy_score
 
-from fieldguide.metrics import accuracy_interval, expected_calibration_error, split_metrics
+from fieldguide.metrics import (
+    accuracy_at,
+    accuracy_interval,
+    coverage_table,
+    expected_calibration_error,
+    macro_f1_interval,
+    per_class_table,
+    refused_strangers,
+    risk_coverage_area,
+    split_metrics,
+)
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
@@ -32,10 +43,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_metrics_are_scikit_learns(n_images: int, n_classes: int, n_present: int) -> None:
     logits, targets = case(n_images, n_classes, n_present=n_present)
     probabilities, labels = softmax(logits), np.arange(n_classes)
-    found = split_metrics(logits, targets, 15)
+    found = split_metrics(logits, targets, 1.0, 15)
     assert found["accuracy"] == pytest.approx(accuracy_score(targets, probabilities.argmax(1)))
     assert found["top5_accuracy"] == pytest.approx(top_k_accuracy_score(targets, probabilities, k=5, labels=labels))
     assert found["macro_f1"] == pytest.approx(f1_score(targets, probabilities.argmax(1), average="macro", zero_division=0))
+    weighted = f1_score(targets, probabilities.argmax(1), average="weighted", zero_division=0)
+    assert found["weighted_f1"] == pytest.approx(weighted)
     assert found["loss"] == pytest.approx(log_loss(targets, probabilities, labels=labels))
     assert found["n"] == n_images
     assert all(type(value) in (float, int) for value in found.values())
@@ -43,31 +56,31 @@ def test_metrics_are_scikit_learns(n_images: int, n_classes: int, n_present: int
 
 def test_top5_by_hand() -> None:
     logits = np.array([[6, 5, 4, 3, 2, 1, 0]] * 3, np.float32)
-    assert split_metrics(logits, np.array([4, 5, 0]), 15)["top5_accuracy"] == pytest.approx(2 / 3)
+    assert split_metrics(logits, np.array([4, 5, 0]), 1.0, 15)["top5_accuracy"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 5])
 def test_top5_of_five_classes_or_fewer_is_one(n_classes: int) -> None:
     logits, targets = case(20, n_classes)
-    assert split_metrics(-logits, targets, 15)["top5_accuracy"] == 1
+    assert split_metrics(-logits, targets, 1.0, 15)["top5_accuracy"] == 1
 
 
 def test_macro_f1_by_hand_leaves_out_a_class_that_occurs_nowhere() -> None:
     logits = np.eye(4, dtype=np.float32)[[0, 0, 1, 1]]  # predicted 0 0 1 1; classes 2 and 3 occur nowhere
     f1_of_0, f1_of_1 = 2 / 3, 4 / 5  # precision 1/2 and recall 1; precision 1 and recall 2/3
-    assert split_metrics(logits, np.array([0, 1, 1, 1]), 15)["macro_f1"] == pytest.approx((f1_of_0 + f1_of_1) / 2)
+    assert split_metrics(logits, np.array([0, 1, 1, 1]), 1.0, 15)["macro_f1"] == pytest.approx((f1_of_0 + f1_of_1) / 2)
 
 
 def test_macro_f1_counts_a_class_that_is_only_predicted_as_zero() -> None:
     logits = np.eye(3, dtype=np.float32)[[0, 2]]
-    assert split_metrics(logits, np.array([0, 0]), 15)["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
+    assert split_metrics(logits, np.array([0, 0]), 1.0, 15)["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
 
 
 @pytest.mark.parametrize("scale", [1.0, 60.0])
 def test_loss_is_torchs_cross_entropy_however_sure_the_network_is(scale: float) -> None:
     logits, targets = case(40, 7)
     expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double() * scale, torch.from_numpy(targets))
-    assert split_metrics(logits * np.float32(scale), targets, 15)["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert split_metrics(logits * np.float32(scale), targets, 1.0, 15)["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_ece_by_hand() -> None:
@@ -121,3 +134,99 @@ def test_the_interval_is_the_published_one(n_right: int, n: int, low: float, hig
     found = accuracy_interval(n_right, n)  # against Newcombe 1998, Statistics in Medicine 17:857, table I, method 3
     assert found == pytest.approx((low, high), abs=6e-5)
     assert [type(end) for end in found] == [float, float]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_loss_and_ece_are_those_of_the_calibrated_probabilities_and_nothing_else_changes(temperature: float) -> None:
+    logits, targets = case(60, 7)
+    found, plain = split_metrics(logits, targets, temperature, 15), split_metrics(logits, targets, 1.0, 15)
+    scaled = split_metrics(logits / np.float32(temperature), targets, 1.0, 15)
+    for key in ("loss", "ece"):
+        assert found[key] == pytest.approx(scaled[key], rel=1e-5)
+        assert found[f"{key}_uncalibrated"] == plain[key] == plain[f"{key}_uncalibrated"]
+    for key in ("accuracy", "accuracy_low", "top5_accuracy", "macro_f1", "macro_f1_low", "weighted_f1", "n"):
+        assert found[key] == plain[key]
+
+
+def test_the_interval_of_macro_f1_is_scipys_bootstrap_of_scikit_learns_macro_f1() -> None:
+    generator = np.random.default_rng(3)
+    targets = generator.integers(0, 4, 80)
+    predicted = np.where(generator.random(80) < 0.7, targets, generator.integers(0, 4, 80))
+
+    def macro_f1(targets: np.ndarray, predicted: np.ndarray) -> float:
+        return f1_score(targets, predicted, average="macro")
+
+    options = {"paired": True, "vectorized": False, "n_resamples": 999, "method": "percentile", "rng": 0}
+    expected = bootstrap((targets, predicted), macro_f1, **options).confidence_interval
+    assert macro_f1_interval(targets, predicted) == pytest.approx((expected.low, expected.high), abs=0.015)
+
+
+def test_the_interval_of_macro_f1_is_the_same_each_time_and_holds_the_figure() -> None:
+    logits, targets = case(200, 12, seed=5)
+    found, again = (split_metrics(logits, targets, 1.0, 15) for _ in range(2))
+    assert found == again
+    assert found["macro_f1_low"] < found["macro_f1"] < found["macro_f1_high"]
+
+
+def test_the_interval_of_macro_f1_leaves_out_classes_that_a_resample_lacks() -> None:
+    targets = np.array([0, 1, 2, 7])
+    assert macro_f1_interval(targets, targets) == (1, 1)
+    assert macro_f1_interval(np.array([5]), np.array([0])) == (0, 0)
+
+
+CONFIDENCE = np.array([0.9, 0.3, 0.8, 0.5])
+RIGHT = np.array([True, False, False, True])  # by falling confidence: right, wrong, right, wrong
+
+
+def test_accuracy_at_coverage_by_hand() -> None:
+    shares = (0.01, 0.25, 0.26, 0.5, 0.75, 1.0)
+    assert [accuracy_at(share, CONFIDENCE, RIGHT) for share in shares] == pytest.approx([1, 1, 1 / 2, 1 / 2, 2 / 3, 1 / 2])
+
+
+def test_coverage_counts_whole_images_despite_rounding() -> None:
+    right = np.repeat([True, False], [19, 1])
+    assert accuracy_at(0.95, np.linspace(1, 0.5, 20), right) == 1  # 0.95 * 20 is 19.000000000000004
+
+
+def test_the_area_under_risk_and_coverage_by_hand() -> None:
+    assert risk_coverage_area(CONFIDENCE, RIGHT) == pytest.approx((0 + 1 / 2 + 1 / 3 + 2 / 4) / 4)
+
+
+def test_the_coverage_table_gives_each_hundredth() -> None:
+    table = coverage_table({"valid": CONFIDENCE, "test": CONFIDENCE[:1]}, {"valid": RIGHT, "test": RIGHT[:1]})
+    assert list(table.columns) == ["coverage", "valid", "valid_probability", "test", "test_probability"]
+    assert table["coverage"].tolist() == [share / 100 for share in range(1, 101)]
+    by_coverage = table.set_index("coverage")
+    assert by_coverage.loc[[0.01, 0.25, 0.26, 0.5, 0.51, 1.0], "valid"].tolist() == pytest.approx(
+        [1, 1, 1 / 2, 1 / 2, 2 / 3, 1 / 2]
+    )
+    assert by_coverage.loc[[0.25, 0.26, 1.0], "valid_probability"].tolist() == [0.9, 0.8, 0.3]
+    assert set(by_coverage["test"]) == {1}
+
+
+def test_the_table_per_class_is_scikit_learns() -> None:
+    logits, targets = case(60, 6, n_present=5)  # the last class never occurs, but is predicted
+    names = np.array(list("abcdef"))
+    table = per_class_table(targets, logits.argmax(1), names).set_index("class_name")
+    report = classification_report(
+        targets, logits.argmax(1), labels=np.arange(6), target_names=names, output_dict=True, zero_division=0
+    )
+    for name in names:
+        line = report[name]
+        assert table.loc[name].tolist() == pytest.approx([line["precision"], line["recall"], line["f1-score"], line["support"]])
+    assert table.loc["f", "support"] == 0 < (logits.argmax(1) == 5).sum()
+
+
+def test_strangers_are_told_apart_as_scikit_learn_says() -> None:
+    generator = np.random.default_rng(0)
+    known, strange = generator.normal(1, 1, 50), generator.normal(0, 1, 70)
+    found = refused_strangers(known, strange, 0.5)
+    false, true, _ = roc_curve(np.repeat([1, 0], [50, 70]), np.concatenate([known, strange]))
+    assert found["auroc"] == pytest.approx(auc(false, true))
+    assert found["known_accepted"] == sum(score >= 0.5 for score in known) / 50
+    assert found["strangers_refused"] == sum(score < 0.5 for score in strange) / 70
+
+
+def test_a_threshold_belongs_to_the_known() -> None:
+    assert refused_strangers(np.array([0.5]), np.array([0.5]), 0.5)["strangers_refused"] == 0
+    assert refused_strangers(np.array([0.5]), np.array([0.5]), 0.5)["known_accepted"] == 1
