@@ -86,7 +86,7 @@ class Fit:
         if progress:
             tensors |= {"progress.sums": progress.sums, "progress.losses": progress.losses}
         n_batches = progress.n_batches if progress else 0
-        facts = {"history": self.history, "best": self.best, "n_batches": n_batches, "run_id": self.run.run_id}
+        facts = {"history": self.history, "best": self.best, "n_batches": n_batches, "run_key": self.run.key}
         self.states.save(tensors, facts, files=(CHECKPOINT,) if self.best else ())
 
     def _end_epoch(self, trained: Score, seconds: float) -> None:

@@ -41,7 +41,7 @@ def main() -> None:
     with prepared(params, classes, rows) as (training, valid), states_of(depends_on(params, training)) as states:
         save_batch_picture(training)
         found = states.load()
-        with tracking.training_run(params, found.facts["run_id"] if found else "") as run, stop_signals() as stop:
+        with tracking.training_run(params, found.facts["run_key"] if found else "") as run, stop_signals() as stop:
             name, image_px = params.model.name, params.model.image_px
             facts = Checkpoint(name, image_px, classes.names, classes.labels, 0, file_hash(MANIFEST))
             fitting = Fit(training, valid, run, facts, states, stop)
