@@ -3,6 +3,6 @@
 Modules in reading order; each imports only what stands above it:
 
 errors, files, paths, params, catalog, layout, archive, kaggle, sample, images, tfrecord, manifest, index, splitting,
-duplicates, near_duplicates, checks, loader, device, augment, models, optim, inference, loop, checkpoint, resume, metrics,
-calibration, plots, gallery, classifier, onnx_export, bench, tracking, fit.
+duplicates, near_duplicates, checks, loader, device, distributed, augment, models, optim, inference, loop, checkpoint,
+resume, metrics, calibration, plots, gallery, classifier, onnx_export, bench, journal, tracking, fit.
 """

@@ -26,7 +26,7 @@ from fieldguide.resume import State, States
 
 @dataclass(frozen=True)
 class Valid:
-    """The validation split: its images and, int64 `[N]` on the CPU, their targets."""
+    """The validation split: int64 `[N]` on the CPU, the targets of all images; the images of this process's own rows."""
 
     source: Source
     targets: torch.Tensor
@@ -34,7 +34,7 @@ class Valid:
 
 @dataclass
 class Fit:
-    """A training in its surroundings, and how far it has come."""
+    """A training in its surroundings, and how far it has come; of several processes the first alone writes."""
 
     training: Training
     valid: Valid
@@ -51,9 +51,10 @@ class Fit:
         The best network is in models/model.safetensors. After SIGTERM or SIGINT the step ends, its state is saved, and the
         process exits with 128 + the signal's number.
         """
-        train = self.training.train
-        weights = sum(tensor.nbytes for tensor in self.training.state().values())
-        self.states.require_space(3 * weights)  # Adam remembers two numbers a weight
+        train, world = self.training.train, self.training.world
+        if world.is_first:
+            weights = sum(tensor.nbytes for tensor in self.training.state().values())
+            self.states.require_space(3 * weights)  # Adam remembers two numbers a weight
         begun = self._go_on(found) if found else None
         for epoch in range(len(self.history), train.epochs):
             if train.patience and self.best and epoch - self.best >= train.patience:
@@ -62,14 +63,14 @@ class Fit:
             start = time.perf_counter()
             try:
                 with out_of_memory_explained(train, self.training.image_px):
-                    trained = self.training.epoch(epoch, begun, stop=lambda: bool(self.stop()))
+                    trained = self.training.epoch(epoch, begun, self.stop)
             except Stopped as stopped:
                 self._save(stopped.progress)
-                leave(self.stop(), f"after epoch {epoch} and {stopped.progress.n_batches} batches")
+                self._leave(f"after epoch {epoch} and {stopped.progress.n_batches} batches")
             begun = None
             self._end_epoch(trained, time.perf_counter() - start)
-            if self.stop() and epoch + 1 < train.epochs:
-                leave(self.stop(), f"after epoch {epoch + 1}")
+            if world.highest(self.stop()) and epoch + 1 < train.epochs:
+                self._leave(f"after epoch {epoch + 1}")
         return self._written_history()
 
     def _go_on(self, found: State) -> Progress | None:
@@ -81,19 +82,29 @@ class Fit:
         print(f"goes on after epoch {len(self.history)}" + (f" and {n_batches} batches" if progress else ""))
         return Progress(n_batches, progress["progress.sums"], progress["progress.losses"]) if progress else None
 
+    def _leave(self, where: str) -> NoReturn:
+        """Ends the process, whose state is saved."""
+        number = self.training.world.highest(self.stop())
+        if self.training.world.is_first:
+            print(f"{signal.Signals(number).name}: stopped {where}; the same command goes on from there", file=sys.stderr)
+        sys.exit(128 + number)
+
     def _save(self, progress: Progress | None = None) -> None:
+        if not self.training.world.is_first:
+            return
         tensors = self.training.state()
         if progress:
             tensors |= {"progress.sums": progress.sums, "progress.losses": progress.losses}
         n_batches = progress.n_batches if progress else 0
-        facts = {"history": self.history, "best": self.best, "n_batches": n_batches, "run_id": self.run.run_id}
+        facts = {"history": self.history, "best": self.best, "n_batches": n_batches, "run_key": self.run.key}
         self.states.save(tensors, facts, files=(CHECKPOINT,) if self.best else ())
 
     def _end_epoch(self, trained: Score, seconds: float) -> None:
         """Validates, keeps the network if it is the best, saves the state, and reports."""
         training, train, number = self.training, self.training.train, len(self.history) + 1
-        logits = predict(training.result, self.valid.source, train.batch_size, training.device, training.dtype)
-        validated = score(logits, self.valid.targets)
+        batch_size = train.batch_size // training.world.size
+        logits = predict(training.result, self.valid.source, batch_size, training.device, training.dtype)
+        validated = score(training.world.gathered(logits, len(self.valid.targets)), self.valid.targets)
         line = {
             "epoch": number,
             "image_px": image_px_at(number - 1, train, training.image_px),
@@ -105,10 +116,10 @@ class Fit:
         }
         if self.best == 0 or rank(line, train.best_by) > rank(self.history[self.best - 1], train.best_by):
             self.best = number
-            save_checkpoint(CHECKPOINT, training.result, replace(self.facts, epoch=number))
+            if training.world.is_first:
+                save_checkpoint(CHECKPOINT, training.result, replace(self.facts, epoch=number))
         self.history.append(line)
         self._written_history()
-        self._save()
         images_per_second = len(training.source) / seconds
         self.run.log_metrics(
             {
@@ -121,6 +132,7 @@ class Fit:
             },
             step=number,
         )
+        self._save()  # after the metrics, which would be lost between the two
         print(
             f"epoch {number:4d}/{train.epochs}  {line['image_px']:4d} px  loss {trained.loss:7.4f}  acc {trained.accuracy:6.2%}"
             f"  valid loss {validated.loss:7.4f}  acc {validated.accuracy:6.2%}  lr {line['lr']:.2e}"
@@ -130,7 +142,8 @@ class Fit:
 
     def _written_history(self) -> pd.DataFrame:
         table = pd.DataFrame(self.history)
-        write_table(table, HISTORY_CSV)
+        if self.training.world.is_first:
+            write_table(table, HISTORY_CSV)
         return table
 
 
@@ -138,13 +151,6 @@ def rank(line: dict[str, float], best_by: str) -> tuple[float, float]:
     """Greater is better; the other figure decides between equals."""
     accuracy, loss = line["valid_accuracy"], -line["valid_loss"]
     return (loss, accuracy) if best_by == "loss" else (accuracy, loss)
-
-
-def leave(number: int, where: str) -> NoReturn:
-    """Ends the process, whose state is saved."""
-    name = signal.Signals(number).name
-    print(f"{name}: stopped {where}; the same command goes on from there", file=sys.stderr)
-    sys.exit(128 + number)
 
 
 @contextmanager

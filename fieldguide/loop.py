@@ -1,16 +1,18 @@
 """One epoch of training: one code path for every device, loader and precision."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fieldguide import augment
 from fieldguide.device import autocast
+from fieldguide.distributed import World
 from fieldguide.errors import UserError
 from fieldguide.inference import Score
 from fieldguide.loader import Source
@@ -42,7 +44,8 @@ PX_STEP = 16  # of the growing side: networks halve it four times or more
 class Training:
     """A network with its optimiser, its images and its settings, ready for one epoch after the other.
 
-    average: the moving average of the model's weights, or None; targets: int64 `[N]` on the model's device.
+    average: the moving average of the model's weights, or None; targets: int64 `[N]` on the model's device;
+    train: with more than one process the settings of all of them together.
     """
 
     model: Classifier
@@ -54,6 +57,7 @@ class Training:
     augment: Augment
     image_px: int
     dtype: torch.dtype
+    world: World = field(default_factory=World)
 
     @property
     def result(self) -> Classifier:
@@ -77,54 +81,68 @@ class Training:
         weights = len(self.targets) / (counts.clamp(min=1) * (counts > 0).sum())
         return torch.where(counts > 0, weights, 1.0)  # a class without images has its share of smoothed labels
 
-    def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], bool] = lambda: False) -> Score:
+    def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], int] = lambda: 0) -> Score:
         """Every image once (or every class equally often), in this epoch's order and with this epoch's changes.
 
         The score is that of the changed images. Nothing waits for the device before the end, and everything random is a
         function of (seed, epoch, place in the epoch), so that an epoch that was `begun` goes on as if nothing had happened.
         Raises `UserError` naming the first batch whose loss is not finite, and `Stopped` after a step once `stop()` is true.
         """
-        train, n_images, device = self.train, len(self.source), self.device
-        self._begin(frozen=epoch < train.head_epochs)
+        train, n_images, device, world = self.train, len(self.source), self.device, self.world
+        network = self._begin(frozen=epoch < train.head_epochs)
         image_px = image_px_at(epoch, train, self.image_px)
-        batches = self._cut(self._order(epoch))
-        u = augment.draws(train.seed, epoch, n_images).to(device).split([len(chosen) for chosen in batches])
-        targets = self.targets[torch.cat(batches).to(device)].split([len(chosen) for chosen in batches])
+        order = self._order(epoch)
+        batches = self._cut(order)  # of all processes
+        places = world.shares([len(batch) for batch in batches])  # of this one
+        chosen, lengths = [order[place] for place in places], [len(place) for place in places]
+        u = augment.draws(train.seed, epoch, n_images)[torch.cat(places)].to(device).split(lengths)
+        targets = self.targets[torch.cat(chosen).to(device)].split(lengths)
+        weights = self._weights(batches, chosen)
         mixes = epoch < train.epochs * self.augment.mix_until
         begun = begun or Progress(0, torch.zeros(2), torch.zeros(len(batches)))
-        sums, losses = (part.to(device, copy=True) for part in (begun.sums, begun.losses))
-        for k, images in enumerate(self.source.batches(batches[begun.n_batches :]), start=begun.n_batches):
+        sums, losses = (part.to(device, copy=True) * world.is_first for part in (begun.sums, begun.losses))
+        for k, images in enumerate(self.source.batches(chosen[begun.n_batches :]), start=begun.n_batches):
             step, place = divmod(k, train.accumulate)
             step += epoch * self.steps_per_epoch
-            torch.manual_seed(_seed_of(train.seed, epoch, k))  # for dropout in the network
+            torch.manual_seed(_seed_of(train.seed, epoch, k, *world.number))  # for dropout in the network
             pixels = augment.augment(images, u[k], self.augment, image_px)
             partner, share = targets[k], 1.0
             if mixes:
                 pixels, partner, share = augment.mix(pixels, targets[k], self.augment, train.seed, epoch, k)
             summed = batches[k - place : k - place + train.accumulate]
-            weight = len(batches[k]) / sum(map(len, summed))
-            losses[k], scores = self.learn(pixels, targets[k], partner, share, weight)
+            weight = len(batches[k]) / sum(map(len, summed)) * weights[k]
+            with world.adding(network, more=place + 1 < len(summed)):
+                losses[k], scores = self.learn(pixels, targets[k], partner, share, weight, network)
             sums += scores
-            if device.type == "cpu":  # where looking costs nothing
+            if device.type == "cpu" and world.size == 1:  # where looking costs nothing
                 self._refuse_non_finite(losses[: k + 1], epoch)
             if place + 1 == len(summed):
                 self.update(step)
-                if stop() and k + 1 < len(batches):
-                    self._refuse_non_finite(losses, epoch)
-                    raise Stopped(Progress(k + 1, sums, losses))
-        self._refuse_non_finite(losses, epoch)
-        loss_sum, n_right = sums.tolist()
+                if world.highest(stop()) and k + 1 < len(batches):
+                    progress = self._together(Progress(k + 1, sums, losses), begun, weights)
+                    self._refuse_non_finite(progress.losses, epoch)
+                    raise Stopped(progress)
+        together = self._together(Progress(len(batches), sums, losses), begun, weights)
+        self._refuse_non_finite(together.losses, epoch)
+        loss_sum, n_right = together.sums.tolist()
         return Score(loss_sum / n_images, n_right / n_images)
 
     def learn(
-        self, pixels: torch.Tensor, target: torch.Tensor, partner: torch.Tensor, share: float, weight: float = 1.0
+        self,
+        pixels: torch.Tensor,
+        target: torch.Tensor,
+        partner: torch.Tensor,
+        share: float,
+        weight: float = 1.0,
+        network: nn.Module | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds a batch's gradient, times `weight`; `share` of each image is of class `target`, the rest `partner`.
 
+        network: the model as it stands among other processes.
         Returns the loss, and float32 `[2]`: the sum of cross-entropies without smoothing and weights, the number right.
         """
         with autocast(pixels.device, self.dtype):
-            logits = self.model(pixels)
+            logits = (self.model if network is None else network)(pixels)
         logits = logits.float()
         settings = {"weight": self.class_weights, "label_smoothing": self.train.label_smoothing}
         loss = F.cross_entropy(logits, target, **settings)
@@ -171,12 +189,36 @@ class Training:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": remembered, "param_groups": groups})
 
-    def _begin(self, frozen: bool) -> None:
-        """Training mode; a frozen backbone neither learns nor gathers statistics for its norms."""
+    def _begin(self, frozen: bool) -> nn.Module:
+        """The network in training mode; a frozen backbone neither learns nor gathers statistics for its norms."""
         self.model.train()
         self.model.features.requires_grad_(not frozen)
         if frozen:
             self.model.features.eval()
+        return self.world.wrapped(self.model)
+
+    def _weights(self, batches: Sequence[torch.Tensor], chosen: Sequence[torch.Tensor]) -> list[float]:
+        """What the mean loss of this process's share counts in a batch's, times the processes, of which the mean is taken."""
+        if self.world.size == 1:
+            return [1.0] * len(batches)
+        ones = torch.ones(len(self.targets))
+        weights = ones if self.class_weights is None else self.class_weights[self.targets].cpu()
+        return [
+            self.world.size * float(weights[own].sum() / weights[batch].sum())
+            for own, batch in zip(chosen, batches, strict=True)
+        ]
+
+    def _together(self, own: Progress, begun: Progress, weights: list[float]) -> Progress:
+        """The progress of all processes, which from here on have the first one's statistics in their norms."""
+        world = self.world
+        if world.size == 1:
+            return own
+        counts = torch.tensor(weights, device=self.device) / world.size
+        counts[: begun.n_batches] = 1.0  # sums of all already, and in the first process alone
+        losses = world.sum(own.losses * counts)
+        for network in (self.model, self.average):
+            world.copy_first(network.buffers() if network is not None else [])
+        return Progress(own.n_batches, world.sum(own.sums), losses)
 
     def _order(self, epoch: int) -> torch.Tensor:
         if self.train.sampling == "balanced":
@@ -184,9 +226,12 @@ class Training:
         return augment.order(self.train.seed, epoch, len(self.source))
 
     def _cut(self, order: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Into batches; a last one of a single image joins the one before, as batch norm cannot learn from one value."""
+        """Into batches; a last one of a single image joins the one before, as batch norm cannot learn from one value.
+
+        With more processes a last one that has less than two images for each of them.
+        """
         batches = list(order.split(self.train.batch_size))
-        if len(batches) > 1 and len(batches[-1]) == 1:
+        if len(batches) > 1 and len(batches[-1]) < 2 * self.world.size:
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
 

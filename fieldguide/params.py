@@ -91,6 +91,8 @@ class Model(Section):
 class Train(Section):
     """How the network learns."""
 
+    devices: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
+    sync_batch_norm: bool
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     patience: Annotated[int, Field(ge=0, le=10_000)]
     batch_size: Annotated[int, Field(ge=2, le=65_536)]

@@ -50,6 +50,11 @@ def unfinished() -> Path:
     return project_root() / ".fieldguide" / "unfinished"
 
 
+def journals() -> Path:
+    """Where runs are written down before they are sent to the tracking store; outside of what DVC deletes."""
+    return project_root() / ".fieldguide" / "tracking"
+
+
 def download_cache() -> Path:
     """Where downloads are kept between runs, so that none is made twice; outside of what DVC deletes."""
     return project_root() / ".fieldguide" / "downloads"

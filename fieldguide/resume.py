@@ -35,6 +35,17 @@ class State(NamedTuple):
     tensors: dict[str, torch.Tensor]
     facts: dict[str, Any]  # as JSON holds it
 
+    def packed(self) -> bytes:
+        """Both as the content of a file."""
+        flat = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        return save(flat, metadata={FACTS: json.dumps(self.facts)})
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> "State":
+        """What was `packed`."""
+        n_header = int.from_bytes(content[:8], "little")  # https://huggingface.co/docs/safetensors: size, then JSON
+        return cls(load(content), json.loads(json.loads(content[8 : 8 + n_header])["__metadata__"][FACTS]))
+
 
 class States:
     """The saved states of one training."""
@@ -50,9 +61,7 @@ class States:
             copy = self._copy(copies[str(file)])
             if not copy.exists():
                 write_bytes(copy, file.read_bytes())
-        header = json.dumps(facts | {"files": copies}, allow_nan=True)
-        flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        content = save(flat, metadata={FACTS: header})
+        content = State(tensors, facts | {"files": copies}).packed()
         number = 1 + max((_number(state) for state in self._all()), default=0)
         write_bytes(self.folder / f"state-{number:06d}-{hashlib.sha256(content).hexdigest()}.safetensors", content)
         self._prune()
@@ -89,7 +98,7 @@ class States:
             return None
         for target, copy in copies.items():
             write_bytes(target, copy.read_bytes())
-        return State(load(content), facts)
+        return State.unpacked(content)
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("state-*.safetensors"), key=_number)

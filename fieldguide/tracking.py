@@ -3,90 +3,109 @@
 Every run lands in one store at the project's root, whatever started it and in whichever temporary folder it works;
 `MLFLOW_TRACKING_URI` is honoured when set. Training opens a run and marks it with the MD5 of the checkpoint, which is
 also the hash that `dvc.lock` holds; evaluate, export and benchmark find that run by the file that they were given.
-A store that cannot be reached never stops a stage: one warning, and the work goes on.
+
+A stage never waits for the store: it writes its journal, and a thread sends it. What could not be sent when the stage ends
+stays in the journal and goes out with the next run's, or at once with `python -m fieldguide.tracking`.
 """
 
 import os
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from filelock import FileLock
 
+from fieldguide.errors import UserError, run_command
 from fieldguide.files import file_hash
+from fieldguide.journal import Journal, all_journals, find_journal, new_journal
 from fieldguide.params import Params, Section
-from fieldguide.paths import project_root
+from fieldguide.paths import journals, project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "fieldguide"
 CHECKPOINT_TAG = "fieldguide.checkpoint_md5"
+KEY_TAG = "fieldguide.run"  # the journal's key, by which a run is found again
 STAGE_TAG = "fieldguide.stage"
 
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # with MLflow's 7 each call to a server that is down blocks for 4 minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # with MLflow's 7 each call to a server that is down blocks for 4 minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
 }
+RETRY_SECONDS = 30.0  # until a store that could not be reached is tried again
+PATIENCE_SECONDS = {"remote": 15.0, "local": 120.0}  # that the end of a stage waits for a store that takes nothing
+NO_ANSWER = "the store did not answer in time"
+PARAMS_A_CALL = 100  # MLflow refuses more
+REFUSED = (400, 404, 409)  # of HTTP: the store is there and will never take this entry
 
 
 class Run:
-    """One run in the store. The first call that fails is reported and ends the tracking, not the work."""
+    """One run. Its calls write the journal; none waits for the store, and none raises."""
 
-    def __init__(self, client: "MlflowClient", run_id: str) -> None:
-        self.client: MlflowClient | None = client
-        self.run_id = run_id
+    def __init__(self, journal: Journal | None = None, sender: "Sender | None" = None) -> None:
+        self.journal, self.sender = journal, sender
+
+    @property
+    def key(self) -> str:
+        """By which `training_run` goes on with it; empty where nothing is tracked."""
+        return self.journal.key if self.journal else ""
 
     def log_params(self, params: dict[str, Any]) -> None:
         """Nested params under dotted names, as in params.yaml."""
-        from mlflow.entities import Param
+        self.write("params", values={name: str(value) for name, value in flat(params).items()})
 
-        entries = [Param(name, str(value)) for name, value in flat(params).items()]
-        self._attempt(lambda client: client.log_batch(self.run_id, params=entries))
+    def log_metrics(self, metrics: dict[str, Any], step: int = 0, of: str = "") -> None:
+        """Nested numbers under dotted names; what is no number is left out. `of`: the run that made this checkpoint (MD5)."""
+        numbers = {name: float(value) for name, value in flat(metrics).items() if isinstance(value, Real)}
+        self.write("metrics", values=numbers, step=step, of=of)
 
-    def log_metrics(self, metrics: dict[str, Any], step: int = 0) -> None:
-        """Nested numbers under dotted names in one call; what is no number is left out."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        numbers = {name: value for name, value in flat(metrics).items() if isinstance(value, Real)}
-        entries = [Metric(name, value, now, step) for name, value in numbers.items()]
-        self._attempt(lambda client: client.log_batch(self.run_id, metrics=entries))
-
-    def log_files(self, *files: Path, folder: str) -> None:
+    def log_files(self, *files: Path, folder: str, of: str = "") -> None:
         """Copies of files under `folder` of the run's artifacts."""
         for file in files:
-            self._attempt(lambda client, file=file: client.log_artifact(self.run_id, str(file), folder))
+            self.write("file", file, folder=folder, of=of)
 
     def tag(self, name: str, value: str) -> None:
-        self._attempt(lambda client: client.set_tag(self.run_id, name, value))
+        self.write("tag", name=name, value=value)
 
-    def end(self, status: str) -> None:
-        self._attempt(lambda client: client.set_terminated(self.run_id, status))
+    def finish(self, status: str) -> None:
+        """The end of the run; what could not be sent is told."""
+        self.write("end", status=status)
+        if self.sender is not None and not self.sender.finish():
+            _warn(f"{self.sender.fault}; {left_words(unsent_journals())}")
 
-    def _attempt(self, action: Callable[["MlflowClient"], object]) -> None:
-        if self.client is not None and not _attempt(lambda: action(self.client)):
-            self.client = None
+    def write(self, kind: str, file: Path | None = None, **content: Any) -> None:
+        """An entry of the journal, whose sender is told; a disk that refuses it ends the tracking, not the work."""
+        if self.journal is None:
+            return
+        try:
+            if file is not None:
+                content["file"] = self.journal.keep(file)
+            self.journal.append(kind, **content)
+        except OSError as error:
+            _warn(f"{error.filename or self.journal.folder}: {error.strerror or error}; this run is not tracked further")
+            self.journal = None
+        if self.sender is not None:
+            self.sender.wake.set()
 
 
 @contextmanager
-def training_run(params: Params, run_id: str = "") -> Iterator[Run]:
+def training_run(params: Params, key: str = "") -> Iterator[Run]:
     """A new run with all params, or that of a training that goes on.
 
     FINISHED after the block, KILLED when it is left to go on another time, FAILED after an error.
     """
-    run = _continued(run_id) if run_id else Run(None, "")
-    if run.client is None:
-        run = _start(os.environ.get("DVC_EXP_NAME") or _commit()[:7] or "train", {STAGE_TAG: "train"})
+    with _run(os.environ.get("DVC_EXP_NAME") or _commit()[:7] or "train", "train", key=key) as run:
         run.log_params(params.model_dump(mode="json"))
-    with _ending(run):
         yield run
 
 
@@ -94,24 +113,49 @@ def training_run(params: Params, run_id: str = "") -> Iterator[Run]:
 def stage_run(stage: str, section: Section, checkpoint: Path) -> Iterator["StageRun"]:
     """A child of the run that made `checkpoint`, for a stage that measures it."""
     digest = file_hash(checkpoint, "md5")
-    parent = _find(digest)
-    child = Run(None, "") if parent.client is None else _start(stage, {STAGE_TAG: stage, "mlflow.parentRunId": parent.run_id})
-    child.log_params({type(section).__name__.lower(): section.model_dump(mode="json")})
-    with _ending(child):
-        yield StageRun(stage, child, parent)
+    with _run(stage, stage, of=digest) as run:
+        run.log_params({type(section).__name__.lower(): section.model_dump(mode="json")})
+        yield StageRun(stage, run, digest)
 
 
 class StageRun:
     """The child run of a stage; its metrics are copied to the run of the model that it measures."""
 
-    def __init__(self, stage: str, child: Run, parent: Run) -> None:
-        self.stage, self.child, self.parent = stage, child, parent
+    def __init__(self, stage: str, child: Run, digest: str) -> None:
+        self.stage, self.child, self.digest = stage, child, digest
 
     def log(self, metrics: dict[str, Any], *files: Path) -> None:
         """Metrics as `<stage>.<key of its metrics file>`, and files, on both runs."""
-        for run in (self.child, self.parent):
-            run.log_metrics({self.stage: metrics})
-        self.parent.log_files(*files, folder=self.stage)
+        for of in ("", self.digest):
+            self.child.log_metrics({self.stage: metrics}, of=of)
+        self.child.log_files(*files, folder=self.stage, of=self.digest)
+
+
+def send_all() -> str:
+    """Sends what earlier runs left; says in words how much. Raises `UserError` when the store does not take it."""
+    before = len(unsent_journals())
+    sender = Sender()
+    sender.start()
+    all_sent, left = sender.finish(), unsent_journals()
+    if not all_sent:
+        raise UserError(f"MLflow: {sender.fault}; {left_words(left)}")
+    return f"MLflow: {before - len(left)} runs sent" + (f"; {left_words(left)}" if left else "")
+
+
+def unsent_journals() -> list[Journal]:
+    """Those with something in them that is not sent."""
+    return [journal for journal in all_journals() if journal.has_unsent()]
+
+
+def left_words(left: list[Journal]) -> str:
+    """What is not sent, where it is kept and how it goes out."""
+    n_entries = sum(sum(1 for _ in journal.unsent()) for journal in left)
+    others = {journal.store for journal in left} - {store_name()}
+    return (
+        f"{n_entries} entries of {len(left)} runs are not sent; they are kept in {journals()} and go out with the next run, or"
+        " by: python -m fieldguide.tracking"
+        + (f" (with MLFLOW_TRACKING_URI for {', '.join(sorted(others))})" if others else "")
+    )
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -122,75 +166,220 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-@contextmanager
-def _ending(run: Run) -> Iterator[None]:
-    try:
-        yield
-    except SystemExit:
-        run.end("KILLED")
-        raise
-    except BaseException:
-        run.end("FAILED")
-        raise
-    run.end("FINISHED")
+class Sender:
+    """A thread that sends journals, oldest first, while the stage works; `own` is the one that is being written."""
+
+    def __init__(self, own: Journal | None = None) -> None:
+        self.own = own
+        self.wake, self.closing, self.abandoned = threading.Event(), threading.Event(), threading.Event()
+        self.fault = ""  # why the store took nothing at the last attempt
+        self.taken = 0.0  # when it last took something, seconds
+        self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def finish(self) -> bool:
+        """Waits until all is sent, but not long for a store that takes nothing; whether all is sent."""
+        self.taken = time.monotonic()
+        self.closing.set()
+        self.wake.set()
+        patience = PATIENCE_SECONDS["remote" if store_name().startswith("http") else "local"]
+        while self.thread.is_alive() and time.monotonic() - self.taken < patience:
+            self.thread.join(0.05)
+        self.abandoned.set()
+        return not self.thread.is_alive() and not self.fault
+
+    def _work(self) -> None:
+        n_faults = 0
+        while not self.abandoned.is_set():
+            closing = self.closing.is_set()  # before the attempt: what is written after it is for the next one
+            self.wake.clear()
+            self.fault = NO_ANSWER  # until it is known
+            fault = _fault_of(self._send)
+            if fault and not n_faults and not closing:  # else the end says so
+                _warn(f"{fault}; what is logged is kept in {journals()} and sent when the store can be reached")
+            n_faults += bool(fault)
+            self.fault = fault
+            if closing:
+                return
+            if fault:
+                self.closing.wait(RETRY_SECONDS)
+            else:
+                self.wake.wait()
+
+    def _send(self) -> None:
+        """Sends what there is; raises what the store raises, for an artifact only after the other journals."""
+        store: Store | None = None
+        fault: Exception | None = None
+        for journal in all_journals():
+            if journal.store != store_name():
+                continue
+            with ExitStack() as stack:
+                if self.own is None or journal.folder != self.own.folder:
+                    if not stack.enter_context(journal.held()):
+                        continue  # of a run that is at work
+                    if journal.last() not in ("", "end"):
+                        journal.append("end", status="KILLED")  # its process is gone
+                store = store or Store()
+                try:
+                    self._send_one(journal, store)
+                except _faults() as error:
+                    if not store.at_file:
+                        raise
+                    fault = fault or error
+        if fault:
+            raise fault
+
+    def _send_one(self, journal: Journal, store: "Store") -> None:
+        for entry, place in journal.unsent():
+            if self.abandoned.is_set():
+                return
+            store.take(journal, entry)
+            journal.mark(place)
+            self.taken = time.monotonic()
+        if journal.last() == "end" and not journal.has_unsent():  # in this order: an end may be written just now
+            journal.remove()
 
 
-def _start(name: str, tags: dict[str, str]) -> Run:
-    """A new run in the experiment, or one that logs nothing when the store cannot be reached."""
-    run = Run(None, "")
+class Store:
+    """MLflow's store, as far as a journal needs it. Its calls may be made again: they find what they made before."""
 
-    def start() -> None:
-        client, experiment_id = _store()
-        created = client.create_run(experiment_id, run_name=name, tags=tags | _origin())
-        run.client, run.run_id = client, created.info.run_id
+    def __init__(self) -> None:
+        """Makes the store on first use, one process of this machine at a time."""
+        from mlflow import MlflowClient
 
-    _attempt(start)
-    return run
+        root, uri = project_root(), os.environ.get("MLFLOW_TRACKING_URI", "")
+        artifacts = None if uri else (root / "mlartifacts").as_uri()
+        uri = uri or f"sqlite:///{quote(str(root / 'mlflow.db'))}"
+        self.is_remote = uri.startswith("http")
+        self.at_file = False  # whether the last entry was a file
+        self.ids: dict[str, str] = {}  # MLflow's own id of a run, by its key or the checkpoint's digest
+        with ExitStack() as stack:
+            if not self.is_remote:  # MlflowClient makes the tables: several processes at once would break them
+                database = Path(urlsplit(uri).path[1:]) if uri.startswith("sqlite:") else root / "mlflow.db"
+                stack.enter_context(FileLock(f"{database}.lock", thread_local=False))
+            self.client = MlflowClient(uri)
+            self.experiment_id = _experiment(self.client, artifacts)
 
+    def take(self, journal: Journal, entry: dict[str, Any]) -> None:
+        """One entry; one that the store will never take is named and left out."""
+        from mlflow.exceptions import MlflowException, RestException
 
-def _continued(run_id: str) -> Run:
-    """A run of the store, running again; one without a client where the store no longer has it."""
-    run = Run(None, "")
+        self.at_file = entry["kind"] == "file"
+        try:
+            getattr(self, f"_{entry['kind']}")(journal, entry)
+        except MlflowException as error:
+            understood = isinstance(error, RestException) or not self.is_remote  # else another server may have answered
+            if not understood or error.get_http_status_code() not in REFUSED:
+                raise
+            _warn(f"{_words(error)}; left out: {entry['kind']} of run {journal.key}")
 
-    def find() -> None:
-        client, _ = _store()
-        client.update_run(run_id, status="RUNNING")
-        run.client, run.run_id = client, run_id
-
-    _attempt(find)
-    return run
-
-
-def _find(digest: str) -> Run:
-    """The latest run whose checkpoint has this MD5; a new one when the checkpoint came from a cache without a run."""
-    run = Run(None, "")
-
-    def find() -> None:
-        client, experiment_id = _store()
-        query = f"tags.`{CHECKPOINT_TAG}` = '{digest}'"
-        found = client.search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
+    def _start(self, journal: Journal, entry: dict[str, Any]) -> None:
+        found = self._search(KEY_TAG, journal.key)
         if found:
-            run.client, run.run_id = client, found[0].info.run_id
+            self.client.update_run(found, status="RUNNING")
+            self.ids[journal.key] = found
+            return
+        tags = entry["tags"] | ({"mlflow.parentRunId": self._made(entry["of"])} if entry["of"] else {})
+        self.ids[journal.key] = self._create(entry["name"], tags | {KEY_TAG: journal.key}, entry["time"])
 
-    if _attempt(find) and run.client is None:
-        name = os.environ.get("DVC_EXP_NAME") or _commit()[:7] or "restored"
-        run = _start(name, {STAGE_TAG: "train", CHECKPOINT_TAG: digest, "fieldguide.restored": "true"})
-        run.end("FINISHED")
-    return run
+    def _params(self, journal: Journal, entry: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        run_id = self._id(journal)
+        known = self.client.get_run(run_id).data.params  # a value of a run that goes on cannot be changed
+        params = [Param(name, value) for name, value in entry["values"].items() if name not in known]
+        for start in range(0, len(params), PARAMS_A_CALL):
+            self.client.log_batch(run_id, params=params[start : start + PARAMS_A_CALL])
+
+    def _metrics(self, journal: Journal, entry: dict[str, Any]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, entry["time"], entry["step"]) for name, value in entry["values"].items()]
+        self.client.log_batch(self._id(journal, entry["of"]), metrics=metrics)
+
+    def _file(self, journal: Journal, entry: dict[str, Any]) -> None:
+        self.client.log_artifact(self._id(journal, entry["of"]), str(journal.folder / entry["file"]), entry["folder"])
+
+    def _tag(self, journal: Journal, entry: dict[str, Any]) -> None:
+        self.client.set_tag(self._id(journal), entry["name"], entry["value"])
+
+    def _end(self, journal: Journal, entry: dict[str, Any]) -> None:
+        self.client.set_terminated(self._id(journal), entry["status"], entry["time"])
+
+    def _id(self, journal: Journal, of: str = "") -> str:
+        """MLflow's id of the journal's run, or of the run `of` a checkpoint; raises `MlflowException` where it is gone."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
+        if of:
+            return self._made(of)
+        found = self.ids.get(journal.key) or self._search(KEY_TAG, journal.key)
+        if not found:
+            raise MlflowException(f"run {journal.key} is no longer in the store", RESOURCE_DOES_NOT_EXIST)
+        return self.ids.setdefault(journal.key, found)
+
+    def _made(self, digest: str) -> str:
+        """The latest run whose checkpoint has this MD5; a new one when the checkpoint came from a cache without a run."""
+        if digest not in self.ids:
+            found = self._search(CHECKPOINT_TAG, digest)
+            if not found:
+                name = os.environ.get("DVC_EXP_NAME") or _commit()[:7] or "restored"
+                tags = {STAGE_TAG: "train", CHECKPOINT_TAG: digest, "fieldguide.restored": "true"} | _origin()
+                found = self._create(name, tags, int(time.time() * 1000))
+                self.client.set_terminated(found, "FINISHED")
+            self.ids[digest] = found
+        return self.ids[digest]
+
+    def _create(self, name: str, tags: dict[str, str], start: int) -> str:
+        return self.client.create_run(self.experiment_id, start_time=start, tags=tags, run_name=name).info.run_id
+
+    def _search(self, tag: str, value: str) -> str:
+        """The id of the latest run with this tag, or nothing."""
+        query = f"tags.`{tag}` = '{value}'"
+        found = self.client.search_runs([self.experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
+        return found[0].info.run_id if found else ""
 
 
-def _store() -> tuple["MlflowClient", str]:
-    """The client and the experiment's id; makes both on first use, one process of this machine at a time."""
-    from mlflow import MlflowClient
+def store_name() -> str:
+    """The store's address without a password; nothing for the one at the project's root."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    scheme, separator, rest = uri.partition("://")
+    return scheme + separator + rest.rpartition("@")[2]
 
-    root = project_root()
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
-        client = MlflowClient(uri)
-        return client, _experiment(client, artifacts=None)
-    with FileLock(root / "mlflow.db.lock"):  # MlflowClient makes the tables: several processes at once would break them
-        client = MlflowClient(f"sqlite:///{quote(str(root / 'mlflow.db'))}")
-        return client, _experiment(client, artifacts=(root / "mlartifacts").as_uri())
+
+@contextmanager
+def _run(name: str, stage: str, key: str = "", of: str = "") -> Iterator[Run]:
+    """A run, begun or gone on with, that is being sent; its end waits a little for the store, and says what was not sent."""
+    for variable, value in DEFAULTS.items():
+        os.environ.setdefault(variable, value)  # before the first import of mlflow, which starts its telemetry
+    with ExitStack() as stack:
+        run = Run()
+        try:
+            journal = _journal(key)
+            if stack.enter_context(journal.held()):
+                run = Run(journal, Sender(journal))
+        except (OSError, UserError) as error:
+            _warn(f"{error}; this run is not tracked")
+        run.write("start", name=name, tags={STAGE_TAG: stage} | _origin(), of=of)
+        if run.sender:
+            run.sender.start()
+        try:
+            yield run
+        except SystemExit:
+            run.finish("KILLED")
+            raise
+        except BaseException:
+            run.finish("FAILED")
+            raise
+        run.finish("FINISHED")
+
+
+def _journal(key: str) -> Journal:
+    """The journal of a run that goes on, or a new one."""
+    found = find_journal(key) if key else None
+    return found if found and found.store == store_name() else new_journal(key or uuid.uuid4().hex, store_name())
 
 
 def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
@@ -209,20 +398,30 @@ def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
         return experiment.experiment_id
 
 
-def _attempt(action: Callable[[], object]) -> bool:
-    """Whether `action` succeeded; a store's failure is one warning on standard error."""
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)  # before the first import of mlflow, which starts its telemetry
+def _faults() -> tuple[type[Exception], ...]:
+    """What a store raises that cannot be reached or used."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
+    return MlflowException, RequestException, SQLAlchemyError, ImportError, OSError, UserError
+
+
+def _fault_of(action: Callable[[], object]) -> str:
+    """What a store raised, in words; nothing where all went well."""
     try:
         action()
-    except (MlflowException, RequestException, SQLAlchemyError, ImportError, OSError) as error:
-        print(f"warning: MLflow: {' '.join(str(error).split())[:300]}; this run is not tracked further", file=sys.stderr)
-        return False
-    return True
+    except _faults() as error:
+        return _words(error)
+    return ""
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _warn(text: str) -> None:
+    print(f"warning: MLflow: {text}", file=sys.stderr)
 
 
 def _origin() -> dict[str, str]:
@@ -239,3 +438,9 @@ def _commit() -> str:
     except OSError:  # no git on this machine
         return ""
     return answer.stdout.strip()
+
+
+if __name__ == "__main__":
+    for variable, value in DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+    run_command(lambda: print(send_all()))

@@ -7,7 +7,7 @@ Run it with `dvc repro train`.
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from fieldguide import augment, plots, tracking
+from fieldguide import augment, distributed, plots, tracking
 from fieldguide.checkpoint import Checkpoint, load_weights
 from fieldguide.device import device_name, pick_device, pick_dtype
+from fieldguide.distributed import World
 from fieldguide.errors import UserError, run_command
 from fieldguide.files import file_hash, write_json
 from fieldguide.fit import Fit, Valid
@@ -28,41 +29,75 @@ from fieldguide.models import build, runs_at
 from fieldguide.optim import lr_at, make_optimizer
 from fieldguide.params import Params, read_params
 from fieldguide.paths import BATCH_PNG, CHECKPOINT, CURVES_PNG, HISTORY_CSV, MANIFEST, RAW, project_root, stage_metrics
-from fieldguide.resume import states_of, stop_signals
+from fieldguide.resume import State, States, states_of, stop_signals
+from fieldguide.tracking import Run
 
 N_SHOWN = 10  # training images in the picture of a batch
 
 
 def main() -> None:
     params = read_params()
+    n_devices = distributed.n_devices(params.train, params.runtime.device)
+    if n_devices > 1 and not distributed.is_launched():
+        print(f"{n_devices} processes, {n_devices} times {params.train.batch_size} images a step", flush=True)
+        distributed.launch("stages.train", n_devices)
+        return
+    with distributed.joined(params.runtime.device) as world:
+        train_network(params, world)
+
+
+def train_network(params: Params, world: World) -> None:
+    """The stage in one of the processes that train together."""
     manifest = read_manifest(MANIFEST)
     classes = classes_of(manifest)
     rows = {split: rows_of(manifest, split) for split in ("train", "valid")}
-    with prepared(params, classes, rows) as (training, valid), states_of(depends_on(params, training)) as states:
-        save_batch_picture(training)
-        found = states.load()
-        with tracking.training_run(params, found.facts["run_id"] if found else "") as run, stop_signals() as stop:
+    with prepared(params, classes, rows, world) as (training, valid), kept_states(params, training) as states:
+        if world.is_first:
+            save_batch_picture(training)
+        found = shared_state(states.load() if states else None, world)
+        key = found.facts["run_key"] if found else ""
+        with tracking.training_run(params, key) if world.is_first else nullcontext(Run()) as run, stop_signals() as stop:
             name, image_px = params.model.name, params.model.image_px
             facts = Checkpoint(name, image_px, classes.names, classes.labels, 0, file_hash(MANIFEST))
             fitting = Fit(training, valid, run, facts, states, stop)
             history, best = fitting.all_epochs(found), fitting.best
-            n_parameters = sum(parameter.numel() for parameter in training.model.parameters())
-            metrics = train_metrics(history, best, n_parameters)
-            write_json(stage_metrics("train"), metrics)
-            save_curves(history, best, training)
-            run.tag(tracking.CHECKPOINT_TAG, file_hash(CHECKPOINT, "md5"))
-            run.log_metrics({"best_epoch": best, "parameters": n_parameters})
-            run.log_files(CHECKPOINT, folder="model")
-            run.log_files(HISTORY_CSV, CURVES_PNG, BATCH_PNG, stage_metrics("train"), folder="train")
-    figures = metrics["valid"]
-    print(f"best epoch {best} by {params.train.best_by}: valid accuracy {figures['accuracy']:.2%} (n={len(rows['valid'])})")
+            if world.is_first:
+                finish(training, run, history, best)
+    valid_accuracy = history.iloc[best - 1]["valid_accuracy"]
+    print(f"best epoch {best} by {params.train.best_by}: valid accuracy {valid_accuracy:.2%} (n={len(rows['valid'])})")
     print(f"-> {CHECKPOINT} {stage_metrics('train')} {HISTORY_CSV} {CURVES_PNG} {BATCH_PNG}")
 
 
+def finish(training: Training, run: Run, history: pd.DataFrame, best: int) -> None:
+    """The metrics and pictures of a training that has ended, on disk and in its run."""
+    n_parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    write_json(stage_metrics("train"), train_metrics(history, best, n_parameters))
+    save_curves(history, best, training)
+    run.tag(tracking.CHECKPOINT_TAG, file_hash(CHECKPOINT, "md5"))
+    run.log_metrics({"best_epoch": best, "parameters": n_parameters})
+    run.log_files(CHECKPOINT, folder="model")
+    run.log_files(HISTORY_CSV, CURVES_PNG, BATCH_PNG, stage_metrics("train"), folder="train")
+
+
+def kept_states(params: Params, training: Training) -> AbstractContextManager[States | None]:
+    """The training's states in the first process, nothing in the others."""
+    return states_of(depends_on(params, training)) if training.world.is_first else nullcontext()
+
+
+def shared_state(found: State | None, world: World) -> State | None:
+    """The state that the first process found, in each."""
+    if world.size == 1:
+        return found
+    content = world.bytes_of_first(found.packed() if found else b"")
+    return State.unpacked(content) if content else None
+
+
 @contextmanager
-def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame]) -> Iterator[tuple[Training, Valid]]:
+def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame], world: World) -> Iterator[tuple[Training, Valid]]:
     """Images at hand, a network with the weights that it begins with, and its optimiser."""
-    train, image_px = params.train, params.model.image_px
+    train, image_px = distributed.scaled(params.train, world.size), params.model.image_px
+    if len(rows["train"]) < 2 * world.size:
+        raise UserError(f"{len(rows['train'])} training images are too few for {world.size} devices; lower train.devices")
     device = pick_device(params.runtime.device)
     dtype = pick_dtype(train.precision, device)
     print(f"device {device_name(device)}, {str(dtype).removeprefix('torch.')}")
@@ -76,18 +111,21 @@ def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame]) ->
             f"params.yaml: train.size_start {train.size_start} and size_end {train.size_end} give {unfit[0]} px, at which"
             f" {params.model.name} for {image_px} px does not run; set both to 1"
         )
+    if train.sync_batch_norm and world.size > 1:
+        distributed.synchronise_norms(model, params.model.name)
     model = model.to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False) if train.ema else None
     optimizer = make_optimizer(model, train)
     if train.compile:
         model.compile()
     with ExitStack() as stack:
-        n_workers = params.runtime.n_workers
+        n_workers = distributed.per_process(params.runtime.n_workers)
+        of_this = {"train": rows["train"], "valid": rows["valid"].iloc[world.rank :: world.size].reset_index(drop=True)}
         sources = {
-            split: stack.enter_context(closing(open_source(rows[split], RAW, px, n_workers, device, train)))
+            split: stack.enter_context(closing(open_source(of_this[split], RAW, px, n_workers, device, train)))
             for split, px in (("train", max(train.decode_px, *sizes)), ("valid", image_px))
         }
-        counts = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
+        counts = ", ".join(f"{len(table)} {split}" for split, table in rows.items())
         print(f"{params.model.name} at {image_px} px; {len(classes.names)} classes, {counts}")
         training = Training(
             model=model,
@@ -99,6 +137,7 @@ def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame]) ->
             augment=params.augment,
             image_px=image_px,
             dtype=dtype,
+            world=world,
         )
         yield training, Valid(sources["valid"], torch.from_numpy(classes.targets(rows["valid"])))
 
@@ -111,7 +150,7 @@ def depends_on(params: Params, training: Training) -> dict[str, Any]:
         "manifest": file_hash(MANIFEST),
         "weights": file_hash(weights) if weights.is_file() else "",
         "code": {path.name: file_hash(path) for path in (Path(__file__), *sorted(Path(augment.__file__).parent.glob("*.py")))},
-        "device": [device_name(training.device), str(training.dtype)],
+        "device": [device_name(training.device), str(training.dtype), training.world.size],
         "versions": {package: version(package) for package in ("torch", "numpy", "pillow", "timm", "torchvision")},
     }
 
