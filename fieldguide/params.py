@@ -163,6 +163,7 @@ class Export(Section):
 
     opset: Annotated[int, Field(ge=18, le=25)]
     max_abs_difference: Annotated[float, Field(gt=0, le=1)]
+    int8_images: Annotated[int, Field(ge=8, le=100_000)]
 
 
 class Benchmark(Section):
