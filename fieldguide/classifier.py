@@ -62,9 +62,10 @@ class Prediction:
 class OnnxClassifier:
     """An exported model: `class_names`, `image_px`, `metadata`, and predictions. May be used from several threads."""
 
-    def __init__(self, source: Path | bytes, n_threads: int = 0) -> None:
+    def __init__(self, source: Path | bytes, n_threads: int = 0, provider: str = "CPUExecutionProvider") -> None:
         """Loads the file's bytes, so that it can pull in no other file; `n_threads` 0 is ONNX Runtime's choice.
 
+        `provider` is one of ONNX Runtime's; what it cannot compute falls to the CPU.
         Raises `UserError` for a file that is missing or was not made by the export stage.
         """
         name = source if isinstance(source, Path) else "the model"
@@ -73,16 +74,17 @@ class OnnxClassifier:
         options.log_severity_level = 3
         try:
             content = source.read_bytes() if isinstance(source, Path) else source
-            if is_damaged(content):
+            whole = is_whole(content)
+            if not whole and is_damaged(content):
                 raise UserError(f"{name}: its bytes are not those that were exported; make it with: dvc repro -f export_onnx")
-            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(content, options, providers=[provider])
             self.metadata: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map[METADATA_KEY])
             self.class_names: tuple[str, ...] = tuple(self.metadata["class_names"])
             self.image_px: int = self.metadata["image_px"]
             calibration = self.metadata["calibration"]
             self.unsure_below, self.unknown_below = float(calibration["unsure_below"]), float(calibration["unknown_below"])
             self._check()
-            if not is_whole(content):
+            if not whole:
                 raise ValueError("it carries no seal")
         except OSError as error:
             raise UserError(f"{name}: {error.strerror}; make it with: dvc repro export_onnx") from error
@@ -169,6 +171,11 @@ class OnnxClassifier:
         if known_score < self.unknown_below:
             return "unknown"
         return "unsure" if probability < self.unsure_below else "sure"
+
+
+def has_provider(provider: str) -> bool:
+    """Whether the onnxruntime that is installed can compute by it."""
+    return provider in onnxruntime.get_available_providers()
 
 
 def _normalised(activation: np.ndarray) -> np.ndarray:

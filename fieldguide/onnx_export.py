@@ -5,10 +5,11 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,26 @@ class Exported(nn.Module):
             return self.model.features(pixels), maps[-1]
         finally:
             handle.remove()
+
+
+def torch_probabilities(model: Classifier, calibration: Calibration, compiled: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    """The file's probabilities by torch itself, on the model's device, transfers included, and nothing else computed.
+
+    The function takes uint8 `[N, H, W, 3]`, RGB, and gives float32 `[N, K]`.
+    """
+    device = next(model.parameters()).device
+    model = model.eval().to(memory_format=torch.channels_last)
+    network = torch.compile(model) if compiled else model
+
+    @torch.inference_mode()
+    def predict(images: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+        logits = network(pixels)
+        if calibration.tta == "mirror":
+            logits = (logits + network(pixels.flip(3))) / 2
+        return (logits / calibration.temperature).softmax(dim=1).cpu().numpy()
+
+    return predict
 
 
 def export(exported: Exported, image_px: int, opset: int, metadata: dict[str, Any], target: Path) -> None:

@@ -173,6 +173,7 @@ class Benchmark(Section):
     warmup_runs: Annotated[int, Field(ge=1, le=10_000)]
     latency_runs: Annotated[int, Field(ge=10, le=100_000)]
     throughput_runs: Annotated[int, Field(ge=3, le=10_000)]
+    compile: bool
 
 
 class Runtime(Section):

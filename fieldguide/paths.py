@@ -30,6 +30,7 @@ SUBMISSION_CSV = METRICS / "submission.csv"
 CURVES_PNG = METRICS / "curves.png"
 BATCH_PNG = METRICS / "batch.png"
 THROUGHPUT_CSV = METRICS / "throughput.csv"
+SPEED_PNG = METRICS / "speed.png"
 
 
 def stage_metrics(stage: str) -> Path:

@@ -89,6 +89,7 @@ def after_embedding(model: onnx.ModelProto) -> list[str]:
 def _plain(model: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProto:
     """The model named as its original, without notes of the tools that made it."""
     model.producer_name, model.producer_version = original.producer_name, original.producer_version
+    del model.graph.value_info[:]  # whose types the tools leave as they were
     for node in model.graph.node:
         node.ClearField("doc_string")
     return model
