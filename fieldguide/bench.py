@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +12,9 @@ ROUNDS = 10  # blocks into which the timed calls of a backend are divided
 PAUSE_S = 0.05  # measured on 2 cores: without it, torch at batch 1 took 3 times as long beside ONNX Runtime as alone
 BLOCK_WARMUP_RUNS = 2
 
+ENERGY_UJ = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # of the processor package, where the system lets it be read
+
+T = TypeVar("T")
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] to probabilities [B, K]
 
 
@@ -22,8 +27,10 @@ def timed_ms(call: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1000
 
 
-def interleaved_ms(backends: Mapping[str, Predict], pixels: np.ndarray, warmup_runs: int, runs: int) -> dict[str, np.ndarray]:
-    """Times of each backend on the same batch: `[runs]` each.
+def interleaved_ms(
+    backends: Mapping[str, Callable[[T], object]], pixels: T, warmup_runs: int, runs: int
+) -> dict[str, np.ndarray]:
+    """Times of each backend on the same input: `[runs]` each.
 
     Taken in turn, block by block, so that a machine that slows down slows all. Each block begins with a pause and calls
     that are not counted: the threads of the backend before it spin on for a while and would be measured with it.
@@ -44,6 +51,23 @@ def interleaved_ms(backends: Mapping[str, Predict], pixels: np.ndarray, warmup_r
 def percentiles(times_ms: np.ndarray) -> dict[str, float]:
     """p50, p95 and p99."""
     return {f"p{q}": float(np.percentile(times_ms, q)) for q in (50, 95, 99)}
+
+
+def spread(times_ms: np.ndarray) -> list[float]:
+    """The lowest and the highest of the medians of the blocks in which the times were taken."""
+    medians = [float(np.median(block)) for block in np.array_split(times_ms, min(ROUNDS, len(times_ms)))]
+    return [min(medians), max(medians)]
+
+
+def joules(call: Callable[[], object]) -> float | None:
+    """The energy that the processor took during a call; None where it cannot be read."""
+    try:
+        before = int(ENERGY_UJ.read_text())
+        call()
+        after = int(ENERGY_UJ.read_text())
+    except (OSError, ValueError):
+        return None
+    return (after - before) / 1e6 if after > before else None  # the counter starts anew now and then
 
 
 def _synchronize() -> None:

@@ -10,13 +10,13 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 ORIENTATION = 0x0112  # EXIF tag
 TURNS = {  # what makes each orientation upright (EXIF 2.3, 4.6.4)
@@ -29,6 +29,7 @@ TURNS = {  # what makes each orientation upright (EXIF 2.3, 4.6.4)
     8: Image.Transpose.ROTATE_90,
 }
 AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker that is neither stuffing nor a restart
+CAPTION_PX = 20  # height of letters
 MAX_PIXELS = 80_000_000  # refused above: a file of 20 kB can claim more than memory holds
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG lets in MPO, as some phones write
 RESIZE_RULE = "centre square; JPEG decoded at the smallest n/8 scale that is large enough; Pillow bicubic, antialiased"
@@ -115,6 +116,34 @@ def encode_jpeg(pixels: np.ndarray, max_px: int) -> bytes:
     image.thumbnail((max_px, max_px))
     image.save(stream, "JPEG", quality=85)
     return stream.getvalue()
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """uint8 `[H, W, 3]`, RGB, as a PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def captioned(pixels: np.ndarray, lines: Sequence[str], max_px: int) -> np.ndarray:
+    """uint8 `[H, W, 3]`, RGB, its larger side at most `max_px`, above a bar with a line of text for each of `lines`."""
+    photo = Image.fromarray(pixels)
+    photo.thumbnail((max_px, max_px))
+    font = ImageFont.load_default(CAPTION_PX)
+    line_px = round(1.4 * CAPTION_PX)
+    width = max(photo.width, *(round(font.getlength(line)) + line_px for line in lines))
+    canvas = Image.new("RGB", (width, photo.height + line_px * len(lines) + line_px // 2), (24, 24, 24))
+    canvas.paste(photo, ((width - photo.width) // 2, 0))
+    draw = ImageDraw.Draw(canvas)
+    for number, line in enumerate(lines):
+        draw.text((line_px // 2, photo.height + line_px // 4 + number * line_px), line, (255, 255, 255), font)
+    return np.asarray(canvas)
+
+
+def upscaled(plane: np.ndarray, side: int) -> np.ndarray:
+    """Float `[h, w]` to float32 `[side, side]`, bicubic; it may overshoot the range of what it was given."""
+    image = Image.fromarray(np.ascontiguousarray(plane, np.float32))
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def ends_early(encoded: bytes, image_format: str) -> bool:

@@ -170,6 +170,7 @@ class Export(Section):
 
     opset: Annotated[int, Field(ge=18, le=25)]
     max_abs_difference: Annotated[float, Field(gt=0, le=1)]
+    int8_images: Annotated[int, Field(ge=8, le=100_000)]
 
 
 class Benchmark(Section):
@@ -179,6 +180,7 @@ class Benchmark(Section):
     warmup_runs: Annotated[int, Field(ge=1, le=10_000)]
     latency_runs: Annotated[int, Field(ge=10, le=100_000)]
     throughput_runs: Annotated[int, Field(ge=3, le=10_000)]
+    compile: bool
 
 
 class Runtime(Section):

@@ -11,8 +11,11 @@ MANIFEST = Path("data/manifest.csv")
 CHECKPOINT = Path("models/model.safetensors")
 CALIBRATION = Path("models/calibration.safetensors")
 ONNX = Path("models/model.onnx")
+ONNX_FP16 = Path("models/model_fp16.onnx")
+ONNX_INT8 = Path("models/model_int8.onnx")
 
 METRICS = Path("metrics")
+EVALUATE = METRICS / "evaluate.json"
 CLASSES_CSV = METRICS / "classes.csv"
 FINDINGS_CSV = METRICS / "findings.csv"
 NEAR_DUPLICATES_CSV = METRICS / "near_duplicates.csv"
@@ -30,6 +33,7 @@ SUBMISSION_CSV = METRICS / "submission.csv"
 CURVES_PNG = METRICS / "curves.png"
 BATCH_PNG = METRICS / "batch.png"
 THROUGHPUT_CSV = METRICS / "throughput.csv"
+SPEED_PNG = METRICS / "speed.png"
 
 
 def stage_metrics(stage: str) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from fieldguide.files import atomic_path
 
@@ -127,4 +127,20 @@ def sizes_and_mean(widths: np.ndarray, heights: np.ndarray, means: dict[str, np.
         axis.set_title(f"mean of {split}", fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
+    return figure
+
+
+def accuracy_latency(points: dict[str, tuple[float, float, float]], title: str) -> Figure:
+    """Accuracy (0..1) against milliseconds an image at batch 1; points: p50, p95 and accuracy of each backend."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for number, (name, (p50, p95, accuracy)) in enumerate(points.items()):
+        axis.errorbar([p50], [accuracy], xerr=[[0], [p95 - p50]], fmt="osD^vP*X"[number % 8], capsize=3, label=name)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(ScalarFormatter())
+    axis.set_xlabel("latency at batch 1, p50 (bar: to p95), milliseconds")
+    axis.set_ylabel("accuracy")
+    axis.legend(frameon=False, fontsize=8)
+    axis.set_title(title)
     return figure

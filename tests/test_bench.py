@@ -112,3 +112,19 @@ def test_percentiles_of_one_time_are_that_time_as_plain_numbers() -> None:
     found = percentiles(np.array([7.5]))
     assert found == {"p50": 7.5, "p95": 7.5, "p99": 7.5}
     assert {type(value) for value in found.values()} == {float}
+
+
+def test_the_spread_is_that_of_the_medians_of_blocks() -> None:
+    times = np.repeat(np.arange(1.0, 11.0), 20)  # ten blocks, each level
+    times[::20] = 500  # the odd slow call in each
+    assert bench.spread(times) == [1, 10]
+    assert bench.spread(np.array([3.0, 1.0])) == [1, 3]
+
+
+def test_energy_is_read_before_and_after_where_it_can_be_read(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = tmp_path / "energy_uj"
+    monkeypatch.setattr(bench, "ENERGY_UJ", counter)
+    assert bench.joules(lambda: None) is None
+    counter.write_text("1000000\n")
+    assert bench.joules(lambda: counter.write_text("3500000\n")) == 2.5
+    assert bench.joules(lambda: counter.write_text("7\n")) is None  # the counter started anew

@@ -20,7 +20,7 @@ from conftest import ROOT
 from PIL import Image
 
 from fieldguide import images
-from fieldguide.images import MAX_PIXELS, ImageFacts, UnreadableImage, decode, read_encoded, resized
+from fieldguide.images import MAX_PIXELS, ImageFacts, UnreadableImage, captioned, decode, encode_png, read_encoded, resized
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
 LOSSLESS = {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True}}
@@ -455,3 +455,22 @@ def test_decoding_needs_pillow_and_numpy_only() -> None:
     code = "import sys, fieldguide.images; print(sorted({'torch', 'pandas', 'mlflow', 'dvc', 'pydantic'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_png_gives_back_its_pixels() -> None:
+    with Image.open(io.BytesIO(encode_png(NOISE))) as image:
+        assert image.format == "PNG"
+        assert (np.asarray(image) == NOISE).all()
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (300, 200), (10, 10)])
+def test_a_caption_stands_below_the_photograph_which_keeps_its_shape(shape: tuple[int, int]) -> None:
+    grey = np.full((*shape, 3), 128, np.uint8)
+    empty, short, two = (captioned(grey, lines, 100) for lines in (["", ""], ["iris"], ["iris", "a much longer second line"]))
+    height, width = (round(side * min(1, 100 / max(shape))) for side in shape)
+    left = (short.shape[1] - width) // 2
+    assert (short[:height, left : left + width] == 128).all()
+    assert short.shape[0] > height + 20
+    assert two.shape[0] > short.shape[0] + 20
+    assert two.shape[1] >= short.shape[1]  # no letter is cut off
+    assert empty[height:].max() < 100 < short[height:].max()

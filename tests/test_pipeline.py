@@ -127,10 +127,14 @@ def test_metrics_carry_the_keys_of_the_contract(project: Path) -> None:
     assert export["bytes"] == (project / "models/model.onnx").stat().st_size
     assert export["opset"] == 20
     benchmark = read(project, "benchmark")
-    for backend in ("torch", "onnxruntime"):
+    for form in ("fp16", "int8"):
+        assert export[form]["bytes"] == (project / f"models/model_{form}.onnx").stat().st_size
+    assert export["accuracy"] == evaluate["test"]["accuracy"]
+    for backend in ("torch", "onnxruntime", "onnxruntime_fp16", "onnxruntime_int8"):
         assert benchmark[backend]["latency_ms"]["p50"] <= benchmark[backend]["latency_ms"]["p99"]
         assert benchmark[backend]["images_per_second"] > 0
-        assert benchmark[backend]["accuracy"] == evaluate["test"]["accuracy"]
+        if backend in ("torch", "onnxruntime"):
+            assert benchmark[backend]["accuracy"] == evaluate["test"]["accuracy"]
         assert benchmark[backend]["bytes"] > 0
 
 

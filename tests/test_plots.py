@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from fieldguide.plots import confusion, curves, image_grid, save_png
+from fieldguide.plots import accuracy_latency, confusion, curves, image_grid, save_png
 
 DRAW = """
 import sys
@@ -206,3 +206,15 @@ def test_a_grid_shows_every_picture_in_its_place(n_pictures: int) -> None:
     figure.draw_without_rendering()
     title = figure._suptitle.get_window_extent()
     assert 0 <= title.x0 < title.x1 <= figure.bbox.width
+
+
+def test_accuracy_stands_over_latency_for_each_backend() -> None:
+    figure = accuracy_latency({"torch": (4.0, 6.0, 0.95), "int8": (1.5, 2.0, 0.94)}, "fieldnet, 100 images")
+    axis = figure.axes[0]
+    assert axis.get_title() == "fieldnet, 100 images"
+    assert "milliseconds" in axis.get_xlabel()
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["torch", "int8"]
+    places = [container.lines[0].get_xydata()[0].tolist() for container in axis.containers]
+    assert places == [[4.0, 0.95], [1.5, 0.94]]
+    bars = [container.lines[2][0].get_segments()[0][:, 0].tolist() for container in axis.containers]
+    assert bars == [[4.0, 6.0], [1.5, 2.0]]

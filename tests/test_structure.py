@@ -16,7 +16,7 @@ OWNERS = {
     "mlflow": {"tracking"},
     "matplotlib": {"plots"},
     "kaggle": {"kaggle"},
-    "onnxruntime": {"classifier"},
+    "onnxruntime": {"classifier", "quantize"},
     "PIL": {"images", "sample"},
 }
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -77,14 +77,32 @@ DATA_DEPS = {
     "split_check": {"data/raw"},
     "train": {"data/raw", "data/manifest.csv"},
     "evaluate": {"data/raw", "data/manifest.csv", "models/model.safetensors"},
-    "export_onnx": {"data/raw", "data/manifest.csv", "models/model.safetensors"},
-    "benchmark": {"data/raw", "data/manifest.csv", "models/model.safetensors", "models/model.onnx"},
+    "export_onnx": {
+        "data/raw",
+        "data/manifest.csv",
+        "models/model.safetensors",
+        "models/calibration.safetensors",
+        "metrics/evaluate.json",
+    },
+    "benchmark": {
+        "data/raw",
+        "data/manifest.csv",
+        "models/model.safetensors",
+        "models/calibration.safetensors",
+        "models/model.onnx",
+        "models/model_fp16.onnx",
+        "models/model_int8.onnx",
+    },
 }
 ARTIFACTS = {
     "RAW": "data/raw",
     "MANIFEST": "data/manifest.csv",
     "CHECKPOINT": "models/model.safetensors",
+    "CALIBRATION": "models/calibration.safetensors",
+    "EVALUATE": "metrics/evaluate.json",
     "ONNX": "models/model.onnx",
+    "ONNX_FP16": "models/model_fp16.onnx",
+    "ONNX_INT8": "models/model_int8.onnx",
 }
 
 

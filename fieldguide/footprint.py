@@ -1,0 +1,62 @@
+"""What a way to predict costs before its first answer: time and memory, in a process of its own.
+
+`footprint` starts that process: python -m fieldguide.footprint onnx MODEL | torch CHECKPOINT CALIBRATION
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+PROJECT = Path(__file__).resolve().parents[1]
+BATCH = 32
+
+
+def footprint(*arguments: str) -> dict[str, float]:
+    """Seconds to import, to load the file, to the first answer (sum), and peak memory in bytes after a batch of 32."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "fieldguide.footprint", *arguments]
+    return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def main() -> None:
+    kind, *files = sys.argv[1:]
+    began = time.perf_counter()
+    if kind == "onnx":
+        from fieldguide.classifier import OnnxClassifier
+
+        imported = time.perf_counter()
+        classifier = OnnxClassifier(Path(files[0]))
+        image_px, predict = classifier.image_px, classifier.probabilities
+    else:
+        from fieldguide.calibration import load_calibration
+        from fieldguide.checkpoint import load_checkpoint
+        from fieldguide.onnx_export import torch_probabilities
+
+        imported = time.perf_counter()
+        model, facts = load_checkpoint(Path(files[0]))
+        image_px, predict = facts.image_px, torch_probabilities(model, load_calibration(Path(files[1])))
+    loaded = time.perf_counter()
+    predict(np.zeros((1, image_px, image_px, 3), np.uint8))
+    answered = time.perf_counter()
+    predict(np.zeros((BATCH, image_px, image_px, 3), np.uint8))
+    found = {"import_s": imported - began, "load_s": loaded - imported, "first_answer_s": answered - began}
+    print(json.dumps(found | {"peak_bytes": peak_bytes()}))
+
+
+def peak_bytes() -> int:
+    """The most memory that this process had; the rusage of a child counts its parent's too, where /proc tells better."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main()

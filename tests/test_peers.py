@@ -1,0 +1,30 @@
+"""The libraries' own inference answers as ours does, so that its speed may be compared."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from fieldguide.calibration import Calibration
+from fieldguide.images import decode
+from fieldguide.models import build
+from fieldguide.onnx_export import torch_probabilities
+from fieldguide.peers import peer
+
+
+@pytest.mark.parametrize(("name", "library"), [("resnet18", "torchvision"), ("timm/test_resnet", "timm")])
+def test_a_network_of_a_library_is_answered_for_by_it(name: str, library: str, make_jpeg: Callable[..., bytes]) -> None:
+    torch.manual_seed(0)
+    model, encoded = build(name, 5, 96).eval(), make_jpeg(3, 96, 96, quality=95)
+    found_library, answer = peer(name, model, 96)
+    assert found_library == library
+    ours = torch_probabilities(model, Calibration("none", 1.0, 0.5, "probability", 0.1, {}))(decode(encoded, 96)[None])[0]
+    theirs = answer(encoded)
+    assert theirs.sum() == pytest.approx(1, abs=1e-5)
+    assert np.abs(theirs - ours).max() < 0.02  # another JPEG decoder, and timm crops a margin
+
+
+@pytest.mark.parametrize("name", ["fieldnet", "cnn"])
+def test_our_own_networks_have_no_peer(name: str) -> None:
+    assert peer(name, build(name, 5), 32) is None
