@@ -122,7 +122,7 @@ def measured(network: Network, rows: dict[str, pd.DataFrame]) -> tuple[dict[str,
 
     def learn(logits: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         moments.add(embedding, next(batches))
-        return torch.empty(0)
+        return torch.full((len(logits),), torch.nan)
 
     answers = {"train": answers_of(network, rows["train"], "train", learn)}
     tensors = score_tensors(evaluate.known_score, moments)
@@ -145,11 +145,18 @@ def answers_of(
     network: Network, rows: pd.DataFrame, name: str, known: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> Answers:
     """The answers for a table of rows; `known` turns logits `[B, K]` and embeddings `[B, F]` of a batch into scores `[B]`."""
-    parts = [(torch.empty(0, len(network.facts.class_names)), torch.empty(0, dtype=torch.int64), torch.empty(0))]
+    n_images, n_classes = len(rows), len(network.facts.class_names)
+    answers = Answers(  # at once: parts kept from each batch would lie among its freed buffers, 20 kB of memory an image
+        np.empty((n_images, n_classes), np.float32), np.empty(n_images, np.int64), np.empty(n_images, np.float32)
+    )
+    start = 0
     for seen, embeddings in network.views(rows, name):
         logits = seen.mean(dim=0)
-        parts.append((logits.cpu(), seen[0].argmax(dim=1).cpu(), known(logits, embeddings.mean(dim=0)).cpu()))
-    return Answers(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+        batch = slice(start, start := start + len(logits))
+        answers.logits[batch] = logits.cpu()
+        answers.plain[batch] = seen[0].argmax(dim=1).cpu()
+        answers.known[batch] = known(logits, embeddings.mean(dim=0)).cpu()
+    return answers
 
 
 def evaluate_metrics(
