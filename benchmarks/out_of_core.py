@@ -25,11 +25,11 @@ import pandas as pd
 import psutil
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fieldguide.manifest import COLUMNS, write_manifest
 
+ROOT = Path(__file__).resolve().parents[1]
 N_CLASSES, N_VALID, SHARD_IMAGES = 20, 200, 10_000
 SETTINGS = {"epochs": "1", "loader": "streaming", "decode_px": "32", "name": "cnn", "lr": "0.001", "batch_size": "64"}
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT
@@ -189,7 +190,7 @@ def test_a_process_that_is_killed_costs_nothing(tmp_path: Path, loader: str) -> 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return Project(tmp_path_factory.mktemp("project"), devices="2", epochs="100")
+    return Project(tmp_path_factory.mktemp("project"), devices="2", epochs="100", loader="streaming")
 
 
 def test_many_processes_told_to_end_save_their_state_and_go_on(project: Project) -> None:
@@ -209,13 +210,16 @@ def test_a_launcher_that_is_killed_leaves_no_process_behind(project: Project) ->
     while len(ranks := project.ranks(launcher)) < 2 or not (project.folder / "metrics" / "history.csv").exists():
         assert launcher.poll() is None, (project.folder / "output.log").read_text()
         time.sleep(0.05)
+    everyone = {process for rank in ranks for process in (rank, *rank.children(recursive=True))}
+    assert len(everyone) > 4  # those that decode too
     launcher.kill()
     launcher.wait()
     for _ in range(100):
-        if not any(rank.is_running() for rank in ranks):
+        left = [one for one in everyone if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        if not left:
             return
         time.sleep(0.1)
-    raise AssertionError("processes go on without their launcher")
+    raise AssertionError(f"processes go on without their launcher: {left}")
 
 
 def test_an_error_that_a_user_can_mend_is_told_once_and_not_tried_again(project: Project) -> None:
