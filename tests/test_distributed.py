@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT
-from kills import Project, kill_ranks_and_compare
+from kills import Project, kill_and_compare, kill_ranks_and_compare
 from torch import nn
 
 from fieldguide import augment
@@ -193,7 +193,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project(tmp_path_factory.mktemp("project"), devices="2", epochs="100", loader="streaming")
 
 
-def test_many_processes_told_to_end_save_their_state_and_go_on(project: Project) -> None:
+def test_many_processes_told_to_end_save_their_state(project: Project) -> None:
     launcher = project.start("train")
     while not (project.folder / "metrics" / "history.csv").exists():
         assert launcher.poll() is None, (project.folder / "output.log").read_text()
@@ -203,6 +203,12 @@ def test_many_processes_told_to_end_save_their_state_and_go_on(project: Project)
     log = (project.folder / "output.log").read_text()
     assert log.count("SIGTERM: stopped after epoch") == 1
     assert list((project.folder / ".fieldguide" / "unfinished").glob("*/state-*"))
+
+
+def test_many_processes_told_to_end_go_on_in_the_same_bytes(tmp_path: Path) -> None:
+    assert kill_and_compare(tmp_path, n_kills=1, seed=4, signals=(signal.SIGTERM,), devices="2", epochs="10") == 1
+    log = (tmp_path / "output.log").read_text()
+    assert log.count("SIGTERM: stopped after epoch") == log.count("goes on after epoch") == 1
 
 
 def test_a_launcher_that_is_killed_leaves_no_process_behind(project: Project) -> None:
@@ -236,3 +242,46 @@ def test_an_error_that_a_user_can_mend_is_told_once_and_not_tried_again(project:
     assert told.count("error: ") == 1, told
     assert told.splitlines()[-1].startswith("error: epoch "), told
     assert "Traceback" not in told
+
+
+NETWORKS = """
+set -e
+unshare -n sleep 300 & A=$!
+unshare -n sleep 300 & B=$!
+trap 'kill $A $B' EXIT
+sleep 0.5
+ip link add a type veth peer name b || exit 77
+ip link set a netns $A
+ip link set b netns $B
+nsenter -t $A -n sh -c 'ip addr add 10.9.0.1/24 dev a; ip link set a up; ip link set lo up'
+nsenter -t $B -n sh -c 'ip addr add 10.9.0.2/24 dev b; ip link set b up; ip link set lo up'
+GLOO_SOCKET_IFNAME=a nsenter -t $A -n "$@" --node-rank 0 --no-python "$PYTHON" -m stages.train & FIRST=$!
+GLOO_SOCKET_IFNAME=b nsenter -t $B -n "$@" --node-rank 1 --no-python "$PYTHON" -m stages.train
+wait $FIRST
+"""
+
+
+def test_two_machines_meet_over_the_network_and_train_as_one(tmp_path: Path) -> None:
+    """Each a namespace with an address of its own; only the folder is shared."""
+    project = Project(tmp_path, devices="2", epochs="3")
+    assert project.start("train").wait() == 0, (tmp_path / "output.log").read_text()
+    expected = project.hashes()
+    for output in expected:
+        (tmp_path / output).unlink()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    torchrun += ["--master-addr=10.9.0.1", "--master-port=29511"]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "DVC_ROOT": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        "PYTHON": sys.executable,
+    }
+    command = ["unshare", "-rn", "bash", "-c", NETWORKS, "bash", *torchrun]
+    try:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("two networks on one machine need the command unshare")
+    if done.returncode == 77 or "unshare:" in done.stderr or "ip: not found" in done.stderr:
+        pytest.skip(f"this machine gives no network namespaces: {done.stderr.strip()[:200]}")
+    assert done.returncode == 0, done.stderr
+    assert project.hashes() == expected
