@@ -57,7 +57,7 @@ class World:
         for length in lengths:
             pairs = length // 2
             first, last = pairs * self.rank // self.size, pairs * (self.rank + 1) // self.size
-            middle = [pairs] if length % 2 and self.rank == self.size - 1 else []
+            middle = [pairs] if length % 2 and self.is_first else []  # whose share is never the larger
             ahead = torch.arange(first, last)
             places.append(torch.cat([ahead, torch.tensor(middle, dtype=torch.int64), length - 1 - ahead.flip(0)]) + start)
             start += length

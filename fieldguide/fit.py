@@ -79,7 +79,7 @@ class Fit:
         self.training.restore({name: tensor for name, tensor in found.tensors.items() if name not in progress})
         self.history, self.best = found.facts["history"], found.facts["best"]
         n_batches = found.facts["n_batches"]
-        print(f"goes on after epoch {len(self.history)}" + (f" and {n_batches} batches" if progress else ""))
+        print(f"goes on after epoch {len(self.history)}" + (f" and {n_batches} batches" if progress else ""), flush=True)
         return Progress(n_batches, progress["progress.sums"], progress["progress.losses"]) if progress else None
 
     def _leave(self, where: str) -> NoReturn:

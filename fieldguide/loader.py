@@ -7,6 +7,9 @@ streaming uses processes, which also keep the Python of the training step free.
 
 import hashlib
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,6 +76,7 @@ class Streaming:
             prefetch_factor=PREFETCHED,
             persistent_workers=True,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_live_and_die_with_training,
             multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",  # a fork copies held locks
         )
 
@@ -134,6 +138,20 @@ class Ahead:
         for future in filled:
             future.result()
         return torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+
+
+def _live_and_die_with_training(_: int) -> None:
+    """In a worker: a SIGTERM to the whole group is the training's affair, which ends its step first and then its workers.
+
+    A training that is killed would leave them behind: they hold each other's server of processes alive.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="orphan", daemon=True).start()
 
 
 class _Order:

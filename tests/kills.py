@@ -1,10 +1,12 @@
 """Trainings that are killed at random moments end in the bytes of one that was not.
 
     python tests/kills.py [--kills 200] [--loader resident]
+    python tests/kills.py --ranks 10 [--kills 2]
 
 Makes a tiny sample in a temporary folder and trains on it with averaged weights, mixup, cutmix, growing pictures and
 gradient accumulation on. Every third kill waits for a file that is just being written. tests/test_resume.py is the quick
-lane.
+lane. With --ranks so many trainings by two processes under torchrun are run, in each of which that many times one of the
+processes is killed; tests/test_distributed.py is the quick lane.
 """
 
 import argparse
@@ -19,6 +21,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUTS = ("models/model.safetensors", "metrics/train.json", "metrics/history.csv", "metrics/curves.png", "metrics/batch.png")
@@ -86,6 +90,33 @@ class Project:
         assert code in (0, -number, 128 + number), (self.folder / "output.log").read_text()
         return code != 0
 
+    def ranks(self, launcher: subprocess.Popen) -> list[psutil.Process]:
+        """The processes that train together."""
+        try:
+            return [child for child in psutil.Process(launcher.pid).children() if "stages.train" in child.cmdline()]
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            return []
+
+    def n_states(self) -> int:
+        """How many states the training has saved."""
+        states = self.folder.glob(".fieldguide/unfinished/*/state-*")
+        return max((int(state.name.split("-")[1]) for state in states), default=0)
+
+    def kill_a_rank(self, launcher: subprocess.Popen, chance: random.Random, seconds: float, known: set[int]) -> None:
+        """Kills one of the processes that are not `known`, up to that many seconds after they have saved a state."""
+        before = self.n_states()
+        while launcher.poll() is None:
+            ranks = [rank for rank in self.ranks(launcher) if rank.pid not in known]
+            if ranks and self.n_states() > before:
+                break
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, seconds))
+        assert launcher.poll() is None, (
+            "the training ended before it could be killed: " + (self.folder / "output.log").read_text()
+        )
+        known |= {rank.pid for rank in ranks}
+        chance.choice(ranks).kill()
+
     def begun(self) -> bool:
         """Whether the run that was started last writes outputs: its picture of a batch comes first."""
         return (self.folder / "metrics" / "batch.png").exists()
@@ -114,18 +145,40 @@ def kill_and_compare(folder: Path, n_kills: int, seed: int, signals: tuple[signa
     return n_ended
 
 
+def kill_ranks_and_compare(folder: Path, n_runs: int, n_kills: int, seed: int, **changes: str) -> None:
+    """Trainings by two processes, one of which dies that many times in each: all end in an undisturbed one's bytes."""
+    chance, project = random.Random(seed), Project(folder, devices="2", **changes)
+    assert project.start("train").wait() == 0, (folder / "output.log").read_text()
+    expected = project.hashes()
+    for _ in range(n_runs):
+        launcher, known = project.start("train"), set()
+        for _ in range(n_kills):
+            project.kill_a_rank(launcher, chance, seconds=0.5, known=known)
+        assert launcher.wait() == 0, (folder / "output.log").read_text()
+        assert project.hashes() == expected
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int)
+    parser.add_argument("--ranks", type=int, default=0, help="trainings by two processes of which one is killed")
     parser.add_argument("--loader", choices=["resident", "streaming"], default="resident")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     try:
+        if arguments.ranks:
+            n_kills = arguments.kills or 2
+            kill_ranks_and_compare(folder, arguments.ranks, n_kills, arguments.seed, loader=arguments.loader)
+            n_went_on = (folder / "output.log").read_text().count("goes on after")
+            print(f"{arguments.ranks} trainings by two processes, one killed {n_kills} times in each, all in the same bytes;")
+            print(f"{n_went_on} times a training went on from a saved state")
+            return
+        n_kills = arguments.kills or 200
         signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
-        n_ended = kill_and_compare(folder, arguments.kills, arguments.seed, signals, loader=arguments.loader)
+        n_ended = kill_and_compare(folder, n_kills, arguments.seed, signals, loader=arguments.loader)
         log = (folder / "output.log").read_text()
-        print(f"{arguments.kills} kills, {n_ended} trainings ended after them, all in the same bytes;")
+        print(f"{n_kills} kills, {n_ended} trainings ended after them, all in the same bytes;")
         print(f"{log.count('goes on after')} times a training went on from a saved state")
     finally:
         shutil.rmtree(folder)
