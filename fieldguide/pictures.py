@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix
 
 from fieldguide import plots
 from fieldguide.files import write_json
@@ -21,15 +21,13 @@ from fieldguide.heatmap import overlay
 from fieldguide.images import encode_jpeg
 from fieldguide.layout import SPLITS
 from fieldguide.manifest import write_table
-from fieldguide.metrics import accuracy_interval
+from fieldguide.metrics import accuracy_interval, coverage_table, per_class_table
 from fieldguide.paths import (
     ACTIVATION_PNG,
     CONFUSED_PAIRS_CSV,
     CONFUSED_PAIRS_PNG,
-    COVERAGE_CSV,
     COVERAGE_PNG,
     GALLERY_JSON,
-    PER_CLASS_CSV,
     PER_CLASS_PNG,
     RELIABILITY_CSV,
     RELIABILITY_PNG,
@@ -44,7 +42,6 @@ N_COLUMNS = 8
 N_WRONG, N_RIGHT = 32, 24  # photographs in the galleries
 N_PAIRS = 8  # rows of confused pairs
 N_MISTAKEN, N_TYPICAL = 4, 2  # photographs in such a row: mistaken ones, and right ones of either class
-N_COVERAGES = 100
 
 Thumbnails = Callable[[str, np.ndarray], np.ndarray]
 """Split and rows, int `[n]`, to these photographs: uint8 `[n, THUMBNAIL_PX, THUMBNAIL_PX, 3]`."""
@@ -123,28 +120,13 @@ def confusion_of(said: Answers) -> np.ndarray:
 
 
 def save_per_class(names: Sequence[str], answers: dict[str, Answers]) -> list[Path]:
-    """Precision, recall, F1 and support of every class in every split, and a picture of the held-out F1, the worst first."""
-    tables = {split: per_class(said).assign(split=split, class_name=list(names)) for split, said in answers.items()}
-    columns = ["split", "class_name", "precision", "recall", "f1", "support"]
-    write_table(pd.concat(tables.values())[columns], PER_CLASS_CSV)
-    split, table = list(tables.items())[-1]
-    n_below = int((table["f1"] < 0.9).sum())
-    title = f"{split}: macro F1 {table['f1'].mean():.3f}; {n_below} of {table['f1'].notna().sum()} classes below 0.9"
-    plots.save_png(plots.class_scores(table["f1"].to_numpy(), table["support"].to_numpy(), names, title), PER_CLASS_PNG)
-    return [PER_CLASS_CSV, PER_CLASS_PNG]
-
-
-def per_class(said: Answers) -> pd.DataFrame:
-    """Precision, recall, F1 as scikit-learn defines them (0 where a quotient is 0/0) and support of every class.
-
-    NaN for a class that occurs neither in truth nor in prediction.
-    """
-    classes = np.arange(said.probabilities.shape[1])
-    values = precision_recall_fscore_support(said.targets, said.predicted, labels=classes, zero_division=0)
-    table = pd.DataFrame(dict(zip(("precision", "recall", "f1", "support"), values, strict=True)))
-    absent = ~np.isin(classes, said.targets) & ~np.isin(classes, said.predicted)
-    table.loc[absent, ["precision", "recall", "f1"]] = np.nan
-    return table
+    """F1 of every class of the held-out split, the worst first."""
+    split, said = list(answers.items())[-1]
+    table = per_class_table(said.targets, said.predicted, np.array(names, dtype=object))
+    f1 = table["f1"].where((table["support"] > 0) | np.isin(table.index, said.predicted))
+    title = f"{split}: macro F1 {f1.mean():.3f}; {(f1 < 0.9).sum()} of {f1.notna().sum()} classes below 0.9"
+    plots.save_png(plots.class_scores(f1.to_numpy(), table["support"].to_numpy(), names, title), PER_CLASS_PNG)
+    return [PER_CLASS_PNG]
 
 
 def save_reliability(answers: dict[str, Answers], n_bins: int) -> list[Path]:
@@ -187,30 +169,15 @@ def reliability_of(said: Answers, n_bins: int) -> pd.DataFrame:
 
 
 def save_coverage(answers: dict[str, Answers]) -> list[Path]:
-    """How accurate the answers are when the least certain images are refused: a table and a picture."""
-    tables = {split: coverage_of(answers[split]) for split in unseen(answers)}
-    write_table(pd.concat([table.assign(split=split) for split, table in tables.items()]), COVERAGE_CSV)
-    lines = {split: (table["coverage"].to_numpy(), table["accuracy"].to_numpy()) for split, table in tables.items()}
-    split, table = list(tables.items())[-1]
-    all_, most = table["accuracy"].iloc[-1], table["accuracy"].iloc[round(0.9 * len(table)) - 1]
-    title = f"{split}: {all_:.1%} right; without the tenth that is least sure {most:.1%}"
+    """How accurate the answers are when the least certain images are refused."""
+    chosen = {split: answers[split] for split in unseen(answers)}
+    confidence, right = ({split: getattr(said, key) for split, said in chosen.items()} for key in ("confidence", "right"))
+    table = coverage_table(confidence, right)
+    lines = {split: (table["coverage"].to_numpy(), table[split].to_numpy()) for split in chosen}
+    split = list(chosen)[-1]
+    title = f"{split}: {right[split].mean():.1%} right; without the tenth that is least sure {table[split].iloc[-11]:.1%}"
     plots.save_png(plots.coverage(lines, title), COVERAGE_PNG)
-    return [COVERAGE_CSV, COVERAGE_PNG]
-
-
-def coverage_of(said: Answers) -> pd.DataFrame:
-    """For each share of the images answered, the surest first: the lowest confidence among them, and the share right."""
-    order = said.surest(np.arange(len(said.right)))
-    counts = np.unique(np.ceil(np.arange(1, N_COVERAGES + 1) / N_COVERAGES * len(order)).astype(int))
-    right = np.cumsum(said.right[order])[counts - 1]
-    return pd.DataFrame(
-        {
-            "coverage": counts / len(order),
-            "n": counts,
-            "confidence": said.confidence[order][counts - 1],
-            "accuracy": right / counts,
-        }
-    )
+    return [COVERAGE_PNG]
 
 
 def unseen(answers: dict[str, Answers]) -> list[str]:
@@ -238,7 +205,7 @@ def confused_pairs(answers: dict[str, Answers]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Photograph:
-    """One image of a gallery: its pixels, where the network looked for its answer (none where it cannot tell), and the answer."""
+    """One image of a gallery, where the network looked for its answer (`None` where it cannot tell), and that answer."""
 
     pixels: np.ndarray
     activation: np.ndarray | None
@@ -352,7 +319,7 @@ class Pair:
 
 
 def pair_examples(camera: _Camera, table: pd.DataFrame) -> list[Pair]:
-    """The most frequent pairs of the unseen splits together: mistaken photographs, and the surest right ones of either class."""
+    """The most frequent pairs of the unseen splits together, with the surest mistakes and right answers of either class."""
     splits = unseen(camera.answers)
     sums = table[table["split"].isin(splits)].groupby(["truth", "predicted"])["n"].sum()
     pairs = []

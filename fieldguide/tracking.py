@@ -114,6 +114,11 @@ class StageRun:
         self.parent.log_files(*files, folder=self.stage)
 
 
+def attach(checkpoint: Path, folder: str, *files: Path) -> None:
+    """Copies of files under `folder` of the run that made `checkpoint`."""
+    _find(file_hash(checkpoint, "md5")).log_files(*files, folder=folder)
+
+
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
     leaves: dict[str, Any] = {}
