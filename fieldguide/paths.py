@@ -24,21 +24,44 @@ CLASSES_PNG = METRICS / "classes.png"
 SAMPLES_PNG = METRICS / "samples.png"
 SIZES_PNG = METRICS / "sizes.png"
 HISTORY_CSV = METRICS / "history.csv"
-CONFUSION_CSV = METRICS / "confusion.csv"
-CONFUSION_PNG = METRICS / "confusion.png"
 PREDICTIONS_CSV = METRICS / "predictions.csv"
+CONFUSED_PAIRS_CSV = METRICS / "confused_pairs.csv"
+CONFUSED_PAIRS_PNG = METRICS / "confused_pairs.png"
 PER_CLASS_CSV = METRICS / "per_class.csv"
+PER_CLASS_PNG = METRICS / "per_class.png"
+RELIABILITY_CSV = METRICS / "reliability.csv"
+RELIABILITY_PNG = METRICS / "reliability.png"
 COVERAGE_CSV = METRICS / "coverage.csv"
+COVERAGE_PNG = METRICS / "coverage.png"
+WRONG_PNG = METRICS / "wrong.png"
+RIGHT_PNG = METRICS / "right.png"
+ACTIVATION_PNG = METRICS / "activation.png"
+GALLERY_JSON = METRICS / "gallery.json"
 SUBMISSION_CSV = METRICS / "submission.csv"
 CURVES_PNG = METRICS / "curves.png"
 BATCH_PNG = METRICS / "batch.png"
 THROUGHPUT_CSV = METRICS / "throughput.csv"
 SPEED_PNG = METRICS / "speed.png"
+REPORT_HTML = METRICS / "report.html"
+MODEL_CARD = METRICS / "model_card.md"
+
+PARAMS = Path("params.yaml")
+LOCK = Path("dvc.lock")
 
 
 def stage_metrics(stage: str) -> Path:
     """The metrics file of a stage, named after it."""
     return METRICS / f"{stage}.json"
+
+
+def confusion_csv(split: str) -> Path:
+    """Truth and prediction of every image of a split."""
+    return METRICS / f"confusion_{split}.csv"
+
+
+def confusion_png(split: str) -> Path:
+    """The same as a heat map."""
+    return METRICS / f"confusion_{split}.png"
 
 
 def project_root() -> Path:

@@ -4,6 +4,7 @@ import string
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.colors import PowerNorm
@@ -12,14 +13,17 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from fieldguide.files import atomic_path
 
-MAX_CELL_LABELS = 20  # more classes than this leave no room for a number in each cell
+DPI = 110
+RIGHT, WRONG = "#1a7f37", "#c4320a"  # of captions, which also say it in words
+STYLES = {"train": ("0.6", ":"), "valid": ("tab:orange", "--"), "test": ("black", "-")}  # colour and dash of a split's line
+MAX_CELL_LABELS = 20  # more classes than this, squared, leave no room for a number in each cell
 MAX_TICK_LABELS = 110  # more class names than this cannot be read along an axis
 
 
 def save_png(figure: Figure, target: Path) -> None:
     """The figure as PNG, atomically; names no program version and no date, so that equal figures give equal bytes."""
     with atomic_path(target) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def curves(
@@ -58,14 +62,17 @@ def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
     axis = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(shares, cmap="Greys", norm=PowerNorm(0.5, vmin=0, vmax=1))  # so that a few errors can be seen
-    if n_classes <= MAX_CELL_LABELS:
-        for truth, predicted in zip(*np.nonzero(counts), strict=True):
+    few = n_classes <= MAX_CELL_LABELS
+    labelled = counts if few else counts * ~np.eye(n_classes, dtype=bool)  # of many classes the mistakes only
+    if np.count_nonzero(labelled) <= MAX_CELL_LABELS**2:
+        for truth, predicted in zip(*np.nonzero(labelled), strict=True):
             shade = "white" if shares[truth, predicted] > 0.25 else "black"
-            axis.text(predicted, truth, str(counts[truth, predicted]), ha="center", va="center", color=shade)
+            text = str(counts[truth, predicted])
+            axis.text(predicted, truth, text, ha="center", va="center", color=shade, fontsize=10 if few else 7)
     step = 1 if n_classes <= MAX_TICK_LABELS else 1 + n_classes // MAX_TICK_LABELS
     ticks = list(range(0, n_classes, step))
     labels = [string.capwords(str(names[k])) for k in ticks]
-    size = 9 if n_classes <= 20 else 6
+    size = 9 if n_classes <= 20 else 8 if n_classes <= 60 else 6
     axis.set_xticks(ticks, labels, rotation=90, fontsize=size, parse_math=False)
     axis.set_yticks(ticks, labels, fontsize=size, parse_math=False)
     axis.set_xlabel("predicted")
@@ -142,5 +149,118 @@ def accuracy_latency(points: dict[str, tuple[float, float, float]], title: str) 
     axis.set_xlabel("latency at batch 1, p50 (bar: to p95), milliseconds")
     axis.set_ylabel("accuracy")
     axis.legend(frameon=False, fontsize=8)
+    axis.set_title(title)
+    return figure
+
+
+class Cell(NamedTuple):
+    """A photograph, uint8 `[H, W, 3]`, what stands below it, and whether that is in the colour of right or wrong answers."""
+
+    pixels: np.ndarray
+    caption: str
+    right: bool | None = None
+
+
+def gallery(rows: Sequence[Sequence[Cell | None]], title: str, headings: Sequence[str] = ()) -> Figure:
+    """Photographs of one size in rows, pixel by pixel, each above its caption; `None` leaves a place empty.
+
+    `headings`, one for each row, stand above the rows.
+    """
+    side = next(cell.pixels.shape[0] for row in rows for cell in row if cell)
+    gap, text_px, head_px, title_px = 12, 52, 22 if headings else 0, 40
+    n_columns = max(map(len, rows))
+    width, height = gap + n_columns * (side + gap), title_px + len(rows) * (head_px + side + text_px)
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    figure = Figure(figsize=(width / DPI, height / DPI))
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axis.axis("off")
+    n_letters = int(side / 6.4)  # that fit below a photograph
+    for number, row in enumerate(rows):
+        top = title_px + number * (head_px + side + text_px)
+        if headings:
+            axis.text(gap, top + 4, headings[number], fontsize=9, fontweight="bold", va="top", parse_math=False)
+        top += head_px
+        for column, cell in enumerate(row):
+            if cell:
+                left = gap + column * (side + gap)
+                canvas[top : top + side, left : left + side] = cell.pixels
+                lines = [textwrap.wrap(line, n_letters, max_lines=2, placeholder="…") for line in cell.caption.split("\n")]
+                text = "\n".join(piece for line in lines for piece in line)
+                color = {True: RIGHT, False: WRONG, None: "black"}[cell.right]
+                axis.text(left, top + side + 4, text, fontsize=7, va="top", color=color, parse_math=False, linespacing=1.1)
+    axis.imshow(canvas, extent=(0, width, height, 0), interpolation="none", aspect="auto")
+    axis.text(gap, 12, title, fontsize=12, va="top", parse_math=False)
+    return figure
+
+
+def notice(text: str) -> Figure:
+    """A picture that says why there is none."""
+    figure = Figure(figsize=(7, 1.2))
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=11, parse_math=False)
+    return figure
+
+
+def reliability(splits: dict[str, tuple[np.ndarray, ...]], title: str) -> Figure:
+    """A panel for each split: how often the answers of each confidence are right, and below how many there are.
+
+    By split and for each of B equal bins of the confidence: the number of answers, int `[B]`, then their mean confidence,
+    the share right and its interval's ends, float `[B]`, NaN where a bin is empty.
+    """
+    figure = Figure(figsize=(3.9 * len(splits) + 0.4, 4.8), layout="constrained")
+    axes = figure.subplots(2, len(splits), sharex=True, squeeze=False, height_ratios=[3, 1])
+    for (above, below), (split, (counts, confidence, accuracy, low, high)) in zip(axes.T, splits.items(), strict=True):
+        edges = np.linspace(0, 1, len(counts) + 1)
+        above.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="as sure as right")
+        above.bar(edges[:-1], accuracy, np.diff(edges), align="edge", color="0.85", edgecolor="0.5", linewidth=0.6)
+        above.vlines(confidence, low, high, color="black", linewidth=1)
+        above.plot(confidence, accuracy, "o", color="black", markersize=4, label="answers of a bin, 95 % interval")
+        above.set(xlim=(0, 1), ylim=(0, 1.02))
+        above.set_title(f"{split}: {counts.sum()} images", fontsize=10)
+        below.bar(edges[:-1], counts, np.diff(edges), align="edge", color="0.35")
+        below.set_xlabel("confidence (largest probability)")
+        below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+    axes[0, 0].set_ylabel("share right")
+    axes[1, 0].set_ylabel("images")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
+    figure.suptitle(title)
+    return figure
+
+
+def class_scores(f1: np.ndarray, support: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """F1 of every class, the worst first; f1: float `[K]`, NaN where the class has no image; support: int `[K]`, images."""
+    order = np.lexsort((np.arange(len(f1)), np.nan_to_num(f1, nan=2)))
+    n_classes = len(order)
+    figure = Figure(figsize=(8, min(max(3.0, 0.17 * n_classes + 1.2), 20)), layout="constrained")
+    axis = figure.subplots()
+    places, values = np.arange(n_classes), np.nan_to_num(f1[order])
+    axis.hlines(places, 0, values, color="0.75", linewidth=1.5)
+    axis.plot(values, places, "o", color="black", markersize=4)
+    size = 9 if n_classes <= 20 else 8 if n_classes <= 110 else 4
+    labels = [f"{string.capwords(str(names[k]))} ({support[k]})" for k in order]
+    axis.set_yticks(places, labels, fontsize=size, parse_math=False)
+    axis.invert_yaxis()
+    axis.margins(y=0.01)
+    axis.set_xlim(0, 1.02)
+    axis.set_xlabel("F1")
+    axis.set_ylabel("class (images)")
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    axis.set_title(title)
+    return figure
+
+
+def coverage(splits: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
+    """How accurate the answers are (float, 0..1) when only this share (likewise) of the images, the surest, is answered."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axis = figure.subplots()
+    for split, (shares, accuracy) in splits.items():
+        color, dash = STYLES[split]
+        axis.plot(100 * shares, 100 * accuracy, dash, color=color, label=split)
+    axis.set_xlabel("images answered, the surest first (%)")
+    axis.set_ylabel("of these right (%)")
+    axis.set_xlim(0, 100)
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axis.grid(color="0.9")
+    axis.legend(frameon=False)
     axis.set_title(title)
     return figure

@@ -219,8 +219,8 @@ class Writer(ABC):
     @abstractmethod
     def write(self, outcome: Outcome) -> None: ...
 
-    def end(self) -> None:
-        """Nothing is open."""
+    def end(self) -> None:  # noqa: B027 (most writers leave nothing open)
+        """Called after the last outcome."""
 
 
 class TableWriter(Writer):

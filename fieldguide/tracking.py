@@ -110,11 +110,12 @@ def training_run(params: Params, key: str = "") -> Iterator[Run]:
 
 
 @contextmanager
-def stage_run(stage: str, section: Section, checkpoint: Path) -> Iterator["StageRun"]:
-    """A child of the run that made `checkpoint`, for a stage that measures it."""
+def stage_run(stage: str, section: Section | None, checkpoint: Path) -> Iterator["StageRun"]:
+    """A child of the run that made `checkpoint`, for a stage that measures or shows it."""
     digest = file_hash(checkpoint, "md5")
     with _run(stage, stage, of=digest) as run:
-        run.log_params({type(section).__name__.lower(): section.model_dump(mode="json")})
+        if section is not None:
+            run.log_params({type(section).__name__.lower(): section.model_dump(mode="json")})
         yield StageRun(stage, run, digest)
 
 
@@ -126,7 +127,7 @@ class StageRun:
 
     def log(self, metrics: dict[str, Any], *files: Path) -> None:
         """Metrics as `<stage>.<key of its metrics file>`, and files, on both runs."""
-        for of in ("", self.digest):
+        for of in ("", self.digest) if metrics else ():
             self.child.log_metrics({self.stage: metrics}, of=of)
         self.child.log_files(*files, folder=self.stage, of=self.digest)
 

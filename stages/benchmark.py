@@ -167,9 +167,7 @@ def measure(
         energy = joules(lambda predict=backend.predict: [predict(batch) for _ in range(settings.throughput_runs)])
         if energy is not None:
             metrics[name]["joules_per_image"] = energy / (settings.throughput_runs * len(batch))
-    return metrics, pd.DataFrame(
-        lines, columns=["backend", "threads", "batch_size", "images_per_second", "slowest", "fastest"]
-    )
+    return metrics, pd.DataFrame(lines, columns=["backend", "threads", "batch_size", "images_per_second", "slowest", "fastest"])
 
 
 def whole_way(

@@ -3,22 +3,22 @@
 Reads models/model.safetensors, data/manifest.csv, data/raw and `evaluate` of params.yaml. Temperature and thresholds are
 fitted on valid, class means on train, nothing on test. Writes models/calibration.safetensors; metrics/evaluate.json;
 metrics/predictions.csv (every image of valid and test with truth, top 5 and verdict); metrics/per_class.csv;
-metrics/coverage.csv (accuracy when the least certain are refused); metrics/confusion.csv (truth and prediction of every
-test image), metrics/confusion.png and, for images without labels, metrics/submission.csv. Where test has no labels, valid
-takes its place in the confusion. Run it with `dvc repro evaluate`.
+metrics/coverage.csv (accuracy when the least certain are refused); the pictures of `fieldguide/pictures.py` and the tables
+beside them; and, for images without labels, metrics/submission.csv. Run it with `dvc repro evaluate`.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.special import softmax
-from sklearn.metrics import confusion_matrix, f1_score
+from sklearn.metrics import f1_score
 from tqdm import tqdm
 
-from fieldguide import plots, tracking
+from fieldguide import pictures, tracking
 from fieldguide.calibration import (
     Calibration,
     KnownScore,
@@ -35,16 +35,15 @@ from fieldguide.device import pick_device
 from fieldguide.errors import run_command
 from fieldguide.files import write_json
 from fieldguide.inference import N_VIEWS, batches_of, views
-from fieldguide.loader import Ahead
+from fieldguide.loader import Ahead, decode_all
 from fieldguide.manifest import leaked, read_manifest, rows_of, splits_in_use, write_table
 from fieldguide.metrics import accuracy_interval, coverage_table, per_class_table, split_metrics
 from fieldguide.models import Classifier
+from fieldguide.onnx_export import Exported
 from fieldguide.params import Evaluate, Runtime, read_params
 from fieldguide.paths import (
     CALIBRATION,
     CHECKPOINT,
-    CONFUSION_CSV,
-    CONFUSION_PNG,
     COVERAGE_CSV,
     MANIFEST,
     PER_CLASS_CSV,
@@ -84,14 +83,12 @@ def main() -> None:
     write_json(stage_metrics("evaluate"), metrics)
     save_predictions(answers, facts, rows, calibration)
     save_tables(answers, facts, rows, calibration)
-    split = list(rows)[-1]
-    save_confusion(answers[split].logits, facts, rows[split], split)
+    drawn = save_all_pictures(network, answers, rows, calibration)
     with tracking.stage_run("evaluate", params.evaluate, CHECKPOINT) as run:
-        tables = (PREDICTIONS_CSV, PER_CLASS_CSV, COVERAGE_CSV)
-        run.log(metrics, CALIBRATION, stage_metrics("evaluate"), *tables, CONFUSION_CSV, CONFUSION_PNG)
-    print_headline(split, metrics)
+        run.log(metrics, CALIBRATION, stage_metrics("evaluate"), PREDICTIONS_CSV, PER_CLASS_CSV, COVERAGE_CSV, *drawn)
+    print_headline(list(rows)[-1], metrics)
     print(f"-> {CALIBRATION} {stage_metrics('evaluate')} {PREDICTIONS_CSV} {PER_CLASS_CSV} {COVERAGE_CSV}")
-    print(f"-> {CONFUSION_CSV} {CONFUSION_PNG} {SUBMISSION_CSV} ({len(unlabelled)} rows)")
+    print(f"-> {' '.join(str(path) for path in drawn if path.suffix == '.png')} {SUBMISSION_CSV} ({len(unlabelled)} rows)")
 
 
 @dataclass(frozen=True)
@@ -259,15 +256,28 @@ def save_tables(
     write_table(coverage_table(confidence, right).reindex(columns=columns), COVERAGE_CSV)  # a plot needs both, if empty
 
 
-def save_confusion(logits: np.ndarray, facts: Checkpoint, rows: pd.DataFrame, split: str) -> None:
-    """Truth against prediction: a table for `dvc plots`, and a picture."""
-    names = np.array(facts.class_names)
-    truth, predicted = facts.classes.targets(rows), logits.argmax(axis=1)
-    write_table(pd.DataFrame({"truth": names[truth], "predicted": names[predicted]}), CONFUSION_CSV)
-    counts = confusion_matrix(truth, predicted, labels=np.arange(len(names)))
-    n_right = int(np.trace(counts))
-    title = f"{split}: {n_right} of {len(truth)} right ({n_right / len(truth):.1%})"
-    plots.save_png(plots.confusion(counts, names, title), CONFUSION_PNG)
+def save_all_pictures(
+    network: Network, answers: dict[str, Answers], rows: dict[str, pd.DataFrame], calibration: Calibration
+) -> list[Path]:
+    """The pictures of the evaluation, with photographs and with where the network looked, and the tables beside them."""
+    facts, device = network.facts, network.model.head.weight.device
+    said = {
+        split: pictures.Answers(facts.classes.targets(table), probabilities_of(answers[split], calibration))
+        for split, table in rows.items()
+    }
+    exported = Exported(network.model, calibration, facts.image_px).eval().to(device)
+
+    def photographs(split: str, chosen: np.ndarray, image_px: int = pictures.THUMBNAIL_PX) -> np.ndarray:
+        table = rows[split].iloc[chosen].reset_index(drop=True)
+        return decode_all(table, RAW, image_px, network.runtime.n_workers).permute(0, 2, 3, 1).numpy()
+
+    @torch.inference_mode()
+    def activations(split: str, chosen: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        maps = exported(torch.from_numpy(photographs(split, chosen, facts.image_px)).to(device))[-1]
+        return maps[torch.arange(len(classes)), torch.from_numpy(classes)].cpu().numpy()
+
+    seen = activations if exported.map_name is not None else None
+    return pictures.save_pictures(facts.class_names, said, network.evaluate.ece_bins, photographs, seen)
 
 
 def print_headline(split: str, metrics: dict[str, dict[str, float | None]]) -> None:

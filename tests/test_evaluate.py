@@ -21,22 +21,23 @@ from fieldguide.manifest import LEAK, write_manifest
 from fieldguide.models import Classifier, build
 from fieldguide.params import Evaluate, read_params
 from fieldguide.paths import (
+    ACTIVATION_PNG,
     CALIBRATION,
     CHECKPOINT,
-    CONFUSION_CSV,
-    CONFUSION_PNG,
     COVERAGE_CSV,
+    GALLERY_JSON,
     MANIFEST,
     PER_CLASS_CSV,
     PREDICTIONS_CSV,
     RAW,
     SUBMISSION_CSV,
+    confusion_csv,
     stage_metrics,
 )
 from stages import evaluate
 
 PX = 32
-OUTPUTS = (CALIBRATION, stage_metrics("evaluate"), PREDICTIONS_CSV, PER_CLASS_CSV, COVERAGE_CSV, CONFUSION_CSV, CONFUSION_PNG)
+OUTPUTS = (CALIBRATION, stage_metrics("evaluate"), PREDICTIONS_CSV, PER_CLASS_CSV, COVERAGE_CSV, GALLERY_JSON, ACTIVATION_PNG)
 
 
 class Case:
@@ -252,6 +253,7 @@ def test_mirror_takes_the_mean_over_both_views_and_states_gain_and_cost(case: Ca
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.Conv2d, "forward", counted)
+        patch.setattr(evaluate, "save_all_pictures", lambda *_: [])  # which look at some images again
         metrics = case.run(tta="mirror")
     assert sum(passes) == 2 * sum(SIZES.values())
     gains = {}
@@ -306,7 +308,8 @@ def test_a_test_split_without_labels_gives_a_submission_and_valid_takes_its_plac
     coverage = pd.read_csv(COVERAGE_CSV)
     assert coverage["test"].isna().all()
     assert coverage["valid"].notna().all()
-    assert len(pd.read_csv(CONFUSION_CSV)) == 30
+    assert len(pd.read_csv(confusion_csv("valid"))) == 30
+    assert not len(pd.read_csv(confusion_csv("test")))
 
 
 @pytest.mark.parametrize("tta", ["none", "mirror"])

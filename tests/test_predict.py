@@ -200,7 +200,10 @@ def _metadata(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "photos", "--model", "no.onnx"], "no.onnx: No such file or directory; make it with: dvc repro export_onnx"),
+        (
+            ["predict", "photos", "--model", "no.onnx"],
+            "no.onnx: No such file or directory; make it with: dvc repro export_onnx",
+        ),
         (["predict", "models"], "models: holds no image (jpg, png, webp, bmp, gif, tiff); give another"),
         (["predict", "photos/broken.zip"], "photos/broken.zip: not a whole zip (File is not a zip file)"),
     ],

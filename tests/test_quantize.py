@@ -30,7 +30,9 @@ def forms(source: Path) -> dict[str, Path]:
     return {name: source.with_name(f"{name}.onnx") for name in made}
 
 
-@pytest.mark.parametrize(("form", "share", "tolerance"), [("fp16", 0.51, 0.01), ("entropy", 0.27, 0.2), ("percentile", 0.27, 0.2)])
+@pytest.mark.parametrize(
+    ("form", "share", "tolerance"), [("fp16", 0.51, 0.01), ("entropy", 0.27, 0.2), ("percentile", 0.27, 0.2)]
+)
 def test_a_smaller_form_answers_nearly_as_the_whole(
     source: Path, forms: dict[str, Path], form: str, share: float, tolerance: float
 ) -> None:

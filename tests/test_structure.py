@@ -9,9 +9,11 @@ import yaml
 from conftest import ROOT
 
 import fieldguide
+from fieldguide import report
+from fieldguide.layout import SPLITS
 from fieldguide.params import Params
 
-STAGES = ("download", "split_check", "train", "evaluate", "export_onnx", "benchmark")
+STAGES = ("download", "split_check", "train", "evaluate", "export_onnx", "benchmark", "report")
 OWNERS = {
     "mlflow": {"tracking"},
     "matplotlib": {"plots"},
@@ -62,7 +64,7 @@ def reading_order() -> list[str]:
     return re.findall(r"\w+", listed)
 
 
-def test_pipeline_has_the_six_stages_in_order() -> None:
+def test_pipeline_has_its_stages_in_order() -> None:
     assert tuple(PIPELINE) == STAGES
 
 
@@ -106,7 +108,14 @@ ARTIFACTS = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+def test_the_report_depends_on_every_file_that_it_shows() -> None:
+    shown = [report.RAW, report.GALLERY_JSON, *report.HASHED, *report.TABLES.values(), *report.PNGS.values()]
+    shown += [report.stage_metrics(stage) for stage in report.STAGES] + [report.confusion_csv(split) for split in SPLITS]
+    named = {dep for dep in PIPELINE["report"]["deps"] if not dep.endswith(".py")}
+    assert named == {str(path) for path in shown} | {"fieldguide/templates"}
+
+
+@pytest.mark.parametrize("stage", DATA_DEPS)
 def test_deps_name_exactly_the_artifacts_that_a_stage_reads(stage: str) -> None:
     assert {dep for dep in PIPELINE[stage]["deps"] if not dep.endswith(".py")} == DATA_DEPS[stage]
     tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())
