@@ -4,5 +4,5 @@ Modules in reading order; each imports only what stands above it:
 
 errors, files, paths, params, catalog, layout, archive, kaggle, sample, images, tfrecord, manifest, index, splitting,
 duplicates, near_duplicates, checks, loader, device, augment, models, optim, inference, loop, checkpoint, resume, metrics,
-plots, gallery, classifier, onnx_export, bench, tracking, fit.
+calibration, plots, gallery, classifier, heatmap, onnx_export, bench, tracking, fit.
 """

@@ -123,6 +123,19 @@ def encode_jpeg(pixels: np.ndarray, max_px: int) -> bytes:
     return stream.getvalue()
 
 
+def encode_png(pixels: np.ndarray) -> bytes:
+    """uint8 `[H, W, 3]`, RGB, as a PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def upscaled(plane: np.ndarray, side: int) -> np.ndarray:
+    """Float `[h, w]` to float32 `[side, side]`, bicubic; it may overshoot the range of what it was given."""
+    image = Image.fromarray(np.ascontiguousarray(plane, np.float32))
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+
+
 def ends_early(encoded: bytes, image_format: str) -> bool:
     """Whether the format's own end is missing: it was cut, but at a place that a decoder forgives."""
     match image_format:

@@ -108,6 +108,32 @@ def embedding_size(features: nn.Module, image_px: int) -> int:
     return embedding.shape[1]
 
 
+def averaged_map(features: nn.Module, image_px: int) -> str | None:
+    """The path of the submodule whose output `[B, F, h, w]`, averaged over h and w, is the embedding; None where none is.
+
+    Found by trying: on noise, the last output whose mean equals the embedding.
+    """
+    outputs: list[tuple[str, torch.Tensor]] = []
+    handles = [
+        module.register_forward_hook(lambda _, __, output, name=name: outputs.append((name, output)))
+        for name, module in features.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            noise = torch.rand(2, 3, image_px, image_px, generator=torch.Generator().manual_seed(0)) * 4 - 2
+            embedding = features.eval()(noise)
+    finally:
+        for handle in handles:
+            handle.remove()
+    tolerance = 1e-4 * float(embedding.abs().max())
+    for name, output in reversed(outputs):
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[1] == embedding.shape[1]:
+            is_map = output.shape[2] * output.shape[3] > 1
+            if is_map and torch.allclose(output.mean(dim=(2, 3)), embedding, atol=tolerance, rtol=1e-3):
+                return name
+    return None
+
+
 def block_numbers(model: Classifier) -> dict[str, int]:
     """The block of each parameter, by the names of `model.named_parameters()`: 0 at the input, the head the highest.
 

@@ -1,4 +1,4 @@
-"""torch to `model.onnx`: uint8 pictures in, probabilities out, with all that a user of the file needs in its metadata."""
+"""torch to `model.onnx`: uint8 pictures in, answers out, with all that a user of the file needs in its metadata."""
 
 import contextlib
 import io
@@ -11,47 +11,95 @@ from typing import Any
 
 import onnx
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from fieldguide.classifier import INPUT_NAME, METADATA_KEY, OUTPUT_NAME
+from fieldguide.calibration import Calibration, KnownScore
+from fieldguide.classifier import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES
+from fieldguide.errors import UserError
 from fieldguide.files import UNSEALED, sealed, write_bytes
-from fieldguide.models import Classifier
+from fieldguide.models import Classifier, averaged_map
 
 PRODUCER = "fieldguide"
 EXAMPLE_BATCH = 2  # a dynamic dimension must not be 1 in the example, or the exporter fixes it
+MAX_BYTES = 2**31 - 1  # of a protobuf message; a larger model would need a second file
 
 
 class Exported(nn.Module):
-    """What the file computes: scaling of bytes, the network, softmax."""
+    """What the file computes: scaling of bytes, the network, its views, calibration, and where it looked.
 
-    def __init__(self, model: Classifier) -> None:
+    `activation` (Zhou et al. 2016, arXiv:1512.04150) is there where the head is linear on the mean of a map.
+    """
+
+    def __init__(self, model: Classifier, calibration: Calibration, image_px: int) -> None:
         super().__init__()
         self.model = model
+        self.mirror = calibration.tta == "mirror"
+        self.temperature = calibration.temperature
+        self.known_score = KnownScore(calibration)
+        self.map_name = averaged_map(model.features, image_px)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 `[N, H, W, 3]`, RGB, to float32 probabilities `[N, K]`."""
-        return self.model(images.permute(0, 3, 1, 2).float() / 255).softmax(dim=1)
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return OUTPUT_NAMES if self.map_name is not None else OUTPUT_NAMES[:-1]
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """uint8 `[N, H, W, 3]`, RGB, to the outputs that `output_names` lists, float32.
+
+        probabilities `[N, K]`, embedding `[N, F]`, known_score `[N]`, activation `[N, K, h, w]` of the unmirrored view.
+        """
+        pixels = images.permute(0, 3, 1, 2).float() / 255
+        views = torch.cat([pixels, pixels.flip(3)]) if self.mirror else pixels
+        embedding, feature_map = self._features((views - self.model.pixel_mean) / self.model.pixel_std)
+        if self.mirror:
+            embedding = embedding.unflatten(0, (2, -1)).mean(dim=0)
+        logits = self.model.head(embedding)  # linear: of the mean it is the mean
+        outputs = ((logits / self.temperature).softmax(dim=1), embedding, self.known_score(logits, embedding))
+        if feature_map is None:
+            return outputs
+        unmirrored = feature_map[: images.shape[0]] if self.mirror else feature_map
+        return (*outputs, F.conv2d(unmirrored, self.model.head.weight[:, :, None, None]))
+
+    def _features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The embedding `[N, F]`, and the map `[N, F, h, w]` of which it is the mean, where there is one."""
+        if self.map_name is None:
+            return self.model.features(pixels), None
+        maps: list[torch.Tensor] = []
+        source = self.model.features.get_submodule(self.map_name)
+        handle = source.register_forward_hook(lambda _, __, output: maps.append(output))
+        try:
+            return self.model.features(pixels), maps[-1]
+        finally:
+            handle.remove()
 
 
-def export(model: Classifier, image_px: int, opset: int, metadata: dict[str, Any], target: Path) -> None:
+def export(exported: Exported, image_px: int, opset: int, metadata: dict[str, Any], target: Path) -> None:
     """Writes the checked ONNX file, atomically; equal networks give equal bytes.
 
-    `metadata` becomes one JSON text under the key `fieldguide` of the file's metadata.
+    `metadata` becomes one JSON text under the key `fieldguide` of the file's metadata. Raises `UserError` for a network
+    that does not fit one file.
     """
     example = torch.zeros(EXAMPLE_BATCH, image_px, image_px, 3, dtype=torch.uint8)
     with _silence():
         program = torch.onnx.export(
-            Exported(model).eval(),
+            exported.eval(),
             (example,),
             input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
+            output_names=list(exported.output_names),
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             opset_version=opset,
             dynamo=True,
             optimize=True,
         )
-    proto = _without_traces(program.model_proto)
+    save_model(_without_traces(program.model_proto), metadata, target)
+
+
+def save_model(proto: onnx.ModelProto, metadata: dict[str, Any], target: Path) -> None:
+    """Checks the model and writes it with its metadata, sealed, atomically."""
+    if proto.ByteSize() > MAX_BYTES:
+        raise UserError(f"{target}: {proto.ByteSize():,} bytes, more than one ONNX file holds; take a smaller model.name")
     sealing = metadata | {"seal": UNSEALED}
+    del proto.metadata_props[:]
     proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=json.dumps(sealing, ensure_ascii=False)))
     onnx.checker.check_model(proto, full_check=True)
     write_bytes(target, sealed(proto.SerializeToString(deterministic=True)))

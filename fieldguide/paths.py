@@ -9,6 +9,7 @@ IMAGES_ZIP = RAW / "images.zip"
 MANIFEST = Path("data/manifest.csv")
 
 CHECKPOINT = Path("models/model.safetensors")
+CALIBRATION = Path("models/calibration.safetensors")
 ONNX = Path("models/model.onnx")
 
 METRICS = Path("metrics")

@@ -16,7 +16,7 @@ from conftest import ROOT
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from fieldguide.classifier import Answer, OnnxClassifier
+from fieldguide.classifier import MAX_BATCH, Answer, OnnxClassifier, Prediction
 from fieldguide.errors import UserError
 from fieldguide.files import UNSEALED, sealed
 from fieldguide.images import UnreadableImage, decode
@@ -24,24 +24,43 @@ from fieldguide.images import UnreadableImage, decode
 NAMES = ("RED", "GREEN", "BLUE", "DARK")
 WEIGHT = np.array([[6, 0, 0, -2], [0, 6, 0, -2], [0, 0, 6, -2]], np.float32)  # mean RGB in 0..1 to logits
 PX = 16
-METADATA = {"class_names": NAMES, "image_px": PX, "seal": UNSEALED}
+UNSURE_BELOW, UNKNOWN_BELOW = 0.6, 0.2
+CALIBRATION = {"tta": "none", "temperature": 1.0, "unsure_below": UNSURE_BELOW, "score": "mean", "unknown_below": UNKNOWN_BELOW}
+METADATA = {"class_names": NAMES, "image_px": PX, "calibration": CALIBRATION, "seal": UNSEALED}
 
 
-def mean_colour_network(metadata: object = METADATA, n_outputs: int = len(NAMES)) -> onnx.ModelProto:
-    """The softmax of `WEIGHT` times the mean colour; `metadata` None leaves them out."""
+def mean_colour_network(metadata: object = METADATA, n_outputs: int = len(NAMES), activation: bool = True) -> onnx.ModelProto:
+    """The softmax of `WEIGHT` times the mean colour; `metadata` None leaves them out.
+
+    Its embedding is the mean colour, its known score the mean of that, its activation `WEIGHT` times the colour of each of
+    16 squares.
+    """
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Div", ["mean", "full"], ["share"]),
-        helper.make_node("MatMul", ["share", "weight"], ["logits"]),
+        helper.make_node("Div", ["mean", "full"], ["embedding"]),
+        helper.make_node("MatMul", ["embedding", "weight"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("ReduceMean", ["embedding", "one"], ["known_score"], keepdims=0),
+        helper.make_node("Div", ["floats", "full"], ["shares"]),
+        helper.make_node("MatMul", ["shares", "weight"], ["each"]),
+        helper.make_node("Transpose", ["each"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["activation"], kernel_shape=[PX // 4] * 2, strides=[PX // 4] * 2),
     ]
-    constants = {"axes": np.array([1, 2]), "full": np.array(255, np.float32), "weight": WEIGHT[:, :n_outputs].copy()}
+    outputs = {"probabilities": [n_outputs], "embedding": [3], "known_score": [], "activation": [n_outputs, 4, 4]}
+    if not activation:
+        nodes, outputs = nodes[:6], dict(list(outputs.items())[:3])
+    constants = {
+        "axes": np.array([1, 2]),
+        "one": np.array([1]),
+        "full": np.array(255, np.float32),
+        "weight": WEIGHT[:, :n_outputs].copy(),
+    }
     graph = helper.make_graph(
         nodes,
         "mean_colour",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", PX, PX, 3])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", n_outputs])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in outputs.items()],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -107,32 +126,101 @@ def test_a_single_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
     assert OnnxClassifier(source, n_threads=1).class_names == NAMES
 
 
+def plain(*colours: tuple[int, int, int]) -> np.ndarray:
+    """Pictures of one colour each."""
+    return np.stack([np.full((PX, PX, 3), colour, np.uint8) for colour in colours])
+
+
 @pytest.mark.parametrize("k", [1, 2, 4, 9])
 def test_answers_are_ranked_and_cut_at_k(classifier: OnnxClassifier, make_jpeg: Callable[..., bytes], k: int) -> None:
     encoded = make_jpeg(3, width=90, height=60)
     expected = expected_probabilities(decode(encoded, PX)[None])[0]
     ranked = sorted(range(4), key=lambda index: -expected[index])[:k]
-    answers = classifier.answers(encoded, k)
-    assert [answer.name for answer in answers] == [NAMES[index] for index in ranked]
+    answers = classifier.predict([encoded], k)[0].answers
+    assert [(answer.name, answer.index) for answer in answers] == [(NAMES[index], index) for index in ranked]
     assert [answer.probability for answer in answers] == pytest.approx([expected[index] for index in ranked], abs=1e-6)
-    assert all(type(answer.probability) is float for answer in answers)
+    assert all(type(answer.probability) is float and type(answer.index) is int for answer in answers)
 
 
 def test_a_red_picture_is_red_and_equals_keep_their_order(classifier: OnnxClassifier) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (40, 30), (255, 0, 0)).save(stream, "JPEG", quality=95, subsampling=0)
-    names = [answer.name for answer in classifier.answers(stream.getvalue())]
+    names = [answer.name for answer in classifier.predict([stream.getvalue()])[0].answers]
     assert names == ["RED", "GREEN", "BLUE", "DARK"]
 
 
-def test_an_answer_is_a_name_and_a_probability() -> None:
-    assert (Answer("RED", 0.5).name, Answer("RED", 0.5).probability) == ("RED", 0.5)
+def test_an_answer_is_a_name_a_probability_and_a_number() -> None:
+    assert (Answer("RED", 0.5, 2).name, Answer("RED", 0.5, 2).probability, Answer("RED", 0.5, 2).index) == ("RED", 0.5, 2)
+
+
+def test_files_and_bytes_of_any_number_give_the_same_predictions_in_order(
+    classifier: OnnxClassifier, tmp_path: Path, make_jpeg: Callable[..., bytes]
+) -> None:
+    encoded = [make_jpeg(seed) for seed in range(MAX_BATCH + 3)]
+    files = [tmp_path / f"{seed}.jpg" for seed in range(len(encoded))]
+    for file, content in zip(files, encoded, strict=True):
+        file.write_bytes(content)
+    expected = expected_probabilities(np.stack([decode(content, PX) for content in encoded]))
+    from_bytes, from_files = classifier.predict(encoded), classifier.predict(files)
+    assert from_bytes == from_files
+    assert [prediction.answers[0].probability for prediction in from_files] == pytest.approx(expected.max(axis=1), abs=1e-6)
+    assert classifier.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    ("colour", "verdict"),
+    [((255, 0, 0), "sure"), ((220, 210, 210), "unsure"), ((20, 20, 20), "unknown"), ((60, 60, 60), "unsure")],
+)
+def test_the_verdict_follows_the_thresholds_of_the_file(classifier: OnnxClassifier, colour: tuple, verdict: str) -> None:
+    prediction = classifier.predict_pixels(plain(colour))[0]
+    assert prediction.known_score == pytest.approx(np.mean(colour) / 255, abs=1e-6)
+    expected = "unsure" if prediction.answers[0].probability < UNSURE_BELOW else "sure"
+    assert prediction.verdict == ("unknown" if np.mean(colour) / 255 < UNKNOWN_BELOW else expected) == verdict
+
+
+def test_the_activation_is_that_of_the_first_answer_as_a_share_of_its_largest_value(classifier: OnnxClassifier) -> None:
+    pixels = plain((0, 0, 0), (0, 0, 0))
+    pixels[0, : PX // 4, -PX // 4 :, 0] = 200  # red in the upper right corner
+    pixels[0, -PX // 4 :, : PX // 4, 0] = 100
+    first, black = classifier.predict_pixels(pixels, activation=True)
+    assert first.answers[0].name == "RED"
+    expected = np.zeros((4, 4))
+    expected[0, 3], expected[3, 0] = 1, 0.5
+    assert first.activation == pytest.approx(expected, abs=1e-6)
+    assert first.activation.dtype == np.float32
+    assert not black.activation.any()
+    assert classifier.predict_pixels(pixels)[0].activation is None
+
+
+def test_a_network_that_does_not_tell_where_it_looked_gives_no_activation(tmp_path: Path) -> None:
+    classifier = OnnxClassifier(save(tmp_path, mean_colour_network(activation=False)))
+    assert not classifier.has_activation
+    assert classifier.predict_pixels(plain((255, 0, 0)), activation=True)[0].activation is None
+
+
+def test_embeddings_are_those_of_the_network(classifier: OnnxClassifier, make_jpeg: Callable[..., bytes]) -> None:
+    encoded = [make_jpeg(seed) for seed in range(3)]
+    expected = np.stack([decode(content, PX).mean(axis=(0, 1)) / 255 for content in encoded])
+    assert classifier.embed(encoded) == pytest.approx(expected, abs=1e-6)
+    assert classifier.embed([]).shape == (0, 3)
+
+
+def test_a_model_can_come_as_bytes(tmp_path: Path) -> None:
+    source = save(tmp_path, mean_colour_network())
+    classifier = OnnxClassifier(source.read_bytes())
+    assert classifier.file_bytes == source.stat().st_size
+    with pytest.raises(UserError, match="the model: not a usable ONNX model"):
+        OnnxClassifier(b"nothing")
+
+
+def test_a_prediction_is_a_value() -> None:
+    assert Prediction((), "sure", 1.0, None) == Prediction((), "sure", 1.0, None)
 
 
 @pytest.mark.parametrize("encoded", [b"", b"no image", b"\xff\xd8\xff"])
 def test_an_unreadable_image_is_refused(classifier: OnnxClassifier, encoded: bytes) -> None:
     with pytest.raises(UnreadableImage, match=r"."):
-        classifier.answers(encoded)
+        classifier.predict([encoded])
 
 
 def test_a_missing_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -158,10 +246,19 @@ def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     assert "make it with: dvc repro -f export_onnx" in refusal(source)
 
 
-@pytest.mark.parametrize(("metadata", "key"), [(None, "fieldguide"), ({}, "class_names"), ({"class_names": NAMES}, "image_px")])
+@pytest.mark.parametrize(
+    ("metadata", "key"),
+    [
+        (None, "fieldguide"),
+        ({}, "class_names"),
+        ({"class_names": NAMES}, "image_px"),
+        ({"class_names": NAMES, "image_px": PX}, "calibration"),  # as files were before they carried one
+        (METADATA | {"calibration": {"unsure_below": 0.5}}, "unknown_below"),
+    ],
+)
 def test_a_model_without_metadata_is_refused(tmp_path: Path, metadata: object, key: str) -> None:
     text = refusal(save(tmp_path, mean_colour_network(metadata)))
-    assert text == f"metadata lack '{key}'; make the file with: dvc repro export_onnx"
+    assert text == f"metadata lack '{key}'; make the file with: dvc repro -f export_onnx"
 
 
 @pytest.mark.parametrize("metadata", ["{broken", "", "[]", "7", "null", '"text"', '{"class_names": 7, "image_px": 16}'])
@@ -183,6 +280,24 @@ def test_a_network_with_other_inputs_is_refused(tmp_path: Path) -> None:
     model = mean_colour_network()
     model.graph.input[0].name = model.graph.node[0].input[0] = "pixels"
     assert "export_onnx" in refusal(save(tmp_path, model))
+
+
+@pytest.mark.parametrize("output", ["probabilities", "embedding", "known_score", "activation"])
+def test_a_network_with_an_output_of_another_name_or_missing_is_refused(tmp_path: Path, output: str) -> None:
+    model = mean_colour_network()
+    place = [value.name for value in model.graph.output].index(output)
+    if output != "activation":
+        del model.graph.output[place]
+        assert "export_onnx" in refusal(save(tmp_path, model))
+        return
+    model.graph.output[place].name = model.graph.node[-1].output[0] = "other"
+    assert "export_onnx" in refusal(save(tmp_path, model))
+
+
+def test_a_file_with_only_probabilities_is_refused_with_how_to_make_a_new_one(tmp_path: Path) -> None:
+    model = mean_colour_network()
+    del model.graph.output[1:]
+    assert refusal(save(tmp_path, model)).endswith("make it with: dvc repro -f export_onnx")
 
 
 def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
@@ -207,7 +322,7 @@ def test_predicting_imports_neither_torch_nor_dvc_nor_mlflow(tmp_path: Path, mak
 import sys
 from pathlib import Path
 from fieldguide.classifier import OnnxClassifier
-print(OnnxClassifier(Path("model.onnx")).answers(Path("photo.jpg").read_bytes(), 1)[0].name)
+print(OnnxClassifier(Path("model.onnx")).predict([Path("photo.jpg")], 1)[0].answers[0].name)
 print(*sorted({name.split(".")[0] for name in sys.modules}))
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
