@@ -6,12 +6,14 @@ import string
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 from flask import Blueprint, Flask, Response, current_app, g, json, render_template, request, url_for
 from werkzeug.exceptions import HTTPException
 
@@ -38,7 +40,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # under no-referrer a plain form is sent with Origin: null
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
@@ -85,7 +87,7 @@ class Guide:
                 self.metrics.images.labels(answer.verdict).inc()
         return answers
 
-    def pixels(self, encoded: bytes, side: int):
+    def pixels(self, encoded: bytes, side: int) -> np.ndarray:
         """The centre square, uint8 `[side, side, 3]`; raises `Problem`."""
         kind = format_of(encoded)
         try:
@@ -102,7 +104,7 @@ class Guide:
         self.watched.close()
         self.batcher.close()
 
-    def _begun(self, model: Model, upload: Upload, activation: bool):
+    def _begun(self, model: Model, upload: Upload, activation: bool) -> Future[Prediction] | Problem:
         try:
             pixels = self.pixels(upload.encoded, model.classifier.image_px)
         except Problem as problem:
@@ -110,7 +112,7 @@ class Guide:
         return self.batcher.submit(model.classifier, pixels, activation)
 
     @staticmethod
-    def _finished(result) -> Prediction | Problem:
+    def _finished(result: Future[Prediction]) -> Prediction | Problem:
         try:
             return result.result(timeout=ANSWER_WITHIN_S)
         except NoAnswer:
@@ -153,7 +155,9 @@ def check_origin() -> None:
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    if site not in (None, "same-origin", "none") or (origin is not None and urlsplit(origin).netloc != request.host):
+    if site is None:  # an older browser, or no browser
+        site = "none" if origin is None or urlsplit(origin).netloc == request.host else "cross-site"
+    if site not in ("same-origin", "none"):
         raise Problem("cross_site", "Requests from other sites are refused.")
 
 
@@ -272,11 +276,16 @@ def plate_of(number: int, upload: Upload, answer: Prediction | Problem) -> Plate
     if isinstance(answer, Problem):
         return Plate(number, upload.name, problem=answer)
     square = guide().pixels(upload.encoded, PICTURE_PX)
-    looked = "" if answer.activation is None else data_address(overlay(square, answer.activation))
+    looked = "" if answer.activation is None else data_address(overlay(muted(square), answer.activation))
     return Plate(number, upload.name, answer, data_address(square), looked)
 
 
-def data_address(pixels) -> str:
+def muted(rgb: np.ndarray) -> np.ndarray:
+    """Darker and with little colour, so that what is laid over it glows: uint8 `[H, W, 3]`."""
+    return (0.3 * rgb + 0.25 * rgb.mean(axis=2, keepdims=True)).astype(np.uint8)
+
+
+def data_address(pixels: np.ndarray) -> str:
     """uint8 `[H, W, 3]` as a JPEG inside the page itself."""
     return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(pixels, PICTURE_PX)).decode()
 
@@ -306,7 +315,8 @@ def facts() -> dict[str, object]:
 
 def wants_page() -> bool:
     """Whether an error goes to a person: a browser's own request outside of the API."""
-    return not request.path.startswith("/api/") and request.accept_mimetypes.best == "text/html"
+    accepted = request.accept_mimetypes
+    return not request.path.startswith("/api/") and accepted["text/html"] > accepted[MEDIA_TYPE]
 
 
 def answer_problem(problem: Problem) -> Response:
