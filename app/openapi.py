@@ -27,8 +27,8 @@ def description(settings: Settings) -> dict[str, Any]:
         "info": {
             "title": "fieldguide",
             "version": "1",
-            "description": f"Photographs to species. {READABLE} are read; a request has at most "
-            f"{settings.max_body_bytes:,} bytes and {settings.max_files} files, an image at most {settings.max_pixels:,} pixels.",
+            "description": f"Photographs to species. {READABLE} are read; a request has at most {settings.max_body_bytes:,} "
+            f"bytes and {settings.max_files} files, an image at most {settings.max_pixels:,} pixels.",
         },
         "paths": {
             "/api/predict": {"post": predict(settings)},
@@ -36,7 +36,9 @@ def description(settings: Settings) -> dict[str, Any]:
             "/healthz": {"get": operation("health", "Whether the process answers", answer("Status"))},
             "/readyz": {"get": operation("ready", "Whether images are taken", answer("Status"), 503)},
             "/metrics": {"get": operation("metrics", "Counters in Prometheus' form", {"text/plain": {"schema": TEXT}})},
-            "/openapi.json": {"get": operation("openapi", "This document", {"application/json": {"schema": {"type": "object"}}})},
+            "/openapi.json": {
+                "get": operation("openapi", "This document", {"application/json": {"schema": {"type": "object"}}})
+            },
             "/examples/{index}.jpg": {"get": example()},
         },
         "components": {"schemas": schemas(settings)},

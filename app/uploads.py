@@ -35,7 +35,11 @@ class MemoryRequest(Request):
     """A request whose uploads stay in memory, whatever their size; the server bounds it."""
 
     def _get_file_stream(
-        self, total_content_length: int | None, content_type: str | None, filename: str | None = None, content_length: int | None = None
+        self,
+        total_content_length: int | None,
+        content_type: str | None,
+        filename: str | None = None,
+        content_length: int | None = None,
     ) -> IO[bytes]:
         return BytesIO()
 

@@ -138,7 +138,9 @@ def create_app(settings: Settings) -> Flask:
     app.json.sort_keys = False
     app.jinja_options["trim_blocks"] = app.jinja_options["lstrip_blocks"] = True
     app.jinja_env.filters.update(percent=percent, common_name=common_name, roman=roman, thousands=thousands, day=day)
-    app.jinja_env.globals.update(asset=asset_address(Path(app.static_folder)), has_example=lambda name: name in guide().examples)
+    app.jinja_env.globals.update(
+        asset=asset_address(Path(app.static_folder)), has_example=lambda name: name in guide().examples
+    )
     app.extensions["guide"] = Guide(settings)
     app.register_blueprint(pages)
     app.register_error_handler(Problem, answer_problem)
