@@ -69,9 +69,9 @@ class Guide:
         self.watched = Watched(
             settings.model, settings.reload_s, lambda worked: metrics.reloads.labels("taken" if worked else "refused").inc()
         )
-        self.slots = Slots(settings.max_images)
-        metrics.places.set_function(lambda: settings.max_images - self.slots.free)
-        self.batcher = Batcher(settings.workers, settings.max_batch, TOP_K, metrics.batches.observe)
+        self.slots = Slots(settings.max_images, settings.within_s)
+        metrics.places.set_function(lambda: self.slots.n_taken)
+        self.batcher = Batcher(settings.workers, settings.max_batch, TOP_K, self._hear)
         self.decoding = threading.BoundedSemaphore(settings.workers)
         self.examples = Examples(settings.manifest, settings.raw)
         self.draining = False
@@ -99,6 +99,10 @@ class Guide:
             raise Problem("too_large", f"The image has {error}.") from error
         except UnreadableImage as error:
             raise Problem("unreadable", f"The image cannot be read: {error}.") from error
+
+    def _hear(self, n_images: int, seconds: float) -> None:
+        self.metrics.batches.observe(n_images)
+        self.slots.learn(seconds / n_images / self.settings.workers)
 
     def close(self) -> None:
         self.watched.close()

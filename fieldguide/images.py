@@ -49,7 +49,6 @@ PILLOW_ERRORS = (  # what Pillow's decoders raise on damaged bytes
     RuntimeError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombWarning,
 )
 
 
@@ -194,7 +193,7 @@ def _opened(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Imag
             yield image
     except UnreadableImage:
         raise
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooManyPixels(f"far more than {MAX_PIXELS:,} pixels") from error
     except PILLOW_ERRORS as error:
         raise UnreadableImage(str(error).split("<")[0].strip() or type(error).__name__) from error

@@ -400,14 +400,28 @@ def test_examples_that_are_gone_or_changed_are_absent(tmp_path: Path) -> None:
 
 
 def test_places_are_bounded_and_come_back() -> None:
-    slots = Slots(3)
+    slots = Slots(3, within_s=1)
     with slots.taken(2):
         with pytest.raises(Problem, match="places are taken") as caught, slots.taken(2):
             pass
         assert caught.value.headers() == {"Retry-After": "1"}
         with slots.taken(1):
-            assert slots.free == 0
-    assert slots.free == 3
+            assert slots.n_taken == 3
+    assert slots.n_taken == 0
+
+
+def test_a_slow_network_gets_a_short_queue_but_never_refuses_all() -> None:
+    slots = Slots(32, within_s=1)
+    slots.learn(0.001)
+    assert slots.limit == 32
+    for _ in range(100):
+        slots.learn(0.05)
+    assert slots.limit == 10
+    for _ in range(100):
+        slots.learn(9.0)
+    assert slots.limit == 2
+    with slots.taken(1), slots.taken(15), pytest.raises(Problem), slots.taken(1):
+        pass
 
 
 class Slow:
@@ -427,7 +441,7 @@ def submitted(batcher: Batcher, classifier: object, numbers: range) -> list[Futu
 
 
 def test_images_that_wait_together_are_computed_together_and_answered_apart() -> None:
-    classifier, batcher = Slow(), Batcher(1, max_batch=4, k=5, on_batch=lambda _: None)
+    classifier, batcher = Slow(), Batcher(1, max_batch=4, k=5, on_batch=lambda *_: None)
     first = submitted(batcher, classifier, range(1))
     wait_until(lambda: classifier.sizes == [1])
     rest = submitted(batcher, classifier, range(1, 8))
@@ -438,7 +452,7 @@ def test_images_that_wait_together_are_computed_together_and_answered_apart() ->
 
 
 def test_workers_share_what_waits() -> None:
-    classifier, batcher = Slow(), Batcher(2, max_batch=8, k=5, on_batch=lambda _: None)
+    classifier, batcher = Slow(), Batcher(2, max_batch=8, k=5, on_batch=lambda *_: None)
     busy = submitted(batcher, classifier, range(1))
     wait_until(lambda: len(classifier.sizes) == 1)
     busy += submitted(batcher, classifier, range(1))
@@ -451,7 +465,7 @@ def test_workers_share_what_waits() -> None:
 
 
 def test_images_for_different_models_never_share_a_batch() -> None:
-    old, new, batcher = Slow(), Slow(), Batcher(1, max_batch=8, k=5, on_batch=lambda _: None)
+    old, new, batcher = Slow(), Slow(), Batcher(1, max_batch=8, k=5, on_batch=lambda *_: None)
     first = submitted(batcher, old, range(1))
     wait_until(lambda: old.sizes == [1])
     waiting = submitted(batcher, old, range(2)) + submitted(batcher, new, range(3))
@@ -473,7 +487,7 @@ def test_more_than_there_are_places_for_is_told_to_come_back(settings: Settings,
     ]
     for thread in threads:
         thread.start()
-    wait_until(lambda: application.extensions["guide"].slots.free == 0)
+    wait_until(lambda: application.extensions["guide"].slots.n_taken == 2)
     for path in ("/api/predict", "/"):
         answer = application.test_client().post(path, **raw(png()))
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
@@ -481,7 +495,7 @@ def test_more_than_there_are_places_for_is_told_to_come_back(settings: Settings,
     for thread in threads:
         thread.join()
     assert found == [200, 200]
-    assert application.extensions["guide"].slots.free == 2
+    assert application.extensions["guide"].slots.n_taken == 0
 
 
 # the model file
