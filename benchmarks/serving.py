@@ -199,9 +199,8 @@ def throughput(server: Server, model: Path, images: list[bytes], requests: list[
 def latency(server: Server, requests: list[bytes], seconds: float) -> None:
     for n_clients in (1, 8):
         answers = load(server, requests, n_clients, seconds)
-        print(
-            f"latency     {n_clients} clients: {quantiles([taken for _, taken in answers])}; {len(answers) / seconds:.0f} images/s"
-        )
+        rate, taken = len(answers) / seconds, quantiles([taken for _, taken in answers])
+        print(f"latency     {n_clients} clients: {taken}; {rate:.0f} images/s")
 
 
 def overload(server: Server, requests: list[bytes], seconds: float) -> None:
@@ -248,9 +247,8 @@ def stop(model: Path, requests: list[bytes], n_flying: int = 32) -> None:
                     pass
                 n_answered += answer[0] == 200
         server.process.wait(60)
-        print(
-            f"stop        {n_answered} of {n_flying} in flight answered; ended {time.perf_counter() - start:.2f} s after SIGTERM"
-        )
+        seconds = time.perf_counter() - start
+        print(f"stop        {n_answered} of {n_flying} in flight answered; ended {seconds:.2f} s after SIGTERM")
 
 
 def memory(model: Path, requests: list[bytes], n_requests: int) -> None:
@@ -262,9 +260,8 @@ def memory(model: Path, requests: list[bytes], n_requests: int) -> None:
             load(server, mixed, 8, 0, n_part)
             marks.append(server.resident_mib())
         path = ", ".join(f"{mark:.1f}" for mark in marks)
-        print(
-            f"memory      {n_requests} requests, one in ten bad: {path} MiB resident, {max(marks) - marks[0]:+.1f} after the first 1000"
-        )
+        grown = max(marks) - marks[0]
+        print(f"memory      {n_requests} requests, one in ten bad: {path} MiB resident, {grown:+.1f} after the first 1000")
 
 
 def sent(content: bytes) -> bytes:
