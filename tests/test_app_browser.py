@@ -99,7 +99,7 @@ def violations(page: Page) -> list[str]:
 def test_a_click_opens_the_chooser_and_the_photograph_is_named(open_page: Callable[..., Page]) -> None:
     page = open_page(**DESKTOP)
     with page.expect_file_chooser() as chooser:
-        page.get_by_text("Choose photographs").click()
+        page.get_by_label("Choose photographs").click()
     assert chooser.value.is_multiple()
     chooser.value.set_files([file(RED, "wing.png")])
     plate = plates(page)
