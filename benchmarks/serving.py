@@ -252,8 +252,7 @@ def stop(model: Path, requests: list[bytes], n_flying: int = 32) -> None:
 
 
 def memory(model: Path, requests: list[bytes], n_requests: int) -> None:
-    mixed = [request for number, request in enumerate(requests) if number % 10]
-    mixed = [sent(BAD[k // 9 % len(BAD)]) if k % 10 == 9 else mixed[k % len(mixed)] for k in range(1000)]
+    mixed = [sent(BAD[k // 10 % len(BAD)]) if k % 10 == 9 else requests[k % len(requests)] for k in range(1000)]
     with served(model) as server:
         marks = []
         for n_part in (1000, *[(n_requests - 1000) // 4] * 4):
