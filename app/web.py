@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 import string
 import threading
 import time
@@ -11,7 +12,6 @@ from concurrent.futures import TimeoutError as NoAnswer
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 from flask import Blueprint, Flask, Response, current_app, g, json, render_template, request, url_for
@@ -134,10 +134,8 @@ def create_app(settings: Settings) -> Flask:
     app.request_class = MemoryRequest
     app.config.update(
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
-        MAX_FORM_MEMORY_SIZE=65536,
         MAX_FORM_PARTS=4 * settings.max_files,
         SEND_FILE_MAX_AGE_DEFAULT=YEAR_S,
-        TRUSTED_HOSTS=list(settings.allowed_hosts) or None,
     )
     app.json.sort_keys = False
     app.jinja_options["trim_blocks"] = app.jinja_options["lstrip_blocks"] = True
@@ -150,19 +148,22 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(Problem, answer_problem)
     app.register_error_handler(HTTPException, answer_http_error)
     app.register_error_handler(Exception, answer_fault)
-    app.before_request(check_origin)
+    app.before_request(check_sender)
     app.after_request(finish)
     return app
 
 
-def check_origin() -> None:
-    """Refuses what another site sends in a visitor's name, as the browser says it."""
+def check_sender() -> None:
+    """Refuses names that are not this server's, and what another site sends in a visitor's name, as the browser says it."""
     g.start = time.perf_counter()
+    allowed = guide().settings.allowed_hosts
+    if allowed and re.sub(r":\d+$", "", request.host.lower()) not in allowed:
+        raise Problem("bad_request", "The Host header names another server; --allowed-host lets it in.")
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is None:  # an older browser, or no browser
-        site = "none" if origin is None or urlsplit(origin).netloc == request.host else "cross-site"
+        site = "none" if origin is None or origin.partition("://")[2] == request.host else "cross-site"
     if site not in ("same-origin", "none"):
         raise Problem("cross_site", "Requests from other sites are refused.")
 
