@@ -1,4 +1,5 @@
 # make run    sets up .venv and runs the whole pipeline on the embedded sample
+# make serve  opens the web page on models/model.onnx: http://127.0.0.1:8000
 # make test   sets up .venv and passes the tests
 # make lint   checks style
 # make pins   resolves requirements.txt again from pyproject.toml
@@ -9,10 +10,13 @@ UV_VERSION := 0.13.8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: run test lint pins setup
+.PHONY: run serve test lint pins setup
 
 run: setup
 	dvc repro
+
+serve: setup
+	python -m app
 
 test: setup
 	python -m pytest

@@ -50,13 +50,15 @@ PILLOW_ERRORS = (  # what Pillow's decoders raise on damaged bytes
     RuntimeError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
 )
 
 
 class UnreadableImage(ValueError):
     """The bytes are no image that can be decoded in full; the text says why."""
+
+
+class TooManyPixels(UnreadableImage):
+    """The image claims more pixels than are let in; nothing was decoded."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,12 @@ class ImageFacts:
     height: int
 
 
-def decode(encoded: bytes, image_px: int) -> np.ndarray:
-    """The image's centre square, resized: uint8 `[image_px, image_px, 3]`, RGB. Raises `UnreadableImage`."""
-    with _opened(encoded) as image:
+def decode(encoded: bytes, image_px: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The image's centre square, resized: uint8 `[image_px, image_px, 3]`, RGB.
+
+    Raises `UnreadableImage`, `TooManyPixels` where width times height is above `max_pixels`.
+    """
+    with _opened(encoded, max_pixels) as image:
         scaled = image.draft("RGB", (image_px, image_px))  # JPEG only: fewer coefficients, never below the size asked for
         image.load()
         rgb = _rgb(image)
@@ -195,13 +200,17 @@ def encoded_reader(folder: Path, files: Iterable[str]) -> Iterator[Callable[[str
 
 
 @contextmanager
-def _opened(encoded: bytes) -> Iterator[Image.Image]:
+def _opened(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Pillow's image, not yet decoded; whatever Pillow raises in the block becomes `UnreadableImage`."""
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImage(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+            if image.width * image.height > max_pixels:
+                raise TooManyPixels(f"{image.width}x{image.height} pixels, more than {max_pixels:,}")
             yield image
+    except UnreadableImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixels(f"far more than {MAX_PIXELS:,} pixels") from error
     except PILLOW_ERRORS as error:
         raise UnreadableImage(str(error).split("<")[0].strip() or type(error).__name__) from error
 

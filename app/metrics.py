@@ -1,0 +1,27 @@
+"""What the server counts, in Prometheus' form."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+class Metrics:
+    """Counters of one server, apart from any other in the process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = self._make(Counter, "http_requests", "Requests answered", ["route", "status"])
+        self.seconds = self._make(Histogram, "http_request_seconds", "From parsed to answered", ["route"], buckets=SECONDS)
+        self.images = self._make(Counter, "images", "Images answered", ["verdict"])
+        self.refused = self._make(Counter, "images_refused", "Images that were not answered", ["code"])
+        self.batches = self._make(Histogram, "batch_images", "Images per run of the network", buckets=(1, 2, 4, 8, 16, 32))
+        self.places = self._make(Gauge, "images_in_server", "Images decoded, waiting or computed")
+        self.reloads = self._make(Counter, "model_reloads", "New model files seen", ["outcome"])
+
+    def _make(self, kind, name: str, text: str, labels: list[str] | tuple = (), **settings):
+        return kind(f"fieldguide_{name}", text, labels, registry=self.registry, **settings)
+
+    def text(self) -> bytes:
+        """The text form, version 0.0.4."""
+        return generate_latest(self.registry)

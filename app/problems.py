@@ -1,0 +1,54 @@
+"""What is answered when a request cannot be: RFC 9457 problem details, each with a code of its own and one sentence."""
+
+import json
+from http import HTTPStatus
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+STATUS = {  # code: status
+    "bad_request": 400,
+    "no_image": 400,
+    "not_an_image": 400,
+    "cross_site": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "too_large": 413,
+    "wrong_type": 415,
+    "unreadable": 422,
+    "headers_too_large": 431,
+    "internal": 500,
+    "not_implemented": 501,
+    "overloaded": 503,
+}
+
+
+class Problem(Exception):
+    """A request, or one of its images, that gets an error: `code` of `STATUS` and a sentence for a person."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.status = STATUS[code]
+
+    def content(self) -> dict[str, str | int]:
+        """The problem's JSON object."""
+        return {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+
+    def body(self) -> bytes:
+        return json.dumps(self.content(), ensure_ascii=False).encode()
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else {}
+
+
+def code_of(status: int) -> str:
+    """The code for an error that the framework or the server found."""
+    plain = {400: "bad_request", 500: "internal"}
+    return plain.get(status) or next((code for code, number in STATUS.items() if number == status), "bad_request")

@@ -1,0 +1,36 @@
+"""What can be set for serving, with its defaults; all of it are options of `python -m app`. Nothing here alters an answer."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fieldguide.paths import MANIFEST, ONNX, RAW
+
+MIB = 1 << 20
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Files and limits of one server."""
+
+    model: Path = ONNX
+    manifest: Path = MANIFEST  # where example photographs are listed; may be absent
+    raw: Path = RAW  # where they lie; may be absent
+    allowed_hosts: tuple[str, ...] = ()  # Host headers that are answered, a port left out of account; empty = all
+    max_body_bytes: int = 20 * MIB  # of one request
+    max_files: int = 16  # of one request
+    max_pixels: int = 50_000_000  # of one image, before it is decoded
+    max_images: int = 32  # decoded, waiting or computed at a time; more is answered with 503
+    within_s: float = 1.0  # what is accepted is to be answered by then; a slow network gets fewer images at a time
+    max_batch: int = 8  # images per run of the network
+    n_workers: int = 0  # images decoded at a time, and batches computed at a time; 0 = one a core
+    reload_s: float = 1.0  # how often the model file is looked at
+
+    @property
+    def workers(self) -> int:
+        return self.n_workers or n_cores()
