@@ -59,11 +59,12 @@ def draw(folder: Path, n_images: int, image_px: int) -> None:
 
 def write_params(folder: Path, devices: int) -> None:
     text = (ROOT / "params.yaml").read_text()
-    head, rest = text[: text.index("\nmodel:")], text[text.index("\nmodel:") :]
+    start, end = text.index("\nmodel:"), text.index("\nevaluate:")
+    section = text[start:end]
     for key, value in (SETTINGS | {"devices": str(devices), "image_px": "32"}).items():
-        rest, n_changed = re.subn(rf"(?m)^(  {key}: )\S+", rf"\g<1>{value}", rest)
+        section, n_changed = re.subn(rf"(?m)^(  {key}: )\S+", rf"\g<1>{value}", section)
         assert n_changed == 1, key
-    (folder / "params.yaml").write_text(head + rest)
+    (folder / "params.yaml").write_text(text[:start] + section + text[end:])
 
 
 def memory(process: psutil.Process) -> int:

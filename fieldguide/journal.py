@@ -95,11 +95,11 @@ class Journal:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
-    def held(self) -> Iterator[bool]:
-        """Whether no other process was at work on it; it is this process's until the block ends."""
+    def held(self, seconds: float = 0.0) -> Iterator[bool]:
+        """Whether no other process is at work on it, or not for so long; it is this process's until the block ends."""
         lock = FileLock(self.folder.with_suffix(".lock"), thread_local=False)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=seconds)
         except Timeout:
             yield False
             return

@@ -44,6 +44,7 @@ DEFAULTS = {
 }
 RETRY_SECONDS = 30.0  # until a store that could not be reached is tried again
 PATIENCE_SECONDS = {"remote": 15.0, "local": 120.0}  # that the end of a stage waits for a store that takes nothing
+LOOK_SECONDS = 10.0  # that another process's sender may hold a journal
 NO_ANSWER = "the store did not answer in time"
 PARAMS_A_CALL = 100  # MLflow refuses more
 REFUSED = (400, 404, 409)  # of HTTP: the store is there and will never take this entry
@@ -358,9 +359,8 @@ def _run(name: str, stage: str, key: str = "", of: str = "") -> Iterator[Run]:
     with ExitStack() as stack:
         run = Run()
         try:
-            journal = _journal(key)
-            if stack.enter_context(journal.held()):
-                run = Run(journal, Sender(journal))
+            journal = _journal(key, stack)
+            run = Run(journal, Sender(journal))
         except (OSError, UserError) as error:
             _warn(f"{error}; this run is not tracked")
         run.write("start", name=name, tags={STAGE_TAG: stage} | _origin(), of=of)
@@ -377,10 +377,15 @@ def _run(name: str, stage: str, key: str = "", of: str = "") -> Iterator[Run]:
         run.finish("FINISHED")
 
 
-def _journal(key: str) -> Journal:
-    """The journal of a run that goes on, or a new one."""
+def _journal(key: str, stack: ExitStack) -> Journal:
+    """The journal of a run that goes on, or a new one; held until the stack ends. Another process may just look into it."""
     found = find_journal(key) if key else None
-    return found if found and found.store == store_name() else new_journal(key or uuid.uuid4().hex, store_name())
+    if found and found.store == store_name() and stack.enter_context(found.held(LOOK_SECONDS)) and found.folder.exists():
+        return found
+    made = new_journal(key or uuid.uuid4().hex, store_name())
+    if not stack.enter_context(made.held(LOOK_SECONDS)):
+        raise UserError(f"{made.folder} is held by another process; end it")
+    return made
 
 
 def _experiment(client: "MlflowClient", artifacts: str | None) -> str:

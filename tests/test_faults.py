@@ -187,7 +187,13 @@ def _read(file: Path) -> str:
         return ""
 
 
-def model_md5(text: str) -> str:
+def model_md5(repository: Path, experiment: str = "") -> str:
+    """The hash of the model that an experiment, or the workspace, ended with."""
+    text = (repository / "dvc.lock").read_text()
+    if experiment:
+        references = run(repository, "git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
+        (reference,) = [name for name in references if name.endswith(f"/{experiment}")]
+        text = run(repository, "git", "show", f"{reference}:dvc.lock").stdout
     outs = yaml.safe_load(text)["stages"]["train"]["outs"]
     return next(out["md5"] for out in outs if out["path"] == "models/model.safetensors")
 
@@ -204,7 +210,7 @@ def test_experiments_in_temporary_folders_go_on_after_a_kill(repository: Path) -
         kill_stage(repository)
         first.wait()
     assert "goes on after epoch" in run(repository, *command).stdout
-    digests = [model_md5(run(repository, "git", "show", "temporary:dvc.lock").stdout)]
+    digests = [model_md5(repository, "temporary")]
 
     for name in ("queued", "again"):
         run(repository, "dvc", "exp", "run", "--queue", "--name", name, "-S", "train.seed=7", "train")
@@ -218,7 +224,7 @@ def test_experiments_in_temporary_folders_go_on_after_a_kill(repository: Path) -
                 break
             time.sleep(0.5)
     assert "goes on after epoch" in run(repository, "dvc", "queue", "logs", "again").stdout
-    digests.append(model_md5(run(repository, "git", "show", "again:dvc.lock").stdout))
+    digests.append(model_md5(repository, "again"))
 
     undisturbed = []
     for seed in ("1", "7"):
@@ -226,5 +232,5 @@ def test_experiments_in_temporary_folders_go_on_after_a_kill(repository: Path) -
         params.write_text(re.sub(r"(?m)^(  compile: .*\n  seed: )\d+", rf"\g<1>{seed}", params.read_text()))
         output = run(repository, "dvc", "repro", "--force", "--single-item", "train").stdout
         assert "goes on after" not in output
-        undisturbed.append(model_md5((repository / "dvc.lock").read_text()))
+        undisturbed.append(model_md5(repository))
     assert digests == undisturbed
