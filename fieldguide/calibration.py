@@ -26,7 +26,9 @@ from fieldguide.files import UNSEALED, is_whole, sealed, write_bytes
 FACTS = ("tta", "temperature", "unsure_below", "score", "unknown_below")
 Tensors = Mapping[str, torch.Tensor]
 TEMPERATURES = (0.05, 20.0)  # the range in which it is looked for
-SHRINKAGE = 0.01  # of the covariance within classes; from 0.003 to 0.3 AUROC against flowers and noise changed by 0.006
+SHRINKAGE = (
+    0.01  # of the covariance within classes; measured: from 0.003 to 0.3 AUROC of butterflies against 733 flowers fell 0.006
+)
 NEVER = 1.01  # a probability that no answer reaches
 REMEDY = "make it with: dvc repro -f evaluate"
 
@@ -85,7 +87,7 @@ class Moments:
         within = (self.products - (self.counts[present, None] * means).T @ means) / self.counts.sum()
         identity = torch.eye(len(within), dtype=torch.float64)
         spread = within.trace() / len(within)
-        if spread <= 0:  # one image for each class
+        if spread <= 1e-12 * self.products.trace() / self.counts.sum():  # one image for each class: rounding is all there is
             return identity
         factor = torch.linalg.cholesky((1 - SHRINKAGE) * within + SHRINKAGE * spread * identity)
         return torch.linalg.solve_triangular(factor, identity, upper=False).T

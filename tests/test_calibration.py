@@ -215,6 +215,12 @@ def test_images_like_those_of_training_are_better_known_than_strangers(
     assert near.median() > far.median()
 
 
+def test_without_spread_within_classes_nothing_is_whitened() -> None:
+    embeddings = 100 * torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
+    whitening = moments_of(embeddings, torch.arange(40), n_classes=40).whitening()
+    assert torch.equal(whitening, torch.eye(6, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_one_image_for_each_class_is_enough(score: str) -> None:
     embeddings = torch.eye(2, 3)

@@ -281,10 +281,8 @@ def test_a_stage_is_a_child_of_the_run_that_made_its_checkpoint(root: Path, chec
     (child,) = children(root, parent_id)
     assert (child.info.run_name, child.info.status) == ("evaluate", "FINISHED")
     assert child.data.tags["fieldguide.stage"] == "evaluate"
-    assert child.data.params == {
-        "evaluate.batch_size": str(PARAMS.evaluate.batch_size),
-        "evaluate.ece_bins": str(PARAMS.evaluate.ece_bins),
-    }
+    assert child.data.params == {f"evaluate.{key}": str(value) for key, value in PARAMS.evaluate.model_dump().items()}
+    assert child.data.params["evaluate.ece_bins"] == str(PARAMS.evaluate.ece_bins)
 
 
 def test_a_stages_metrics_and_files_are_copied_to_the_finished_run(root: Path, checkpoint: Path, tmp_path: Path) -> None:
