@@ -9,9 +9,12 @@ import yaml
 from conftest import ROOT
 
 import fieldguide
+from fieldguide import report
+from fieldguide.layout import SPLITS
 from fieldguide.params import Params
+from fieldguide.paths import GALLERY_JSON, RAW, confusion_csv, stage_metrics
 
-STAGES = ("download", "split_check", "train", "evaluate", "export_onnx", "benchmark")
+STAGES = ("download", "split_check", "train", "evaluate", "export_onnx", "benchmark", "report")
 OWNERS = {
     "mlflow": {"tracking"},
     "matplotlib": {"plots"},
@@ -62,7 +65,7 @@ def reading_order() -> list[str]:
     return re.findall(r"\w+", listed)
 
 
-def test_pipeline_has_the_six_stages_in_order() -> None:
+def test_pipeline_has_the_seven_stages_in_order() -> None:
     assert tuple(PIPELINE) == STAGES
 
 
@@ -88,13 +91,20 @@ ARTIFACTS = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", DATA_DEPS)
 def test_deps_name_exactly_the_artifacts_that_a_stage_reads(stage: str) -> None:
     assert {dep for dep in PIPELINE[stage]["deps"] if not dep.endswith(".py")} == DATA_DEPS[stage]
     tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())
     named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     made = {next(iter(out)) if isinstance(out, dict) else out for out in PIPELINE[stage].get("outs", [])}
     assert {path for name, path in ARTIFACTS.items() if name in named} - made == DATA_DEPS[stage]
+
+
+def test_deps_of_the_report_are_all_that_it_reads_but_the_lock_file() -> None:
+    read = {*report.TABLES.values(), *report.PNGS.values(), *report.HASHED, GALLERY_JSON, RAW}
+    read |= {stage_metrics(stage) for stage in report.STAGES} | {confusion_csv(split) for split in SPLITS}
+    templates = {f"fieldguide/templates/{file.name}" for file in report.TEMPLATES.iterdir()}
+    assert {dep for dep in PIPELINE["report"]["deps"] if not dep.endswith(".py")} == {str(path) for path in read} | templates
 
 
 @pytest.mark.parametrize("stage", STAGES)
