@@ -322,6 +322,16 @@ def test_hashes_are_those_of_the_files_and_dvcs_only_where_it_agrees(folder: Pat
         assert manifest == {"path": "data/manifest.csv", "bytes": 8, "sha256": digests["sha256"], "md5": shown}
 
 
+def test_throughput_has_a_row_for_each_backend_and_number_of_threads(folder: Path) -> None:
+    write_all("Papilio machaon")
+    table = pd.read_csv(report.THROUGHPUT_CSV)
+    both = pd.concat([table.assign(threads=1), table.head(1).assign(threads=2)])
+    both.to_csv(report.THROUGHPUT_CSV, index=False)
+    text = Page(render_page(read_facts(PARAMS))).text
+    assert "onnxruntime, 1 thread 300 250 to 400 321 250 to 400" in text
+    assert "onnxruntime, 2 threads 300 250 to 400 – Measured on" in text
+
+
 @pytest.mark.parametrize(
     ("value", "expected"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (13_731_208, "13.7 MB"), (None, "–")]
 )
