@@ -367,6 +367,7 @@ def gallery_content(split: str, mistakes: list[Photograph], hits: list[Photograp
                 "truth": one.truth,
                 "predicted": one.predicted,
                 "probability": one.probability,
+                "right": one.right,
                 "photograph": _jpeg(one.pixels),
                 "activation": None if one.activation is None else _jpeg(one.activation),
             }

@@ -546,15 +546,20 @@ def benchmark_section(facts: Facts) -> dict[str, Any] | None:
         return None
     backends, throughput = _backends(facts), facts.rows("throughput")
     sizes = sorted(throughput["batch_size"].unique().tolist()) if len(throughput) else []
+    ways = [name for name in ("backend", "threads") if name in throughput]
     by_backend = [
-        (name, [part[part["batch_size"] == n].iloc[0].to_dict() if (part["batch_size"] == n).any() else {} for n in sizes])
-        for name, part in (throughput.groupby("backend", sort=False) if sizes else ())
+        (
+            ", ".join([str(way[0]), *(f"{n} thread{'s' * (n > 1)}" for n in way[1:])]),
+            [part[part["batch_size"] == n].iloc[0].to_dict() if (part["batch_size"] == n).any() else {} for n in sizes],
+        )
+        for way, part in (throughput.groupby(ways, sort=False) if sizes else ())
     ]
     blank = dict.fromkeys(("images_per_second", "slowest", "fastest"))
     hardware = facts.metrics["benchmark"].get("hardware", {})
     device = f" on {hardware['device']}" if "device" in hardware else ""
+    int8 = facts.metrics["benchmark"].get("int8", {}).get("text")
     return {
-        "text": f"Measured after warm-up{device}; the figures belong to that machine.",
+        "text": f"Measured after warm-up{device}; the figures belong to that machine." + (f" INT8: {int8}." if int8 else ""),
         "backends": backends,
         "batch_sizes": sizes,
         "throughput": [(name, [blank | cell for cell in cells]) for name, cells in by_backend],

@@ -15,7 +15,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from fieldguide.plots import accuracy_latency, confusion, curves, image_grid, save_png
+from fieldguide.plots import (
+    Cell,
+    accuracy_latency,
+    class_scores,
+    confusion,
+    coverage,
+    curves,
+    gallery,
+    image_grid,
+    notice,
+    reliability,
+    save_png,
+)
 
 DRAW = """
 import sys
@@ -218,3 +230,79 @@ def test_accuracy_stands_over_latency_for_each_backend() -> None:
     assert places == [[4.0, 0.95], [1.5, 0.94]]
     bars = [container.lines[2][0].get_segments()[0][:, 0].tolist() for container in axis.containers]
     assert bars == [[4.0, 6.0], [1.5, 2.0]]
+
+
+@pytest.mark.parametrize("headings", [(), ("one", "two")])
+def test_a_gallery_shows_photographs_pixel_by_pixel(tmp_path: Path, headings: tuple[str, ...]) -> None:
+    photographs = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
+    cells = [Cell(pixels, "Papilio machaon 99%\nOK", True) for pixels in photographs]
+    save_png(gallery([cells[:2], [None, cells[2]]], "Title", headings), tmp_path / "gallery.png")
+    with Image.open(tmp_path / "gallery.png") as image:
+        shown = np.asarray(image.convert("RGB"))
+    for pixels in photographs:
+        first = np.argwhere((shown == pixels[0, 0]).all(axis=2))
+        assert any(np.array_equal(shown[y : y + 96, x : x + 96], pixels) for y, x in first)
+
+
+@pytest.mark.parametrize("name", ["Hard-leaved Pocket Orchid", "A$_$", "Prince Of Wales Feathers " * 4])
+def test_a_caption_stays_below_its_photograph(name: str) -> None:
+    side = 144
+    cells = [Cell(np.zeros((side, side, 3), np.uint8), f"{name} 100%\nNO → {name}", False)] * 3
+    figure = gallery([cells, cells], "Title")
+    figure.draw_without_rendering()
+    captions = [text.get_window_extent() for text in figure.axes[0].texts[:-1]]
+    assert len(captions) == 6
+    upper, lower = captions[:3], captions[3:]
+    assert all(not a.overlaps(b) for a, b in pairwise(upper))
+    assert all(box.width <= side + 12 for box in captions)
+    assert all(box.y0 > lower[0].y1 + side for box in upper)
+    assert all(box.y0 >= 0 for box in lower)
+
+
+def test_reliability_has_a_panel_for_each_split_with_its_dots_and_counts() -> None:
+    nan = np.nan
+    bins = tuple(np.array(values) for values in ([0, 4], [nan, 0.75], [nan, 0.5], [nan, 0.2], [nan, 0.8]))
+    figure = reliability({"valid": bins, "test": bins}, "Title")
+    above, _, below, _ = figure.axes
+    (dots,) = [line for line in above.lines if line.get_marker() == "o"]
+    assert np.array_equal(dots.get_xydata()[1], [0.75, 0.5])
+    assert [bar.get_height() for bar in below.patches] == [0, 4]
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["valid: 4 images", "test: 4 images"]
+
+
+@pytest.mark.parametrize("n_classes", [2, 12, 50, 104])
+def test_class_scores_start_with_the_worst_and_can_be_read(n_classes: int) -> None:
+    f1 = np.random.default_rng(0).random(n_classes)
+    f1[-1] = np.nan
+    figure = class_scores(f1, np.arange(n_classes), names(n_classes), "Title")
+    figure.draw_without_rendering()
+    axis = axes_of(figure)
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    worst = int(np.nanargmin(f1))
+    assert labels[0].upper() == f"{names(n_classes)[worst]} ({worst})"
+    assert labels[-1].upper() == f"{names(n_classes)[-1]} ({n_classes - 1})"
+    assert not overlapping(axis.get_yticklabels(), "y")
+    assert axis.get_yticklabels()[0].get_window_extent().y0 > axis.get_yticklabels()[-1].get_window_extent().y0
+
+
+def test_coverage_is_in_percent() -> None:
+    axis = axes_of(
+        coverage({"valid": (np.array([0.5, 1]), np.array([1, 0.75])), "test": (np.array([1]), np.array([0.5]))}, "T")
+    )
+    assert [line.get_xydata().tolist() for line in axis.lines] == [[[50, 100], [100, 75]], [[100, 50]]]
+    assert "%" in axis.get_xlabel()
+    assert "%" in axis.get_ylabel()
+
+
+def test_of_many_classes_the_mistakes_carry_their_number() -> None:
+    shown = counts(2)
+    assert len(axes_of(confusion(shown, names(2), "T")).texts) == np.count_nonzero(shown)
+    many = 5 * np.eye(50, dtype=int)
+    many[3, 7] = 2
+    assert [(text.get_text(), text.get_position()) for text in axes_of(confusion(many, names(50), "T")).texts] == [
+        ("2", (7, 3))
+    ]
+
+
+def test_a_notice_says_its_text() -> None:
+    assert [text.get_text() for text in notice("test: nothing$").texts] == ["test: nothing$"]
