@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from test_classifier import NAMES, expected_probabilities, mean_colour_network, save
+from test_classifier import METADATA, NAMES, expected_probabilities, mean_colour_network, save
 
 from fieldguide.__main__ import SOME_FAILED, main
 from fieldguide.errors import UserError
@@ -186,15 +186,9 @@ def test_a_member_with_an_unsafe_name_is_written_inside_the_folder(folder: Path)
 
 
 def test_a_heat_map_that_the_network_cannot_give_is_refused(folder: Path) -> None:
-    save(folder / "models", mean_colour_network({**json.loads(_metadata(folder)), "model": "vit"}, activation=False))
+    save(folder / "models", mean_colour_network({**METADATA, "model": "vit"}, activation=False))
     with pytest.raises(UserError, match=r"models/model.onnx: vit does not tell where it looked; leave out --heatmap"):
         main(["predict", "photos", "--annotate", "out", "--heatmap"])
-
-
-def _metadata(folder: Path) -> str:
-    import onnx
-
-    return onnx.load(folder / "models" / "model.onnx").metadata_props[0].value
 
 
 @pytest.mark.parametrize(
