@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fieldguide.classifier import OnnxClassifier
 from fieldguide.images import decode
 from fieldguide.layout import is_image
 
+ROOT = Path(__file__).resolve().parents[1]
 BATCH = 32
 
 

@@ -4,5 +4,6 @@ Modules in reading order; each imports only what stands above it:
 
 errors, files, paths, params, catalog, layout, archive, kaggle, sample, images, tfrecord, manifest, index, splitting,
 duplicates, near_duplicates, checks, loader, device, augment, models, optim, inference, loop, checkpoint, resume, metrics,
-calibration, plots, gallery, classifier, heatmap, predict, standalone, onnx_export, quantize, footprint, bench, peers, tracking, fit.
+calibration, plots, gallery, classifier, heatmap, predict, standalone, onnx_export, quantize, footprint, bench, peers,
+tracking, fit.
 """

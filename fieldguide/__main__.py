@@ -21,7 +21,9 @@ def parser() -> argparse.ArgumentParser:
         description="Names what photographs show, with probabilities.",
         epilog="Exit status: 0 all went well, 1 stopped by an error, 3 some photographs could not be read (they are named).",
     )
-    predict.add_argument("sources", nargs="+", metavar="PHOTO|FOLDER|ZIP|-", help="- is one photograph or zip on standard input")
+    predict.add_argument(
+        "sources", nargs="+", metavar="PHOTO|FOLDER|ZIP|-", help="- is one photograph or zip on standard input"
+    )
     predict.add_argument("--model", type=Path, default=Path("models/model.onnx"), help="default: %(default)s")
     predict.add_argument("--top", type=_count, default=5, metavar="K", help="answers for each photograph, default %(default)s")
     predict.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")

@@ -74,7 +74,9 @@ class Exported(nn.Module):
             handle.remove()
 
 
-def torch_probabilities(model: Classifier, calibration: Calibration, compiled: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+def torch_probabilities(
+    model: Classifier, calibration: Calibration, compiled: bool = False
+) -> Callable[[np.ndarray], np.ndarray]:
     """The file's probabilities by torch itself, on the model's device, transfers included, and nothing else computed.
 
     The function takes uint8 `[N, H, W, 3]`, RGB, and gives float32 `[N, K]`.

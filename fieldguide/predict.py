@@ -66,7 +66,9 @@ def predict(chosen: Namespace) -> int:
         many = len(photos) > BATCH
         classifier = OnnxClassifier(chosen.model, 1 if many else n_threads)
         if chosen.heatmap and not classifier.has_activation:
-            raise UserError(f"{chosen.model}: {classifier.metadata['model']} does not tell where it looked; leave out --heatmap")
+            raise UserError(
+                f"{chosen.model}: {classifier.metadata['model']} does not tell where it looked; leave out --heatmap"
+            )
         known = {class_key(name): name for name in classifier.class_names}
         photos = [Photo(photo.name, known.get(class_key(photo.truth), ""), photo.read) for photo in photos]
         writer = WRITERS[chosen.format](sys.stdout, photos, min(chosen.top, len(known)))
@@ -218,7 +220,7 @@ class Writer(ABC):
     def write(self, outcome: Outcome) -> None: ...
 
     def end(self) -> None:
-        """Nothing is open."""
+        self.stream.flush()
 
 
 class TableWriter(Writer):
@@ -275,6 +277,7 @@ class JsonWriter(Writer):
 
     def end(self) -> None:
         self.stream.write("\n]\n")
+        super().end()
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:

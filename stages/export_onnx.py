@@ -29,7 +29,18 @@ from fieldguide.manifest import Classes, held_out, read_manifest, rows_of
 from fieldguide.metrics import accuracy_interval
 from fieldguide.onnx_export import Exported, export, save_model
 from fieldguide.params import Export, Model, read_params
-from fieldguide.paths import CALIBRATION, CHECKPOINT, EVALUATE, MANIFEST, ONNX, ONNX_FP16, ONNX_INT8, RAW, RECEIPT, stage_metrics
+from fieldguide.paths import (
+    CALIBRATION,
+    CHECKPOINT,
+    EVALUATE,
+    MANIFEST,
+    ONNX,
+    ONNX_FP16,
+    ONNX_INT8,
+    RAW,
+    RECEIPT,
+    stage_metrics,
+)
 from fieldguide.quantize import METHODS, to_fp16, to_int8
 from fieldguide.standalone import BATCH_SIZES, probabilities_alone
 

@@ -174,15 +174,15 @@ def test_annotated_photographs_keep_their_place_and_carry_a_caption(folder: Path
     assert pixels[35:].max() > 200  # letters
 
 
-def test_a_member_with_an_unsafe_name_is_written_inside_the_folder(folder: Path) -> None:
+def test_nothing_is_written_outside_the_folder_whatever_an_archive_calls_its_members(folder: Path) -> None:
     with zipfile.ZipFile("some.zip", "w") as archive:
-        archive.writestr("../../evil.jpg", photo(COLOURS["RED"]))
-        archive.writestr("/abs/x.png", photo(COLOURS["BLUE"]))
+        for name in ("../../evil.jpg", "a/../../evil.jpg", "/abs/x.png", "C:\\y.jpg"):
+            archive.writestr(name, photo(COLOURS["RED"]))
     main(["predict", "some.zip", "--annotate", "out"])
-    assert sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.jpg") if "photos" not in file.parts) == [
-        "out/some.zip/abs/x.png.jpg",
-        "out/some.zip/evil.jpg",
-    ]
+    made = [file.relative_to(folder) for file in folder.rglob("*.jpg") if "photos" not in file.parts]
+    assert {file.parts[0] for file in made} == {"out"}
+    assert Path("out/some.zip/abs/x.png.jpg") in made
+    assert not list(folder.parent.glob("evil*"))
 
 
 def test_a_heat_map_that_the_network_cannot_give_is_refused(folder: Path) -> None:
@@ -194,7 +194,10 @@ def test_a_heat_map_that_the_network_cannot_give_is_refused(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "photos", "--model", "no.onnx"], "no.onnx: No such file or directory; make it with: dvc repro export_onnx"),
+        (
+            ["predict", "photos", "--model", "no.onnx"],
+            "no.onnx: No such file or directory; make it with: dvc repro export_onnx",
+        ),
         (["predict", "models"], "models: holds no image (jpg, png, webp, bmp, gif, tiff); give another"),
         (["predict", "photos/broken.zip"], "photos/broken.zip: not a whole zip (File is not a zip file)"),
     ],
