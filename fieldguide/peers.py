@@ -1,9 +1,11 @@
 """The same network through the inference of the libraries that it comes from, as a yardstick for our own."""
 
+import io
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from fieldguide.models import NETWORKS, TIMM, Classifier
@@ -18,16 +20,13 @@ def peer(name: str, model: Classifier, image_px: int) -> tuple[str, Answer] | No
     """
     if name in NETWORKS:
         return None
-    from torchvision.io import ImageReadMode, decode_image
-
     device = next(model.parameters()).device
     network = nn.Sequential(model.features, model.head).eval()
     if name.startswith(TIMM):
         from timm.data import create_transform, resolve_data_config
-        from torchvision.transforms.functional import to_pil_image
 
-        steps = create_transform(**resolve_data_config({"input_size": (3, image_px, image_px)}, model=model.features))
-        library, transform = "timm", lambda tensor: steps(to_pil_image(tensor))
+        settings = resolve_data_config({"input_size": (3, image_px, image_px)}, model=model.features)
+        library, transform = "timm", create_transform(**settings)
     else:
         from torchvision.models import get_model_weights
 
@@ -36,7 +35,8 @@ def peer(name: str, model: Classifier, image_px: int) -> tuple[str, Answer] | No
 
     @torch.inference_mode()
     def answer(encoded: bytes) -> np.ndarray:
-        decoded = decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
-        return network(transform(decoded)[None].to(device)).softmax(dim=1)[0].cpu().numpy()
+        with Image.open(io.BytesIO(encoded)) as image:  # as both libraries' own examples do
+            pixels = transform(image.convert("RGB"))
+        return network(pixels[None].to(device)).softmax(dim=1)[0].cpu().numpy()
 
     return library, answer

@@ -219,8 +219,8 @@ class Writer(ABC):
     @abstractmethod
     def write(self, outcome: Outcome) -> None: ...
 
-    def end(self) -> None:  # noqa: B027 (most writers leave nothing open)
-        """Called after the last outcome."""
+    def end(self) -> None:
+        self.stream.flush()
 
 
 class TableWriter(Writer):
@@ -277,6 +277,7 @@ class JsonWriter(Writer):
 
     def end(self) -> None:
         self.stream.write("\n]\n")
+        super().end()
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:

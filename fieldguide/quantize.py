@@ -1,7 +1,7 @@
 """The model file made smaller: fp16 for GPUs, static INT8 for CPUs with dot products of bytes (VNNI).
 
-What comes after the embedding (head, softmax, known score, activation) stays fp32 in both: it costs next to nothing, and
-scores have a range that half precision lacks.
+What comes after the embedding (head, softmax, known score, activation) is computed in fp32 in both: it costs next to
+nothing, and scores have a range that half precision lacks.
 """
 
 import contextlib

@@ -179,7 +179,7 @@ def whole_way(
 ) -> dict[str, np.ndarray]:
     """Milliseconds from the bytes of one photograph to its probabilities, of each backend and of the network's library."""
     ways: dict[str, Callable[[bytes], np.ndarray]] = {
-        name: lambda content, predict=backend.predict: predict(decode(content, image_px)[None])[0]
+        name: lambda content, predict=backend.predict: predict(np.stack([decode(content, image_px)]))[0]
         for name, backend in found.items()
     }
     if own_library:

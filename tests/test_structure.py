@@ -20,7 +20,7 @@ OWNERS = {
     "matplotlib": {"plots"},
     "kaggle": {"kaggle"},
     "onnxruntime": {"classifier", "quantize"},
-    "PIL": {"images", "sample"},
+    "PIL": {"images", "sample", "peers"},
 }
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 

@@ -1,0 +1,83 @@
+"""What the export stage writes into the file about its origin: the same for the same inputs, whenever it runs."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from fieldguide.errors import UserError
+from fieldguide.files import file_hash, write_json
+from fieldguide.params import Model
+from stages.export_onnx import UPSTREAM, evaluation, git_blob, licence, pipeline_hash
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a checkpoint that dvc.lock knows."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "model.safetensors").write_bytes(b"weights")
+    write_lock(tmp_path)
+    return tmp_path
+
+
+def write_lock(folder: Path, **changes: object) -> None:
+    outs = [{"path": "models/model.safetensors", "md5": file_hash(folder / "models" / "model.safetensors", "md5")}]
+    stages = {name: {"cmd": f"python -m stages.{name}", "outs": outs if name == "train" else []} for name in UPSTREAM}
+    (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages | changes}))
+
+
+def test_the_pipelines_hash_tells_what_came_before_and_nothing_of_the_export_itself(project: Path) -> None:
+    first = pipeline_hash()
+    assert first is not None
+    assert len(first) == 64
+    write_lock(project, export_onnx={"outs": [{"path": "models/model.onnx", "md5": "0"}]})
+    assert pipeline_hash() == first
+    write_lock(project, split_check={"cmd": "another"})
+    assert pipeline_hash() not in (None, first)
+
+
+@pytest.mark.parametrize("text", [None, "", "stages: {}", "[broken", "stages: {train: 7}"])
+def test_without_a_record_of_this_checkpoint_there_is_no_hash(project: Path, text: str | None) -> None:
+    if text is None:
+        (project / "models" / "model.safetensors").write_bytes(b"other weights")
+    else:
+        (project / "dvc.lock").write_text(text)
+    assert pipeline_hash() is None
+
+
+def test_a_blob_is_named_as_git_names_it() -> None:
+    source = ROOT / "fieldguide" / "models.py"
+    expected = subprocess.check_output(["git", "hash-object", "--no-filters", source], cwd=ROOT, text=True).strip()
+    assert git_blob(source) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "expected"),
+    [
+        ("fieldnet", "none", "trained here on data of licence: CC0"),
+        ("vgg16", "imagenet", "began with weights of torchvision (BSD-3-Clause), made on ImageNet (for research)"),
+        ("timm/convnext_atto", "imagenet", "began with weights of timm, "),
+        ("vgg16", "own.pth", "began with weights of a file of one's own, whose terms go on"),
+    ],
+)
+def test_the_licence_tells_of_data_and_of_what_training_began_with(name: str, weights: str, expected: str) -> None:
+    found = licence(Model(name=name, weights=weights, image_px=96), "CC0")
+    assert found.startswith("trained here on data of licence: CC0")
+    assert expected in found
+
+
+def test_data_without_a_licence_are_said_to_have_none_stated() -> None:
+    assert licence(Model(name="cnn", weights="none", image_px=96), "") == "trained here on data of licence: not stated"
+
+
+def test_the_evaluation_comes_with_its_interval(project: Path) -> None:
+    write_json(project / "metrics" / "evaluate.json", {"valid": {"accuracy": 0.9, "n": 10}})
+    found = evaluation("valid")
+    assert (found["split"], found["accuracy"], found["n"]) == ("valid", 0.9, 10)
+    assert found["accuracy_low"] == pytest.approx(0.596, abs=0.001)  # Wilson's interval of 9 of 10
+    assert found["accuracy_high"] == pytest.approx(0.982, abs=0.001)
+    with pytest.raises(UserError, match=r"evaluate.json: nothing is said of test; make it again with: dvc repro -f evaluate"):
+        evaluation("test")
