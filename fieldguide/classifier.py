@@ -8,12 +8,15 @@ Needs NumPy, Pillow and onnxruntime only: no torch, DVC or MLflow. For example:
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # after the import it would be too late
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 

@@ -71,8 +71,18 @@ def to_fp16(source: Path) -> onnx.ModelProto:
     model = onnx.load(source)
     with _silence():
         converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=after_embedding(model)))
+    _drop_repeated_casts(converted.model.graph)
     converted.topological_sort()  # the casts were put at the end
     return _plain(converted.model, model)
+
+
+def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
+    """The converter casts a value once for each of its uses, every time to the same name."""
+    made: set[str] = set()
+    for node in list(graph.node):
+        if node.op_type == "Cast" and node.output[0] in made:
+            graph.node.remove(node)
+        made |= set(node.output)
 
 
 def after_embedding(model: onnx.ModelProto) -> list[str]:
