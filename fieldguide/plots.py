@@ -167,11 +167,11 @@ def gallery(rows: Sequence[Sequence[Cell | None]], title: str, headings: Sequenc
     `headings`, one for each row, stand above the rows.
     """
     side = next(cell.pixels.shape[0] for row in rows for cell in row if cell)
-    gap, text_px, head_px, title_px = 12, 52, 22 if headings else 0, 40
+    gap, text_px, head_px, title_px = 12, 62, 22 if headings else 0, 40
     n_columns = max(map(len, rows))
     width, height = gap + n_columns * (side + gap), title_px + len(rows) * (head_px + side + text_px)
     canvas = np.full((height, width, 3), 255, np.uint8)
-    figure = Figure(figsize=(width / DPI, height / DPI))
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axis.axis("off")
     n_letters = int(side / 6.4)  # that fit below a photograph

@@ -183,7 +183,7 @@ def test_the_page_states_the_figures_that_the_stages_wrote(page: str) -> None:
         "onnxruntime 1.50 2.50 3.50 321 75.00 % 4.0 MB",
         "risk_coverage_area 0.01",
         "A taken for Papilio machaon: 1 of 4",
-        "NO → Papilio machaon",
+        "NO → A",
         "lr 0.15",
     ):
         assert words in text, words
