@@ -250,13 +250,13 @@ unshare -n sleep 300 & A=$!
 unshare -n sleep 300 & B=$!
 trap 'kill $A $B' EXIT
 sleep 0.5
-ip link add a type veth peer name b || exit 77
-ip link set a netns $A
-ip link set b netns $B
-nsenter -t $A -n sh -c 'ip addr add 10.9.0.1/24 dev a; ip link set a up; ip link set lo up'
-nsenter -t $B -n sh -c 'ip addr add 10.9.0.2/24 dev b; ip link set b up; ip link set lo up'
-GLOO_SOCKET_IFNAME=a nsenter -t $A -n "$@" --node-rank 0 --no-python "$PYTHON" -m stages.train & FIRST=$!
-GLOO_SOCKET_IFNAME=b nsenter -t $B -n "$@" --node-rank 1 --no-python "$PYTHON" -m stages.train
+ip link add va type veth peer name vb || exit 77
+ip link set va netns $A
+ip link set vb netns $B
+nsenter -t $A -n sh -c 'ip addr add 10.9.0.1/24 dev va; ip link set va up; ip link set lo up'
+nsenter -t $B -n sh -c 'ip addr add 10.9.0.2/24 dev vb; ip link set vb up; ip link set lo up'
+GLOO_SOCKET_IFNAME=va nsenter -t $A -n "$@" --node-rank 0 --no-python "$PYTHON" -m stages.train & FIRST=$!
+GLOO_SOCKET_IFNAME=vb nsenter -t $B -n "$@" --node-rank 1 --no-python "$PYTHON" -m stages.train
 wait $FIRST
 """
 
