@@ -13,11 +13,13 @@ import numpy as np
 from app.problems import Problem
 from fieldguide.classifier import OnnxClassifier, Prediction
 
+BATCH_PIXELS = 150_000  # of one run of the network: its memory grows with them, and on a CPU a larger batch gains nothing
+
 
 class Slots:
     """Places for images that are in the server; who finds none is refused at once.
 
-    There are `n_slots`, or as many as the network lately computes in half of `within_s`, if those are fewer: a slow network
+    There are `n_slots`, or as many as the network lately computes in a third of `within_s`, if those are fewer: a slow network
     gets a short queue, so that what is accepted is answered in time.
     """
 
@@ -50,7 +52,7 @@ class Slots:
         """Hears from each batch how many seconds pass for an image, and sets the limit by it."""
         with self.lock:
             self.image_s += (image_s - self.image_s) * (0.1 if self.image_s else 1)
-            self.limit = min(self.n_slots, max(2, int(self.within_s / 2 / self.image_s)))
+            self.limit = min(self.n_slots, max(2, int(self.within_s / 3 / self.image_s)))
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,10 @@ class Batcher:
                 if self.closed:
                     return []
                 self.changed.wait()
-            share = min(self.max_batch, -(-len(self.waiting) // self.n_workers))
             batch = [self.waiting.popleft()]
-            while len(batch) < share and self._alike(self.waiting[0], batch[0]):
+            height, width, _ = batch[0].pixels.shape
+            share = min(self.max_batch, BATCH_PIXELS // (height * width), -(-(1 + len(self.waiting)) // self.n_workers))
+            while self.waiting and len(batch) < share and self._alike(self.waiting[0], batch[0]):
                 batch.append(self.waiting.popleft())
             return batch
 

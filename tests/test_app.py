@@ -426,7 +426,7 @@ def test_a_slow_network_gets_a_short_queue_but_never_refuses_all() -> None:
     assert slots.limit == 32
     for _ in range(100):
         slots.learn(0.05)
-    assert slots.limit == 10
+    assert slots.limit == 6
     for _ in range(100):
         slots.learn(9.0)
     assert slots.limit == 2
@@ -458,6 +458,16 @@ def test_images_that_wait_together_are_computed_together_and_answered_apart() ->
     classifier.let.set()
     assert [item.result(10).known_score for item in first + rest] == list(range(8))
     assert classifier.sizes == [1, 4, 3]
+    batcher.close()
+
+
+def test_large_images_go_in_smaller_batches() -> None:
+    classifier, batcher = Slow(), Batcher(1, max_batch=8, k=5, on_batch=lambda *_: None)
+    classifier.let.set()
+    for item in [batcher.submit(classifier, np.zeros((224, 224, 3), np.uint8)) for _ in range(9)]:
+        item.result(10)
+    assert sum(classifier.sizes) == 9
+    assert max(classifier.sizes) <= 2
     batcher.close()
 
 
