@@ -24,7 +24,7 @@ from urllib.parse import quote, urlsplit
 from filelock import FileLock
 
 from fieldguide.errors import UserError, run_command
-from fieldguide.files import file_hash
+from fieldguide.files import atomic_path, file_hash
 from fieldguide.journal import Journal, all_journals, find_journal, new_journal
 from fieldguide.params import Params, Section
 from fieldguide.paths import journals, project_root
@@ -261,6 +261,8 @@ class Store:
             if not self.is_remote:  # MlflowClient makes the tables: several processes at once would break them
                 database = Path(urlsplit(uri).path[1:]) if uri.startswith("sqlite:") else root / "mlflow.db"
                 stack.enter_context(FileLock(f"{database}.lock", thread_local=False))
+                if uri.startswith("sqlite:") and not database.exists():
+                    _make_tables(database)
             self.client = MlflowClient(uri)
             self.experiment_id = _experiment(self.client, artifacts)
 
@@ -386,6 +388,16 @@ def _journal(key: str, stack: ExitStack) -> Journal:
     if not stack.enter_context(made.held(LOOK_SECONDS)):
         raise UserError(f"{made.folder} is held by another process; end it")
     return made
+
+
+def _make_tables(database: Path) -> None:
+    """A store whole or not at all: with half of its tables, MLflow would refuse it for ever."""
+    from mlflow import MlflowClient
+
+    with atomic_path(database) as temporary:
+        client = MlflowClient(f"sqlite:///{quote(str(temporary))}")
+        client.search_experiments(max_results=1)
+        client._tracking_client.store.engine.dispose()
 
 
 def _experiment(client: "MlflowClient", artifacts: str | None) -> str:

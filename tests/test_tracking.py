@@ -659,6 +659,20 @@ with tracking.training_run(params) as run:
     assert location == (tmp_path / "mlartifacts").as_uri()
 
 
+def test_a_process_killed_while_it_makes_the_store_leaves_none(tmp_path: Path) -> None:
+    script = f"{START}\nwith tracking.training_run(params): pass"
+    process = python(script, tmp_path, DVC_ROOT=str(tmp_path))
+    while not any(file.stat().st_size for file in tmp_path.glob(".mlflow.db.*.tmp")):  # its first tables are there
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert "warning" not in python(script, tmp_path, DVC_ROOT=str(tmp_path)).communicate(timeout=300)[0]
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        assert store.execute("select status, count(*) from runs group by status").fetchall() == [("FINISHED", 2)]
+
+
 def test_importing_tracking_does_not_import_mlflow(tmp_path: Path) -> None:
     process = python("import sys, fieldguide.tracking; print('mlflow' in sys.modules)", tmp_path)
     assert process.communicate(timeout=60)[0] == "False\n"
