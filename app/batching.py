@@ -19,8 +19,8 @@ BATCH_PIXELS = 150_000  # of one run of the network: its memory grows with them,
 class Slots:
     """Places for images that are in the server; who finds none is refused at once.
 
-    There are `n_slots`, or as many as the network lately computes in two fifths of `within_s`, if those are fewer: a slow network
-    gets a short queue, so that what is accepted is answered in time.
+    There are `n_slots`, or as many as the network lately computes in two fifths of `within_s`, if those are fewer: a slow
+    network gets a short queue, so that what is accepted is answered in time.
     """
 
     def __init__(self, n_slots: int, within_s: float) -> None:
