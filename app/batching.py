@@ -19,8 +19,8 @@ BATCH_PIXELS = 150_000  # of one run of the network: its memory grows with them,
 class Slots:
     """Places for images that are in the server; who finds none is refused at once.
 
-    There are `n_slots`, or as many as the network lately computes in a third of `within_s`, if those are fewer: a slow network
-    gets a short queue, so that what is accepted is answered in time.
+    There are `n_slots`, or as many as the network lately computes in two fifths of `within_s`, if those are fewer: a slow
+    network gets a short queue, so that what is accepted is answered in time.
     """
 
     def __init__(self, n_slots: int, within_s: float) -> None:
@@ -52,7 +52,7 @@ class Slots:
         """Hears from each batch how many seconds pass for an image, and sets the limit by it."""
         with self.lock:
             self.image_s += (image_s - self.image_s) * (0.1 if self.image_s else 1)
-            self.limit = min(self.n_slots, max(2, int(self.within_s / 3 / self.image_s)))
+            self.limit = min(self.n_slots, max(2, int(0.4 * self.within_s / self.image_s)))
 
 
 @dataclass(frozen=True)

@@ -426,7 +426,7 @@ def test_a_slow_network_gets_a_short_queue_but_never_refuses_all() -> None:
     assert slots.limit == 32
     for _ in range(100):
         slots.learn(0.05)
-    assert slots.limit == 6
+    assert slots.limit in (7, 8)  # of 20 a second
     for _ in range(100):
         slots.learn(9.0)
     assert slots.limit == 2
