@@ -68,6 +68,9 @@ class Streaming:
         self._decoder = _Decoder(rows, raw, image_px)
         self._order = _Order()
         methods = multiprocessing.get_all_start_methods()
+        method = "forkserver" if "forkserver" in methods else "spawn"  # a fork copies held locks
+        if method == "forkserver":
+            multiprocessing.get_context(method).set_forkserver_preload([__name__])  # torch is in memory once for all workers
         self._loader = DataLoader(
             self._decoder,
             sampler=self._order,
@@ -77,7 +80,7 @@ class Streaming:
             persistent_workers=True,
             pin_memory=device.type == "cuda",
             worker_init_fn=_live_and_die_with_training,
-            multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",  # a fork copies held locks
+            multiprocessing_context=method,
         )
 
     def __len__(self) -> int:
