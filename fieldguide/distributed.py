@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -208,7 +209,7 @@ def scaled(train: Train, n: int) -> Train:
 def launch(module: str, n: int) -> None:
     """Runs `module` in n processes under torchrun, which starts them again after one has died; returns when they have ended.
 
-    Raises `UserError` with what ended them, and `SystemExit` after SIGTERM or SIGINT, which each of them gets.
+    Raises `UserError` with what ended them; ends this process too after SIGTERM or SIGINT, which each of them gets.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -221,15 +222,18 @@ def launch(module: str, n: int) -> None:
         os.environ[ENDED] = str(ended)
         options = ["--standalone", f"--nproc-per-node={n}", f"--max-restarts={MAX_RESTARTS}", "--no-python"]
         failed: Exception | None = None
+        signalled = 0
         try:
             torchrun([*options, sys.executable, "-m", module])
         except SignalException as error:
-            sys.exit(128 + error.sigval)
+            signalled = int(error.sigval)
         except ChildFailedError as error:
             failed = error
         finally:
             del os.environ[ENDED]
         told = json.loads(ended.read_text()) if ended.exists() else {}
+    if signalled:
+        _leave_at_once(128 + signalled)
     if "error" in told:
         raise UserError(told["error"]) from failed
     if "status" in told:
@@ -262,9 +266,10 @@ def joined(device_choice: str) -> Iterator[World]:
         _leave_word(ended, {"error": str(error)})
         sys.exit(1)
     except SystemExit as error:
-        if ended is not None:
-            _leave_word(ended, {"status": error.code})
-        raise
+        if ended is None:
+            raise
+        _leave_word(ended, {"status": error.code})
+        _leave_at_once(error.code)
     dist.destroy_process_group()
 
 
@@ -288,6 +293,13 @@ def _leave_word(ended: Path, word: dict[str, object]) -> None:
             json.dump(word, stream)
     except FileExistsError:
         pass
+
+
+def _leave_at_once(status: int) -> NoReturn:
+    """Without the interpreter's own end, which threads of torch that still run have been seen to abort (SIGABRT)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _end_with(parent: int) -> None:

@@ -25,7 +25,7 @@ class Progress(NamedTuple):
     """How far an epoch has come."""
 
     n_batches: int
-    sums: torch.Tensor  # float32 [2]: of the cross-entropies, of the images that are right
+    sums: torch.Tensor  # float32 [batches of the epoch, 2]: of the cross-entropies, of the images that are right
     losses: torch.Tensor  # float32 [batches of the epoch]
 
 
@@ -99,7 +99,7 @@ class Training:
         targets = self.targets[torch.cat(chosen).to(device)].split(lengths)
         weights = self._weights(batches, chosen)
         mixes = epoch < train.epochs * self.augment.mix_until
-        begun = begun or Progress(0, torch.zeros(2), torch.zeros(len(batches)))
+        begun = begun or Progress(0, torch.zeros(len(batches), 2), torch.zeros(len(batches)))
         sums, losses = (part.to(device, copy=True) * world.is_first for part in (begun.sums, begun.losses))
         for k, images in enumerate(self.source.batches(chosen[begun.n_batches :]), start=begun.n_batches):
             step, place = divmod(k, train.accumulate)
@@ -113,7 +113,7 @@ class Training:
             weight = len(batches[k]) / sum(map(len, summed)) * weights[k]
             with world.adding(network, more=place + 1 < len(summed)):
                 losses[k], scores = self.learn(pixels, targets[k], partner, share, weight, network)
-            sums += scores
+            sums[k] = scores
             if device.type == "cpu" and world.size == 1:  # where looking costs nothing
                 self._refuse_non_finite(losses[: k + 1], epoch)
             if place + 1 == len(summed):
@@ -124,7 +124,7 @@ class Training:
                     raise Stopped(progress)
         together = self._together(Progress(len(batches), sums, losses), begun, weights)
         self._refuse_non_finite(together.losses, epoch)
-        loss_sum, n_right = together.sums.tolist()
+        loss_sum, n_right = together.sums.double().sum(dim=0).tolist()
         return Score(loss_sum / n_images, n_right / n_images)
 
     def learn(
