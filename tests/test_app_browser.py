@@ -118,7 +118,7 @@ def test_the_keyboard_alone_is_enough(open_page: Callable[..., Page]) -> None:
         page.keyboard.press("Tab")
     expect(page.get_by_label("Choose photographs")).to_be_focused()
     with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
     chooser.value.set_files([file(RED)])
     expect(plates(page)).to_have_count(1)
     page.get_by_role("switch").focus()

@@ -21,12 +21,12 @@ from fieldguide.files import file_hash
 BIN = Path(sys.executable).parent
 TINY = {
     "species: 12 ": "species: 3 ",
-    "train_images: 80 ": "train_images: 16 ",
+    "train_images: 40 ": "train_images: 16 ",
     "valid_images: 20 ": "valid_images: 4 ",
     "test_images: 20 ": "test_images: 4 ",
-    "image_px: 128 ": "image_px: 40 ",
-    "image_px: 96 ": "image_px: 32 ",
-    "decode_px: 128 ": "decode_px: 40 ",
+    "    image_px: 128 ": "    image_px: 40 ",
+    "\n  image_px: 128 ": "\n  image_px: 32 ",
+    "decode_px: 144 ": "decode_px: 40 ",
     "batch_size: 64 ": "batch_size: 16 ",
     "latency_runs: 200 ": "latency_runs: 10 ",
 }

@@ -690,12 +690,3 @@ def test_importing_tracking_does_not_import_mlflow(tmp_path: Path) -> None:
 )
 def test_nested_sections_become_dotted_names(tree: dict, expected: dict) -> None:
     assert tracking.flat(tree) == expected
-
-
-def test_files_are_attached_to_the_run_of_their_checkpoint(root: Path, checkpoint: Path, tmp_path: Path) -> None:
-    run_id = train(checkpoint)
-    page = tmp_path / "report.html"
-    page.write_text("page")
-    tracking.attach(checkpoint, "report", page)
-    assert artifacts(root, run_id) == {"report/report.html"}
-    assert children(root, run_id) == []

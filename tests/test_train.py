@@ -22,11 +22,11 @@ pytestmark = [
 ]
 SIZES = {
     "species: 12": "species: 3",
-    "train_images: 80": "train_images: 12",
+    "train_images: 40": "train_images: 12",
     "valid_images: 20": "valid_images: 4",
     "test_images: 20": "test_images: 2",
     "image_px: 128": "image_px: 40",
-    "decode_px: 128": "decode_px: 40",
+    "decode_px: 144": "decode_px: 40",
     "batch_size: 64": "batch_size: 8",
     "near_duplicates: true": "near_duplicates: false",
 }
@@ -115,7 +115,7 @@ def test_all_at_once_gives_the_same_bytes_resident_and_streaming(trained: Callab
         ({"weights": "imagenet"}, "model.weights is imagenet, but fieldnet has no published weights"),
         ({"head_epochs": "1"}, "train.head_epochs is 1, but model.weights is none"),
         (
-            {"name": "timm/vit_tiny_patch16_224", "image_px": "32", "size_start": "0.5"},
+            {"name": "timm/vit_tiny_patch16_224", "image_px": "32", "size_start": "0.5", "size_end": "1.0"},
             "size_start 0.5 and size_end 1.0 give 16 px, .*; set both to 1",
         ),
         (
