@@ -168,7 +168,7 @@ def test_the_training_run_holds_params_curves_metrics_and_model(project: Path) -
     assert metrics["export_onnx.top1_agreement"] == 1
     assert metrics["benchmark.onnxruntime.latency_ms.p50"] > 0
     artifacts = {file.name for file in (project / "mlartifacts").rglob("*") if run_uuid in file.parts}
-    assert {"model.safetensors", "model.onnx", "confusion.png", "curves.png", "history.csv"} <= artifacts
+    assert {"model.safetensors", "model.onnx", "confusion_test.png", "report.html", "curves.png", "history.csv"} <= artifacts
 
 
 def test_evaluate_export_and_benchmark_hang_below_the_run_that_they_measured(project: Path) -> None:
@@ -176,7 +176,7 @@ def test_evaluate_export_and_benchmark_hang_below_the_run_that_they_measured(pro
     digest = file_hash(project / "models/model.safetensors", "md5")
     parents = set(runs[runs["fieldguide.checkpoint_md5"] == digest]["run_uuid"])
     children = runs[runs["mlflow.parentRunId"].isin(parents)]
-    assert set(children["fieldguide.stage"]) == {"evaluate", "export_onnx", "benchmark"}
+    assert set(children["fieldguide.stage"]) == {"evaluate", "export_onnx", "benchmark", "report"}
 
 
 def test_an_experiment_in_a_temporary_folder_reaches_the_same_store(project: Path) -> None:
