@@ -198,7 +198,7 @@ def model_md5(repository: Path, experiment: str = "") -> str:
     return next(out["md5"] for out in outs if out["path"] == "models/model.safetensors")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_experiments_in_temporary_folders_go_on_after_a_kill(repository: Path) -> None:
     """`dvc exp run --temp`, then `--queue`: killed, started again, and in the bytes of an undisturbed `dvc repro`."""
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "GIT_CONFIG_GLOBAL": os.devnull}
