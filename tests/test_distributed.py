@@ -182,7 +182,7 @@ def test_norms_apart_make_another_curve(curves: dict) -> None:
     assert two != pytest.approx(one, rel=2e-3, abs=2e-4)
 
 
-@pytest.mark.parametrize("loader", ["resident", "streaming"])
+@pytest.mark.parametrize("loader", ["resident", pytest.param("streaming", marks=pytest.mark.long)])
 def test_a_process_that_is_killed_costs_nothing(tmp_path: Path, loader: str) -> None:
     """One kill in the quick lane; `python tests/kills.py --ranks 10` makes twenty."""
     kill_ranks_and_compare(tmp_path, n_runs=1, n_kills=1, seed=2, epochs="6", loader=loader)
