@@ -2,5 +2,5 @@
 
 Modules in reading order; each imports only what stands above it:
 
-settings, problems, uploads, model, batching, examples, metrics, openapi, web, server.
+settings, problems, uploads, memory, model, batching, examples, metrics, openapi, web, server.
 """

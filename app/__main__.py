@@ -13,6 +13,7 @@ import signal
 from dataclasses import fields
 from pathlib import Path
 
+from app import memory
 from app.server import CONNECTIONS, Server
 from app.settings import MIB, Settings
 from app.web import create_app
@@ -38,6 +39,7 @@ def main() -> None:
     )
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     allow_connections(CONNECTIONS + 100)
+    memory.share()
     app = create_app(settings)
     try:
         server = Server(app, arguments.host, arguments.port, settings)

@@ -68,8 +68,12 @@ class Waiting:
 class Batcher:
     """Threads that take what waits, at most `max_batch` images, and answer it; nothing is held back to fill a batch."""
 
-    def __init__(self, n_workers: int, max_batch: int, k: int, on_batch: Callable[[int, float], None]) -> None:
+    def __init__(
+        self, n_workers: int, max_batch: int, k: int, cores: threading.Semaphore, on_batch: Callable[[int, float], None]
+    ) -> None:
+        """`cores`: who computes holds one of them, here as elsewhere."""
         self.max_batch = max_batch
+        self.cores = cores
         self.k = k
         self.on_batch = on_batch  # is told the number of images of each, and the seconds
         self.n_workers = n_workers
@@ -94,26 +98,35 @@ class Batcher:
             self.changed.notify_all()
 
     def _work(self) -> None:
-        while batch := self._next():
-            start = time.perf_counter()
-            try:
-                pixels = np.stack([item.pixels for item in batch])
-                predictions = batch[0].classifier.predict_pixels(pixels, self.k, batch[0].activation)
-            except Exception as error:  # whatever went wrong is told to those who wait, and the thread lives
-                for item in batch:
-                    item.result.set_exception(error)
-            else:
-                for item, prediction in zip(batch, predictions, strict=True):
-                    item.result.set_result(prediction)
-                self.on_batch(len(batch), time.perf_counter() - start)
+        while self._due():
+            with self.cores:
+                if batch := self._next():
+                    self._answer(batch)
+
+    def _due(self) -> bool:
+        """Waits for something to do; false when closed."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.waiting or self.closed)
+            return bool(self.waiting)
+
+    def _answer(self, batch: list[Waiting]) -> None:
+        start = time.perf_counter()
+        try:
+            pixels = np.stack([item.pixels for item in batch])
+            predictions = batch[0].classifier.predict_pixels(pixels, self.k, batch[0].activation)
+        except Exception as error:  # whatever went wrong is told to those who wait, and the thread lives
+            for item in batch:
+                item.result.set_exception(error)
+        else:
+            for item, prediction in zip(batch, predictions, strict=True):
+                item.result.set_result(prediction)
+            self.on_batch(len(batch), time.perf_counter() - start)
 
     def _next(self) -> list[Waiting]:
-        """This thread's share of what waits, in order, as far as it is of one kind; empty when closed."""
+        """This thread's share of what waits, in order, as far as it is of one kind; empty where another took it all."""
         with self.changed:
-            while not self.waiting:
-                if self.closed:
-                    return []
-                self.changed.wait()
+            if not self.waiting:
+                return []
             batch = [self.waiting.popleft()]
             height, width, _ = batch[0].pixels.shape
             share = min(self.max_batch, BATCH_PIXELS // (height * width), -(-(1 + len(self.waiting)) // self.n_workers))

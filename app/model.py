@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from app import memory
 from fieldguide.classifier import OnnxClassifier
 from fieldguide.errors import UserError
 
@@ -33,7 +34,10 @@ def load_model(source: Path) -> Model:
         modified = datetime.fromtimestamp(source.stat().st_mtime, UTC).isoformat(timespec="seconds")
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}; make it with: dvc repro") from error
-    return Model(OnnxClassifier(content, n_threads=1), hashlib.sha256(content).hexdigest(), modified)
+    model = Model(OnnxClassifier(content, n_threads=1), hashlib.sha256(content).hexdigest(), modified)
+    del content
+    memory.give_back()
+    return model
 
 
 def _stamp(source: Path) -> tuple[int, int, int] | None:

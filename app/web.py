@@ -71,8 +71,8 @@ class Guide:
         )
         self.slots = Slots(settings.max_images, settings.within_s)
         metrics.places.set_function(lambda: self.slots.n_taken)
-        self.batcher = Batcher(settings.workers, settings.max_batch, TOP_K, self._hear)
-        self.decoding = threading.BoundedSemaphore(settings.workers)
+        self.cores = threading.BoundedSemaphore(settings.workers)  # held to decode or to compute: more at a time is slower
+        self.batcher = Batcher(settings.workers, settings.max_batch, TOP_K, self.cores, self._hear)
         self.examples = Examples(settings.manifest, settings.raw)
         self.draining = False
 
@@ -93,7 +93,7 @@ class Guide:
         try:
             if ends_early(encoded, kind):
                 raise Problem("unreadable", "The image cannot be read: the data end early.")
-            with self.decoding:
+            with self.cores:
                 return decode(encoded, side, self.settings.max_pixels)
         except TooManyPixels as error:
             raise Problem("too_large", f"The image has {error}.") from error

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from threading import Semaphore
 
 import numpy as np
 import pytest
@@ -451,7 +452,7 @@ def submitted(batcher: Batcher, classifier: object, numbers: range) -> list[Futu
 
 
 def test_images_that_wait_together_are_computed_together_and_answered_apart() -> None:
-    classifier, batcher = Slow(), Batcher(1, max_batch=4, k=5, on_batch=lambda *_: None)
+    classifier, batcher = Slow(), Batcher(1, max_batch=4, k=5, cores=Semaphore(1), on_batch=lambda *_: None)
     first = submitted(batcher, classifier, range(1))
     wait_until(lambda: classifier.sizes == [1])
     rest = submitted(batcher, classifier, range(1, 8))
@@ -462,7 +463,7 @@ def test_images_that_wait_together_are_computed_together_and_answered_apart() ->
 
 
 def test_large_images_go_in_smaller_batches() -> None:
-    classifier, batcher = Slow(), Batcher(1, max_batch=8, k=5, on_batch=lambda *_: None)
+    classifier, batcher = Slow(), Batcher(1, max_batch=8, k=5, cores=Semaphore(1), on_batch=lambda *_: None)
     classifier.let.set()
     for item in [batcher.submit(classifier, np.zeros((224, 224, 3), np.uint8)) for _ in range(9)]:
         item.result(10)
@@ -472,7 +473,7 @@ def test_large_images_go_in_smaller_batches() -> None:
 
 
 def test_workers_share_what_waits() -> None:
-    classifier, batcher = Slow(), Batcher(2, max_batch=8, k=5, on_batch=lambda *_: None)
+    classifier, batcher = Slow(), Batcher(2, max_batch=8, k=5, cores=Semaphore(2), on_batch=lambda *_: None)
     busy = submitted(batcher, classifier, range(1))
     wait_until(lambda: len(classifier.sizes) == 1)
     busy += submitted(batcher, classifier, range(1))
@@ -485,7 +486,7 @@ def test_workers_share_what_waits() -> None:
 
 
 def test_images_for_different_models_never_share_a_batch() -> None:
-    old, new, batcher = Slow(), Slow(), Batcher(1, max_batch=8, k=5, on_batch=lambda *_: None)
+    old, new, batcher = Slow(), Slow(), Batcher(1, max_batch=8, k=5, cores=Semaphore(1), on_batch=lambda *_: None)
     first = submitted(batcher, old, range(1))
     wait_until(lambda: old.sizes == [1])
     waiting = submitted(batcher, old, range(2)) + submitted(batcher, new, range(3))
@@ -604,6 +605,21 @@ def test_three_thousand_mutated_images_get_no_fault(client: FlaskClient, make_jp
         assert b"Traceback" not in answer.data
         seen.add(answer.status_code)
     assert seen >= {200, 400, 422}
+
+
+# memory
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's way")
+def test_memory_that_is_free_goes_back_to_the_system() -> None:
+    code = (
+        "import re\nfrom pathlib import Path\nfrom app import memory\n"
+        "def resident(): return int(re.search(r'VmRSS:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        "memory.share()\nparts = [bytearray(50_000) for _ in range(2000)]\nkept = parts[-1]\ndel parts\n"
+        "before = resident()\nmemory.give_back()\nprint(before - resident())"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert int(printed) > 80_000  # of the 97,656 KiB that were in use below what still is
 
 
 # structure
