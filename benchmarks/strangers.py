@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,25 +30,9 @@ from fieldguide.metrics import accuracy_interval, refused_strangers
 from fieldguide.models import Classifier
 from fieldguide.params import Params, read_params
 from fieldguide.paths import CHECKPOINT, MANIFEST, RAW
+from fieldguide.strangers import noises
 
 N_NOISE = 200  # images of each kind
-
-
-def noises(image_px: int) -> dict[str, torch.Tensor]:
-    """uint8 `[N_NOISE, 3, image_px, image_px]` of each kind."""
-    generator = np.random.default_rng(0)
-    shape = (N_NOISE, 3, image_px, image_px)
-    coarse = torch.from_numpy(generator.random((N_NOISE, 3, 6, 6)))
-    smooth = F.interpolate(coarse, (image_px, image_px), mode="bicubic").clamp(0, 1) * 255
-    frequency = np.hypot(np.fft.fftfreq(image_px)[:, None], np.fft.fftfreq(image_px)[None])
-    spectrum = np.fft.fft2(generator.normal(size=shape)) / np.maximum(frequency, 1 / image_px)  # as in photographs: 1/f
-    pink = np.fft.ifft2(spectrum).real
-    pink = 128 + 50 * (pink - pink.mean((2, 3), keepdims=True)) / pink.std((2, 3), keepdims=True)
-    return {
-        "white noise": torch.from_numpy(generator.integers(0, 256, shape, dtype=np.uint8)),
-        "smooth colours": smooth.to(torch.uint8),
-        "1/f noise": torch.from_numpy(pink.clip(0, 255).astype(np.uint8)),
-    }
 
 
 def strangers_of(project: Path, most: int) -> pd.DataFrame:
@@ -100,7 +83,7 @@ def main() -> None:
     kinds: dict[str, Source] = {
         project.resolve().name: opened(strangers_of(project, arguments.most), project / RAW) for project in arguments.other
     }
-    kinds |= {name: Resident(images.to(device)) for name, images in noises(facts.image_px).items()}
+    kinds |= {name: Resident(images.to(device)) for name, images in noises(facts.image_px, N_NOISE).items()}
     strange = {kind: scored(source) for kind, source in kinds.items()}
 
     print(f"{facts.model} at {facts.image_px} px, {len(facts.class_names)} classes, test-time views: {params.evaluate.tta}")

@@ -513,6 +513,9 @@ def confidence_text(metrics: dict[str, Any], split: str | None) -> str:
         parts.append(
             f"{percent(figures['known'])} of {split} are taken for known classes; {percent(sure)} are answered as sure{known}."
         )
+    if strangers := metrics.get("strangers"):
+        told = ", ".join(f"{percent(found['refused'], 0)} of {kind.replace('_', ' ')}" for kind, found in strangers.items())
+        parts.append(f"Of drawn pictures that show none of the classes are refused: {told}.")
     return " ".join(parts)
 
 

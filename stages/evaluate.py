@@ -35,9 +35,9 @@ from fieldguide.device import pick_device
 from fieldguide.errors import run_command
 from fieldguide.files import write_json
 from fieldguide.inference import N_VIEWS, batches_of, views
-from fieldguide.loader import Ahead, decode_all
+from fieldguide.loader import Ahead, Resident, Source, decode_all
 from fieldguide.manifest import leaked, read_manifest, rows_of, splits_in_use, write_table
-from fieldguide.metrics import accuracy_interval, coverage_table, per_class_table, split_metrics
+from fieldguide.metrics import accuracy_interval, coverage_table, per_class_table, refused_strangers, split_metrics
 from fieldguide.models import Classifier
 from fieldguide.onnx_export import Exported
 from fieldguide.params import Evaluate, Runtime, read_params
@@ -52,7 +52,9 @@ from fieldguide.paths import (
     SUBMISSION_CSV,
     stage_metrics,
 )
+from fieldguide.strangers import noises
 
+N_NOISE = 100  # pictures of each kind of noise
 N_ANSWERS = 5  # in predictions.csv
 
 
@@ -76,10 +78,11 @@ def main() -> None:
     rows = {split: rows_of(manifest, split) for split in dict.fromkeys(["train", "valid", *splits_in_use(manifest)])}
     unlabelled = manifest[(manifest["split"] == "unlabelled") & manifest["use"]].reset_index(drop=True)
     network = Network(model.to(pick_device(params.runtime.device)), facts, params.evaluate, params.runtime)
-    answers, calibration = measured(network, rows | {"unlabelled": unlabelled})
+    answers, strange, calibration = measured(network, rows | {"unlabelled": unlabelled})
     save_calibration(CALIBRATION, calibration)
     save_submission(answers.pop("unlabelled"), facts, unlabelled)
     metrics = evaluate_metrics(answers, facts, rows, calibration, params.evaluate)
+    metrics["strangers"] = strangers_metrics(answers[list(rows)[-1]].known, strange, calibration)
     write_json(stage_metrics("evaluate"), metrics)
     save_predictions(answers, facts, rows, calibration)
     save_tables(answers, facts, rows, calibration)
@@ -100,19 +103,28 @@ class Network:
     evaluate: Evaluate
     runtime: Runtime
 
-    def views(self, rows: pd.DataFrame, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Logits `[V, B, K]` and embeddings `[V, B, F]` of each batch of `rows`; decoding runs ahead of the network."""
-        device = self.model.head.weight.device
-        source = Ahead(rows, RAW, self.facts.image_px, self.runtime.n_workers, device)
+    @property
+    def device(self) -> torch.device:
+        return self.model.head.weight.device
+
+    def rows(self, rows: pd.DataFrame) -> Source:
+        """The images of `rows`; decoding runs ahead of the network."""
+        return Ahead(rows, RAW, self.facts.image_px, self.runtime.n_workers, self.device)
+
+    def views(self, source: Source, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits `[V, B, K]` and embeddings `[V, B, F]` of each batch."""
         chosen = batches_of(len(source), self.evaluate.batch_size)
-        with tqdm(total=len(rows), unit="image", desc=name, disable=None) as bar:
-            for logits, embeddings in views(self.model, source, chosen, device, self.evaluate.tta):
+        with tqdm(total=len(source), unit="image", desc=name, disable=None) as bar:
+            for logits, embeddings in views(self.model, source, chosen, self.device, self.evaluate.tta):
                 yield logits, embeddings
                 bar.update(logits.shape[1])
 
 
-def measured(network: Network, rows: dict[str, pd.DataFrame]) -> tuple[dict[str, Answers], Calibration]:
-    """The answers for each table of rows, and what is fitted on train and valid; train has no known scores."""
+def measured(network: Network, rows: dict[str, pd.DataFrame]) -> tuple[dict[str, Answers], dict[str, np.ndarray], Calibration]:
+    """The answers for each table of rows, the known scores of each kind of noise, and what is fitted on train and valid.
+
+    Train has no known scores.
+    """
     evaluate, targets = network.evaluate, {split: network.facts.classes.targets(rows[split]) for split in ("train", "valid")}
     moments = Moments(len(network.facts.class_names), network.model.head.in_features)
     batches = iter(torch.from_numpy(targets["train"]).split(evaluate.batch_size))
@@ -121,33 +133,40 @@ def measured(network: Network, rows: dict[str, pd.DataFrame]) -> tuple[dict[str,
         moments.add(embedding, next(batches))
         return torch.full((len(logits),), torch.nan)
 
-    answers = {"train": answers_of(network, rows["train"], "train", learn)}
+    answers = {"train": answers_of(network, network.rows(rows["train"]), "train", learn)}
     tensors = score_tensors(evaluate.known_score, moments)
     unfitted = Calibration(evaluate.tta, 1.0, 0.0, evaluate.known_score, 0.0, tensors)
-    known_score = KnownScore(unfitted).to(network.model.head.weight.device)
-    answers |= {name: answers_of(network, table, name, known_score) for name, table in rows.items() if name != "train"}
+    known_score = KnownScore(unfitted).to(network.device)
+    answers |= {
+        name: answers_of(network, network.rows(table), name, known_score) for name, table in rows.items() if name != "train"
+    }
+    strange = {
+        kind: answers_of(network, Resident(images.to(network.device)), kind, known_score).known
+        for kind, images in noises(network.facts.image_px, N_NOISE).items()
+    }
     valid = answers["valid"]
     temperature = fit_temperature(valid.logits, targets["valid"])
     right = valid.logits.argmax(axis=1) == targets["valid"]
     confidence = softmax(valid.logits.astype(np.float64) / temperature, axis=1).max(axis=1)
-    return answers, replace(
+    fitted = replace(
         unfitted,
         temperature=temperature,
         unsure_below=fit_unsure_below(confidence, right, evaluate.sure_accuracy),
         unknown_below=fit_unknown_below(valid.known, evaluate.accept),
     )
+    return answers, strange, fitted
 
 
 def answers_of(
-    network: Network, rows: pd.DataFrame, name: str, known: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    network: Network, source: Source, name: str, known: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> Answers:
-    """The answers for a table of rows; `known` turns logits `[B, K]` and embeddings `[B, F]` of a batch into scores `[B]`."""
-    n_images, n_classes = len(rows), len(network.facts.class_names)
+    """The answers for its images; `known` turns logits `[B, K]` and embeddings `[B, F]` of a batch into scores `[B]`."""
+    n_images, n_classes = len(source), len(network.facts.class_names)
     answers = Answers(  # at once: parts kept from each batch would lie among its freed buffers, 20 kB of memory an image
         np.empty((n_images, n_classes), np.float32), np.empty(n_images, np.int64), np.empty(n_images, np.float32)
     )
     start = 0
-    for seen, embeddings in network.views(rows, name):
+    for seen, embeddings in network.views(source, name):
         logits = seen.mean(dim=0)
         batch = slice(start, start := start + len(logits))
         answers.logits[batch] = logits.cpu()
@@ -202,6 +221,17 @@ def verdict_metrics(answers: Answers, targets: np.ndarray, calibration: Calibrat
         "known": float((verdict != "unknown").mean()),
         "sure": float(sure.mean()),
         "accuracy_when_sure": float(right[sure].mean()) if sure.any() else None,
+    }
+
+
+def strangers_metrics(
+    known: np.ndarray, strange: dict[str, np.ndarray], calibration: Calibration
+) -> dict[str, dict[str, float]]:
+    """How each kind of stranger is told from the images whose known scores are `known` `[N]`: the share refused, and AUROC."""
+    found = {kind: refused_strangers(known, scores, calibration.unknown_below) for kind, scores in strange.items()}
+    return {
+        kind: {"refused": figures["strangers_refused"], "auroc": figures["auroc"], "n": len(strange[kind])}
+        for kind, figures in found.items()
     }
 
 
@@ -260,7 +290,7 @@ def save_all_pictures(
     network: Network, answers: dict[str, Answers], rows: dict[str, pd.DataFrame], calibration: Calibration
 ) -> list[Path]:
     """The pictures of the evaluation, with photographs and with where the network looked, and the tables beside them."""
-    facts, device = network.facts, network.model.head.weight.device
+    facts, device = network.facts, network.device
     said = {
         split: pictures.Answers(facts.classes.targets(table), probabilities_of(answers[split], calibration))
         for split, table in rows.items()

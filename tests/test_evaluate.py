@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
-from sklearn.metrics import accuracy_score, f1_score, log_loss
+from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
 from fieldguide.calibration import KnownScore, load_calibration
 from fieldguide.checkpoint import Checkpoint, save_checkpoint
@@ -34,6 +34,7 @@ from fieldguide.paths import (
     confusion_csv,
     stage_metrics,
 )
+from fieldguide.strangers import noises
 from stages import evaluate
 
 PX = 32
@@ -217,6 +218,24 @@ def test_class_means_are_those_of_train_and_scores_those_of_the_saved_calibratio
     np.testing.assert_allclose(pd.read_csv(PREDICTIONS_CSV)["known_score"], expected, rtol=1e-3, atol=1e-3)
 
 
+def test_strangers_are_refused_by_the_saved_calibration(case: Case) -> None:
+    case.write(SIZES, 5)
+    metrics = case.run(known_score="energy")
+    calibration = load_calibration(CALIBRATION)
+    known = torch.from_numpy(case.logits("test")).logsumexp(1).numpy()
+    with torch.no_grad():
+        strange = {
+            kind: case.model(images / 255.0).logsumexp(1).numpy() for kind, images in noises(PX, evaluate.N_NOISE).items()
+        }
+    assert set(metrics["strangers"]) == set(strange)
+    for kind, scores in strange.items():
+        found = metrics["strangers"][kind]
+        assert found["n"] == len(scores) == 100
+        assert found["refused"] == pytest.approx((scores < calibration.unknown_below).mean())
+        truth = np.repeat([1, 0], [len(known), len(scores)])
+        assert found["auroc"] == pytest.approx(roc_auc_score(truth, np.concatenate([known, scores])), abs=1e-4)
+
+
 def test_nothing_is_fitted_on_test(case: Case) -> None:
     case.write(SIZES, 5)
     case.run()
@@ -255,7 +274,7 @@ def test_mirror_takes_the_mean_over_both_views_and_states_gain_and_cost(case: Ca
         patch.setattr(torch.nn.Conv2d, "forward", counted)
         patch.setattr(evaluate, "save_all_pictures", lambda *_: [])  # which look at some images again
         metrics = case.run(tta="mirror")
-    assert sum(passes) == 2 * sum(SIZES.values())
+    assert sum(passes) == 2 * (sum(SIZES.values()) + 3 * evaluate.N_NOISE)
     gains = {}
     for split in SIZES:
         mean = (case.logits(split) + case.logits(split, mirrored=True)) / 2
