@@ -230,7 +230,8 @@ def save_predictions(
         largest = np.take_along_axis(probabilities, best, axis=1)
         missing = ((0, 0), (0, N_ANSWERS - best.shape[1]))
         best, largest = np.pad(best, missing, constant_values=-1), np.pad(largest, missing, constant_values=np.nan)
-        columns = {"split": split, "id": rows[split]["id"], "truth": names[facts.classes.targets(rows[split])]}
+        columns = {"split": split, "id": rows[split]["id"], "sha256": rows[split]["sha256"]}
+        columns |= {"truth": names[facts.classes.targets(rows[split])]}
         columns |= {f"answer_{place + 1}": names[best[:, place]] for place in range(N_ANSWERS)}
         columns |= {f"probability_{place + 1}": largest[:, place].round(6) for place in range(N_ANSWERS)}
         columns |= {"known_score": answers[split].known, "verdict": verdicts(largest[:, 0], answers[split].known, calibration)}
