@@ -8,7 +8,9 @@ A stage never waits for the store: it writes its journal, and a thread sends it.
 stays in the journal and goes out with the next run's, or at once with `python -m fieldguide.tracking`.
 """
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,11 +18,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+import numpy as np
 from filelock import FileLock
 
 from fieldguide.errors import UserError, run_command
@@ -36,6 +41,9 @@ EXPERIMENT = "fieldguide"
 CHECKPOINT_TAG = "fieldguide.checkpoint_md5"
 KEY_TAG = "fieldguide.run"  # the journal's key, by which a run is found again
 STAGE_TAG = "fieldguide.stage"
+ONNX_TAG = "fieldguide.onnx_md5"
+MODEL = "fieldguide"  # the name of every model that is logged
+MODEL_NEEDS = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")  # to load and serve it; stated, as finding out costs seconds
 
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -74,6 +82,14 @@ class Run:
         """Copies of files under `folder` of the run's artifacts."""
         for file in files:
             self.write("file", file, folder=folder, of=of)
+
+    def log_model(self, file: Path, example: np.ndarray, of: str) -> None:
+        """An exported ONNX file as a model that MLflow can load and serve, made by the run `of` a checkpoint (MD5).
+
+        example: an input that the model takes, kept beside it.
+        """
+        kept = {"array": example.tolist(), "dtype": str(example.dtype)}
+        self.write("model", file, of=of, md5=file_hash(file, "md5"), example=kept)
 
     def tag(self, name: str, value: str) -> None:
         self.write("tag", name=name, value=value)
@@ -131,6 +147,10 @@ class StageRun:
         for of in ("", self.digest) if metrics else ():
             self.child.log_metrics({self.stage: metrics}, of=of)
         self.child.log_files(*files, folder=self.stage, of=self.digest)
+
+    def log_model(self, file: Path, example: np.ndarray) -> None:
+        """The exported form of the model that the stage measures."""
+        self.child.log_model(file, example, of=self.digest)
 
 
 def send_all() -> str:
@@ -270,7 +290,7 @@ class Store:
         """One entry; one that the store will never take is named and left out."""
         from mlflow.exceptions import MlflowException, RestException
 
-        self.at_file = entry["kind"] == "file"
+        self.at_file = entry["kind"] in ("file", "model")
         try:
             getattr(self, f"_{entry['kind']}")(journal, entry)
         except MlflowException as error:
@@ -305,6 +325,24 @@ class Store:
 
     def _file(self, journal: Journal, entry: dict[str, Any]) -> None:
         self.client.log_artifact(self._id(journal, entry["of"]), str(journal.folder / entry["file"]), entry["folder"])
+
+    def _model(self, journal: Journal, entry: dict[str, Any]) -> None:
+        from mlflow.entities import LoggedModelOutput
+
+        run_id = self._id(journal, entry["of"])
+        query = f"name = '{MODEL}' AND source_run_id = '{run_id}' AND tags.`{ONNX_TAG}` = '{entry['md5']}'"
+        found = self.client.search_logged_models([self.experiment_id], query)
+        tags = {CHECKPOINT_TAG: entry["of"], ONNX_TAG: entry["md5"]}
+        model = found[0] if found else self.client.create_logged_model(self.experiment_id, MODEL, run_id, tags)
+        if model.status == "READY":
+            return
+        with TemporaryDirectory() as folder:
+            example = np.array(entry["example"]["array"], entry["example"]["dtype"])
+            _save_model(journal.folder / entry["file"], example, Path(folder, MODEL), model.model_id, run_id)
+            self.client.log_model_artifacts(model.model_id, str(Path(folder, MODEL)))
+        if model.model_id not in (output.model_id for output in self.client.get_run(run_id).outputs.model_outputs):
+            self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])  # a second time it would raise
+        self.client.finalize_logged_model(model.model_id, "READY")
 
     def _tag(self, journal: Journal, entry: dict[str, Any]) -> None:
         self.client.set_tag(self._id(journal), entry["name"], entry["value"])
@@ -414,6 +452,39 @@ def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
         if experiment is None:
             raise
         return experiment.experiment_id
+
+
+def _save_model(file: Path, example: np.ndarray, target: Path, model_id: str, run_id: str) -> None:
+    """An ONNX file as a folder in MLflow's form (flavours onnx and pyfunc), byte for byte the same file.
+
+    Its signature: one tensor without a name in, tensors with the graph's names out; its metadata: those of the file.
+    """
+    import onnx
+    from mlflow.models import Model, ModelSignature
+    from mlflow.onnx import save_model
+    from mlflow.types import Schema, TensorSpec
+
+    def spec(value: onnx.ValueInfoProto, name: str | None) -> TensorSpec:
+        tensor = value.type.tensor_type
+        shape = [dimension.dim_value or -1 for dimension in tensor.shape.dim]
+        return TensorSpec(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape, name)
+
+    proto = onnx.load(file)
+    inputs, outputs = proto.graph.input, proto.graph.output
+    save_model(
+        proto,
+        str(target),
+        mlflow_model=Model(model_id=model_id, run_id=run_id),
+        signature=ModelSignature(
+            Schema([spec(value, None) for value in inputs]), Schema([spec(value, value.name) for value in outputs])
+        ),
+        input_example=example,
+        pip_requirements=[f"{package}=={version(package)}" for package in MODEL_NEEDS],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        metadata={entry.key: json.loads(entry.value) for entry in proto.metadata_props},
+        save_as_external_data=False,
+    )
+    shutil.copyfile(file, target / "model.onnx")  # a second serialisation would break its seal
 
 
 def _faults() -> tuple[type[Exception], ...]:

@@ -1,6 +1,7 @@
 """Tracking with the real MLflow: one store at the root, runs found by the checkpoint, and no failure that stops the work."""
 
 import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -19,9 +20,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
 from mlflow.entities import Run as StoredRun
+from mlflow.exceptions import MlflowException
+from test_classifier import NAMES, PX, mean_colour_network, save
 
 from fieldguide import tracking
+from fieldguide.classifier import OUTPUT_NAMES, OnnxClassifier
 from fieldguide.journal import new_journal
 from fieldguide.params import read_params
 from fieldguide.tracking import unsent_journals
@@ -29,9 +34,12 @@ from fieldguide.tracking import unsent_journals
 PARAMS = read_params(ROOT / "params.yaml")
 EVALUATED = {"test": {"accuracy": 0.875, "n": 8}, "note": "no number"}
 
-pytestmark = pytest.mark.filterwarnings(  # MLflow's own tables use a loader that SQLAlchemy 2.1 deprecates
-    "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings(  # MLflow's own tables use a loader that SQLAlchemy 2.1 deprecates
+        "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"
+    ),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),  # of MLflow's own code, on import
+]
 
 
 def closed_port() -> int:
@@ -297,6 +305,67 @@ def test_a_stages_metrics_and_files_are_copied_to_the_finished_run(root: Path, c
     assert parent.data.metrics == child.data.metrics == expected
     assert parent.info.status == "FINISHED"
     assert artifacts(root, parent_id) == {"evaluate/evaluate.json"}
+
+
+def exported(root: Path, checkpoint: Path, folder: Path) -> tuple[str, Path]:
+    """A training run's id and an ONNX file, logged as the model that the run made."""
+    run_id = train(root, checkpoint)
+    onnx = save(folder, mean_colour_network())
+    with tracking.stage_run("export_onnx", PARAMS.export, checkpoint) as run:
+        run.log_model(onnx, np.zeros((1, PX, PX, 3), np.uint8))
+    return run_id, onnx
+
+
+def logged_models(root: Path, run_id: str) -> list[LoggedModel]:
+    experiment = client(root).get_experiment_by_name("fieldguide").experiment_id
+    return list(client(root).search_logged_models([experiment], f"source_run_id = '{run_id}'"))
+
+
+def test_the_onnx_file_is_a_model_that_mlflow_loads_and_that_answers_as_the_classifier(
+    root: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    from mlflow import pyfunc  # only now: the import warns
+    from mlflow.pyfunc.scoring_server import infer_and_parse_data
+
+    run_id, onnx = exported(root, checkpoint, tmp_path)
+    (model,) = logged_models(root, run_id)
+    assert (model.name, model.status, model.tags["fieldguide.checkpoint_md5"]) == ("fieldguide", "READY", md5(checkpoint))
+    assert [output.model_id for output in stored(root, run_id).outputs.model_outputs] == [model.model_id]
+    folder = root / "mlartifacts" / "models" / model.model_id / "artifacts"
+    assert (folder / "model.onnx").read_bytes() == onnx.read_bytes()
+    loaded = pyfunc.load_model(str(folder))
+    assert set(loaded.metadata.flavors) == {"onnx", "python_function"}
+    assert tuple(loaded.metadata.metadata["fieldguide"]["class_names"]) == NAMES
+    images = np.random.default_rng(1).integers(0, 256, (3, PX, PX, 3), dtype=np.uint8)
+    classifier = OnnxClassifier(onnx)
+    answers = loaded.predict(images)
+    assert set(answers) == set(OUTPUT_NAMES)
+    for name, expected in zip(OUTPUT_NAMES, classifier.run(images, OUTPUT_NAMES), strict=True):
+        assert np.array_equal(answers[name], expected)
+    served = json.loads((folder / "serving_input_example.json").read_text())  # what is posted to `mlflow models serve`
+    parsed = infer_and_parse_data(served, loaded.metadata.get_input_schema())
+    assert np.array_equal(loaded.predict(parsed)["probabilities"], classifier.probabilities(np.zeros_like(images[:1])))
+    with pytest.raises(MlflowException, match="Incompatible input types"):
+        loaded.predict(images.astype(np.float32))
+
+
+def test_a_model_that_is_sent_again_is_there_once_and_one_half_sent_is_completed(
+    root: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    run_id, onnx = exported(root, checkpoint, tmp_path)
+    (model,) = logged_models(root, run_id)
+    client(root).finalize_logged_model(model.model_id, "FAILED")
+    shutil.rmtree(root / "mlartifacts" / "models" / model.model_id)
+    for _ in range(2):
+        with tracking.stage_run("export_onnx", PARAMS.export, checkpoint) as run:
+            run.log_model(onnx, np.zeros((1, PX, PX, 3), np.uint8))
+        (again,) = logged_models(root, run_id)
+        assert (again.model_id, again.status) == (model.model_id, "READY")
+        assert (root / "mlartifacts" / "models" / model.model_id / "artifacts" / "model.onnx").exists()
+    other = save(tmp_path, mean_colour_network(activation=False))
+    with tracking.stage_run("export_onnx", PARAMS.export, checkpoint) as run:
+        run.log_model(other, np.zeros((1, PX, PX, 3), np.uint8))
+    assert len(logged_models(root, run_id)) == 2
 
 
 def test_a_failing_stage_fails_its_own_run_only(root: Path, checkpoint: Path) -> None:
