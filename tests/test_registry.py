@@ -20,8 +20,9 @@ from fieldguide import tracking
 from fieldguide.__main__ import main
 from fieldguide.errors import UserError
 from fieldguide.files import file_hash
+from fieldguide.manifest import write_manifest
 from fieldguide.params import read_params
-from fieldguide.paths import PREDICTIONS_CSV
+from fieldguide.paths import MANIFEST, ONNX, PREDICTIONS_CSV, RAW
 from fieldguide.registry import Registry, model_file, opened
 
 PARAMS = read_params(ROOT / "params.yaml")
@@ -226,6 +227,37 @@ def test_other_test_images_are_no_comparison(registry: Registry, table: pd.DataF
     assert registry.champion().tags["fieldguide.promoted"] == "by force, not compared with the champion"
 
 
+def test_on_new_data_that_are_at_hand_the_champion_is_measured_again(
+    registry: Registry, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("first", wrong=range(20))
+    assert champion() == 0
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]  # which the champion's network names RED, GREEN, BLUE
+    images = [png(colours[number % 3], (20 + number, 20)) for number in range(30)]
+    lengths = np.array([len(image) for image in images])
+    truth = [NAMES[number % 3] if number < 20 else "DARK" for number in range(30)]
+    new = pd.DataFrame(
+        {
+            "split": "test",
+            "id": [f"{number}.png" for number in range(30)],
+            "sha256": [hashlib.sha256(image).hexdigest() for image in images],
+        }
+    )
+    (root / RAW).mkdir(parents=True)
+    (root / RAW / "all.bin").write_bytes(b"".join(images))
+    columns = {"label": 0, "class_name": truth, "file": "all.bin", "offset": np.cumsum(lengths) - lengths, "length": lengths}
+    rest = {"width": 20, "height": 20, "phash": "", "use": True, "reason": ""}
+    write_manifest(new.assign(**columns, **rest), MANIFEST)
+    make_run("second", data=file_hash(MANIFEST, "md5"), table=new.assign(truth=truth, answer_1=truth))
+    capsys.readouterr()
+    assert champion("second") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "champion   measured here: its 200 images of test are not the challenger's 30"
+    assert lines[2].startswith("champion   version 1: test accuracy 66.67%")
+    assert lines[3].endswith(": 10 images right that the champion has wrong, 0 the other way round")
+    assert registry.champion().version == 2
+
+
 def test_where_test_has_no_labels_valid_takes_its_place(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
     make_run("first", table=predictions(range(20), splits=["valid"]))
     make_run("second", table=predictions([], splits=["valid"]))
@@ -310,6 +342,36 @@ def test_the_page_takes_up_a_new_champion_and_keeps_the_old_one_while_the_store_
     assert name_in_use() == "first"
     assert heard == [True, True]
     watched.close()
+
+
+def test_dvc_knows_the_model_by_the_same_name_and_finds_a_tagged_version(tmp_path: Path) -> None:
+    from dvc.api import artifacts_show
+    from dvc.repo import Repo
+
+    project = tmp_path / "project"
+    (project / ".dvc").mkdir(parents=True)
+    for name in ("dvc.yaml", ".dvc/config"):
+        shutil.copy(ROOT / name, project / name)
+    (project / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    git = [
+        "git",
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@example.org",
+        "-c",
+        "commit.gpgsign=false",
+        "-c",
+        "tag.gpgsign=false",
+    ]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"], ["tag", "-a", "fieldguide@v1.0.0", "-m", "first"]):
+        subprocess.run([*git, *command], cwd=project, check=True)
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=project, text=True).strip()
+    assert artifacts_show("fieldguide", repo=str(project)) == {"rev": commit, "path": str(ONNX)}
+    artifact = Repo(project).artifacts.read()["dvc.yaml"]["fieldguide"]
+    assert (artifact.path, artifact.type) == (str(ONNX), "model")
+    assert len(artifact.desc) > 20
+    assert artifact.labels
 
 
 def test_without_mlflow_a_registered_name_is_one_line_and_a_file_needs_none(root: Path) -> None:
