@@ -4,7 +4,6 @@ A challenger is picked by its accuracy on valid, never on test. It wins when it 
 the difference of both accuracies, on the same images, lies above 0. The first champion has nobody to beat.
 """
 
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,10 +19,10 @@ from fieldguide.metrics import accuracy_interval, paired_difference
 from fieldguide.paths import MANIFEST, RAW
 from fieldguide.registry import CHAMPION, NAME, SCHEME, Exported, Registry, opened
 from fieldguide.standalone import probabilities_alone
+from fieldguide.tracking import CHECKPOINT_TAG, DATA_TAG, EXPERIMENT_TAG, ONNX_TAG
 
 CHOSEN_BY = ("evaluate.valid.accuracy", "evaluate.valid.loss")  # the second decides between equals
-DATA_TAG = "fieldguide.data_md5"
-COPIED_TAGS = ("dvc.experiment", "mlflow.source.git.commit", "fieldguide.checkpoint_md5", DATA_TAG, "fieldguide.lock_sha256")
+COPIED_TAGS = (EXPERIMENT_TAG, "mlflow.source.git.commit", CHECKPOINT_TAG, DATA_TAG, "fieldguide.lock_sha256")
 COLUMNS = ["sha256", "truth", "answer_1"]
 SHORTEST_ID = 7  # signs of a run's id that name it
 
@@ -57,22 +56,22 @@ class Measured:
         )
 
 
-def champion(chosen: Namespace) -> bool:
-    """Does what `python -m fieldguide champion [RUN] [--force]` asks, and says so; whether the run is the champion now."""
+def challenge(name: str | None, force: bool) -> bool:
+    """Makes the model of a run, or of the best one, champion if it wins, and says so; whether it is the champion now."""
     with opened() as registry, TemporaryDirectory() as folder:
-        challenger = picked(registry.exported(), chosen.run)
+        challenger = picked(registry.exported(), name)
         measured = of_run(registry, challenger.run.info.run_id, Path(folder))
         check_model(registry.model_file(challenger.model), measured, challenger.name)
         print(f"challenger {challenger.name}: {measured.words()}")
         present = registry.champion()
         if present is None:
             wins, reason = True, "the first champion"
-        elif present.tags.get(registry.onnx_tag) == challenger.md5:
+        elif present.tags.get(ONNX_TAG) == challenger.md5:
             print(f"nothing to do: it is the champion, version {present.version} of {NAME}")
             return True
         else:
-            wins, reason = contest(registry, challenger, measured, present.version, chosen.force, Path(folder))
-        if not wins and not chosen.force:
+            wins, reason = contest(registry, challenger, measured, present.version, force, Path(folder))
+        if not wins and not force:
             print(f"not promoted: {reason}; the champion stays version {present.version} (--force promotes in spite of it)")
             return False
         reason = reason if wins else f"by force, {reason}"
@@ -88,7 +87,7 @@ def picked(exported: list[Exported], name: str | None) -> Exported:
     if not exported:
         raise UserError("MLflow: no run has an exported model; make one with: dvc repro")
     if name:
-        named = [one for one in exported if name in (one.run.info.run_name, one.run.data.tags.get("dvc.experiment"))]
+        named = [one for one in exported if name in (one.run.info.run_name, one.run.data.tags.get(EXPERIMENT_TAG))]
         named = named or [one for one in exported if len(name) >= SHORTEST_ID and one.run.info.run_id.startswith(name)]
         if not named:
             latest = ", ".join(one.run.info.run_name for one in exported[:5])

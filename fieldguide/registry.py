@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fieldguide.errors import UserError
@@ -26,6 +27,7 @@ NAME = "fieldguide"  # of the registered model
 CHAMPION = "champion"  # the alias of the version in use
 SCHEME = "models:/"
 FILE = "model.onnx"  # in the folder of a logged model
+UNKNOWN = (400, 404)  # of HTTP: the store is there, and the model is not
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,20 @@ class Registry:
 
     def file(self, uri: str) -> Path:
         """The model file of `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/NAME/latest` or `models:/ID`."""
+        from mlflow.exceptions import MlflowException
         from mlflow.store.artifact.utils.models import get_model_name_and_version
 
-        place = get_model_name_and_version(self.client, uri)
-        version = self.client.get_model_version(*place) if len(place) == 2 else None
-        model_id = version.model_id if version else place[0]
-        if model_id:
-            return self.model_file(self.client.get_logged_model(model_id))
+        try:
+            place = get_model_name_and_version(self.client, uri)
+            version = self.client.get_model_version(*place) if len(place) == 2 else None
+            model_id = version.model_id if version else place[0]
+            model = self.client.get_logged_model(model_id) if model_id else None
+        except MlflowException as error:
+            if error.get_http_status_code() not in UNKNOWN:
+                raise
+            raise UserError(f"{error}; a run's model is registered by: python -m fieldguide champion") from error
+        if model:
+            return self.model_file(model)
         location = self.client.get_model_version_download_uri(version.name, version.version)  # one registered by hand
         return self._fetched(location, version.tags.get(self.onnx_tag, ""))
 
@@ -149,7 +158,7 @@ class Registry:
 
 @contextmanager
 def opened() -> Iterator[Registry]:
-    """The registry of the tracking store that the project uses; what the store raises becomes a `UserError`."""
+    """The registry of the project's tracking store; raises `UserError` where MLflow or the store is not there."""
     try:
         tracking = _tracking()
         import mlflow  # noqa: F401
@@ -160,12 +169,8 @@ def opened() -> Iterator[Registry]:
     database = project_root() / "mlflow.db"
     if not os.environ.get("MLFLOW_TRACKING_URI") and not database.exists():
         raise UserError(f"{database}: there is no tracking store; make a run with dvc repro, or set MLFLOW_TRACKING_URI")
-    try:
-        yield Registry(tracking.Store())
-    except tracking._faults() as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"MLflow: {tracking._words(error)}") from error
+    with tracking.opened_store() as store:
+        yield Registry(store)
 
 
 def is_registered(model: Path) -> bool:
@@ -187,12 +192,12 @@ def model_file(model: Path) -> Path:
         raise UserError(f"{model}: {error}") from error
 
 
-def _tracking() -> Any:
-    """MLflow's settings stand before its first import, which starts its telemetry."""
+def _tracking() -> ModuleType:
+    """Only when asked for: it needs more than prediction has at hand."""
     from fieldguide import tracking
 
-    for variable, value in (tracking.DEFAULTS | {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}).items():
-        os.environ.setdefault(variable, value)
+    tracking.prepare()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return tracking
 
 
