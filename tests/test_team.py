@@ -113,6 +113,18 @@ def test_what_was_pushed_is_pulled_and_reproduced_without_running_a_stage(projec
         assert file_hash(clone / name) == file_hash(project / name)
 
 
+def test_a_tagged_version_of_the_model_is_got_without_a_clone(team: Team, project: Path, clone: Path, tmp_path: Path) -> None:
+    published = tmp_path / "published"
+    subprocess.run(["git", "clone", "--quiet", str(project), str(published)], check=True)
+    run(published, "dvc", "remote", "add", "--default", "team", team.remote[-1])  # as a team would commit it
+    run(published, "git", "commit", "--quiet", "--all", "--message", "remote")
+    run(published, "git", "tag", "--annotate", "fieldguide@v1.0.0", "--message", "first")
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    run(target, "dvc", "artifacts", "get", str(published), "fieldguide", "--out", "got.onnx")
+    assert file_hash(target / "got.onnx") == file_hash(project / "models" / "model.onnx")
+
+
 def test_a_run_is_in_postgresql_and_its_artifacts_in_s3(team: Team, project: Path) -> None:
     assert not (project / "mlflow.db").exists()
     digest = file_hash(project / "models" / "model.safetensors", "md5")
