@@ -4,7 +4,7 @@ For others than this machine, behind a proxy that ends TLS and passes the Host h
 
     python -m app --host 0.0.0.0 --allowed-host guide.example.org
 
-Stops on SIGTERM or Ctrl-C, after finishing what is in flight; takes up a new model file by itself.
+Stops on SIGTERM or Ctrl-C, after finishing what is in flight; takes up a new model file, or a new champion, by itself.
 """
 
 import argparse
@@ -72,7 +72,11 @@ def parse() -> argparse.Namespace:
     option("--host", "127.0.0.1", "address to listen on")
     option("--port", 8000, "port; 0 = any that is free")
     parser.add_argument("--allowed-host", action="append", default=[], help="Host header to answer; may be given repeatedly")
-    for name, text in (("model", "the model file"), ("manifest", "lists the example photographs"), ("raw", "holds them")):
+    for name, text in (
+        ("model", "the model file, or a registered model such as models:/fieldguide@champion"),
+        ("manifest", "lists the example photographs"),
+        ("raw", "holds them"),
+    ):
         parser.add_argument(f"--{name}", default=default[name], type=Path, help=f"{text} (default {default[name]})")
     option("--max-mib", default["max_body_bytes"] // MIB, "MiB of a request")
     option("--max-files", default["max_files"], "images of a request")

@@ -1,4 +1,7 @@
-"""The model in use: loaded from its file, replaced when the file changes, kept when the new one is broken."""
+"""The model in use: loaded from its file, replaced when the file changes, kept when the new one is broken.
+
+A registered model (`models:/fieldguide@champion`) is a file too, another one when its alias has moved.
+"""
 
 import hashlib
 import logging
@@ -11,6 +14,7 @@ from pathlib import Path
 from app import memory
 from fieldguide.classifier import OnnxClassifier
 from fieldguide.errors import UserError
+from fieldguide.registry import model_file
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ def load_model(source: Path) -> Model:
 
 
 def _stamp(source: Path) -> tuple[int, int, int] | None:
-    """What differs between two files under one name; None where there is none."""
+    """What differs between two files; None where there is none."""
     try:
         status = source.stat()
     except OSError:
@@ -53,11 +57,13 @@ class Watched:
     """The model of a file; a thread looks at the file and takes up a new one. `on_change` hears whether that worked."""
 
     def __init__(self, source: Path, every_s: float, on_change: Callable[[bool], None]) -> None:
-        """Loads the model; raises `UserError`."""
+        """Loads the model of a file or of `models:/…`; raises `UserError`."""
         self.source = source
         self.on_change = on_change
-        self.stamp = _stamp(source)
-        self.current = load_model(source)
+        self.fault = ""  # why the registry did not say which file it is, at the last look
+        file = model_file(source)
+        self.stamp = _stamp(file)
+        self.current = load_model(file)
         self.stopped = threading.Event()
         threading.Thread(target=self._watch, args=(every_s,), name="model-watch", daemon=True).start()
 
@@ -67,12 +73,20 @@ class Watched:
 
     def look(self) -> None:
         """Takes up the file where it has changed since it was last looked at; a broken or missing one changes nothing."""
-        stamp = _stamp(self.source)
+        try:
+            file = model_file(self.source)
+        except UserError as error:
+            if str(error) != self.fault:  # once, however long the registry is away
+                log.error("the model in use stays: %s", error)
+            self.fault = str(error)
+            return
+        self.fault = ""
+        stamp = _stamp(file)
         if stamp is None or stamp == self.stamp:
             return
         self.stamp = stamp
         try:
-            self.current = load_model(self.source)
+            self.current = load_model(file)
         except UserError as error:
             log.error("the model in use stays: %s", error)
             self.on_change(False)

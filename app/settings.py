@@ -18,7 +18,7 @@ def n_cores() -> int:
 class Settings:
     """Files and limits of one server."""
 
-    model: Path = ONNX
+    model: Path = ONNX  # or models:/… of MLflow's registry
     manifest: Path = MANIFEST  # where example photographs are listed; may be absent
     raw: Path = RAW  # where they lie; may be absent
     allowed_hosts: tuple[str, ...] = ()  # Host headers that are answered, a port left out of account; empty = all
@@ -30,6 +30,7 @@ class Settings:
     max_batch: int = 4  # images per run of the network
     n_workers: int = 0  # images decoded at a time, and batches computed at a time; 0 = one a core
     reload_s: float = 1.0  # how often the model file is looked at
+    registry_s: float = 15.0  # how often the registry is asked which version an alias names
 
     @property
     def workers(self) -> int:

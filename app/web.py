@@ -28,6 +28,7 @@ from app.uploads import FIELD, READABLE, MemoryRequest, Upload, format_of, read_
 from fieldguide.classifier import Prediction
 from fieldguide.heatmap import overlay
 from fieldguide.images import TooManyPixels, UnreadableImage, decode, encode_jpeg, ends_early
+from fieldguide.registry import is_registered
 
 TOP_K = 5
 PICTURE_PX = 480  # side of the photograph on a plate
@@ -67,7 +68,9 @@ class Guide:
         self.settings = settings
         self.metrics = metrics = Metrics()
         self.watched = Watched(
-            settings.model, settings.reload_s, lambda worked: metrics.reloads.labels("taken" if worked else "refused").inc()
+            settings.model,
+            settings.registry_s if is_registered(settings.model) else settings.reload_s,
+            lambda worked: metrics.reloads.labels("taken" if worked else "refused").inc(),
         )
         self.slots = Slots(settings.max_images, settings.within_s)
         metrics.places.set_function(lambda: self.slots.n_taken)

@@ -1,4 +1,4 @@
-"""python -m fieldguide predict …: the command line, which needs NumPy, Pillow and onnxruntime only."""
+"""python -m fieldguide …: the command line, of which `predict` with a file needs NumPy, Pillow and onnxruntime only."""
 
 import argparse
 import os
@@ -14,8 +14,9 @@ BROKEN_PIPE = 141  # what a shell reports of a command that SIGPIPE ended
 
 
 def parser() -> argparse.ArgumentParser:
-    commands = argparse.ArgumentParser(prog="python -m fieldguide", description="Names the species on photographs.")
-    predict = commands.add_subparsers(dest="command", required=True).add_parser(
+    every = argparse.ArgumentParser(prog="python -m fieldguide", description="Names the species on photographs.")
+    commands = every.add_subparsers(dest="command", required=True)
+    predict = commands.add_parser(
         "predict",
         help="name what photographs show",
         description="Names what photographs show, with probabilities.",
@@ -24,30 +25,85 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "sources", nargs="+", metavar="PHOTO|FOLDER|ZIP|-", help="- is one photograph or zip on standard input"
     )
-    predict.add_argument("--model", type=Path, default=Path("models/model.onnx"), help="default: %(default)s")
+    predict.add_argument(
+        "--model",
+        type=Path,
+        default=Path("models/model.onnx"),
+        metavar="FILE|models:/…",
+        help="a file, or a registered model such as models:/fieldguide@champion; default: %(default)s",
+    )
     predict.add_argument("--top", type=_count, default=5, metavar="K", help="answers for each photograph, default %(default)s")
     predict.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
     predict.add_argument("--annotate", type=Path, metavar="DIR", help="write the photographs with their labels into DIR")
     predict.add_argument("--heatmap", action="store_true", help="with --annotate: show where the network looked")
     predict.add_argument("--threads", type=_count, metavar="N", help="default: one for each core that may be used")
-    return commands
+    predict.set_defaults(run=_predict, parser=predict)
+    runs = commands.add_parser(
+        "runs",
+        help="DVC's experiments and MLflow's runs side by side",
+        description="Lists DVC's experiments beside MLflow's runs, and names what one has and the other lacks.",
+    )
+    runs.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: %(default)s")
+    runs.set_defaults(run=_runs)
+    sync = commands.add_parser(
+        "sync",
+        help="send what MLflow lacks",
+        description="Sends what earlier runs could not send, and what MLflow lacks of DVC's finished experiments.",
+    )
+    sync.set_defaults(run=_sync)
+    for command in (runs, sync):
+        command.add_argument("-A", "--all-commits", action="store_true", help="those of all commits; default: of the last one")
+    champion = commands.add_parser(
+        "champion",
+        help="make a run's model the one in use, if it beats the present one",
+        description="Makes a run's model models:/fieldguide@champion, if it beats the present one on the same test images.",
+        epilog="Exit status: 0 it is the champion, 1 it is not.",
+    )
+    champion.add_argument("name", nargs="?", metavar="RUN", help="its name, experiment or id; default: the best on valid")
+    champion.add_argument("--force", action="store_true", help="promote it though it does not win, or cannot be compared")
+    champion.set_defaults(run=_champion)
+    return every
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    commands = parser()
-    chosen = commands.parse_args(arguments)
-    if chosen.heatmap and not chosen.annotate:
-        commands.error("--heatmap needs --annotate DIR")
-    from fieldguide.predict import predict  # only now: --help should not wait for onnxruntime
-
+    chosen = parser().parse_args(arguments)
     try:
-        n_failed = predict(chosen)
+        n_failed = chosen.run(chosen)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
     if n_failed:
         sys.exit(SOME_FAILED)
+
+
+def _predict(chosen: argparse.Namespace) -> int:
+    if chosen.heatmap and not chosen.annotate:
+        chosen.parser.error("--heatmap needs --annotate DIR")
+    from fieldguide.predict import predict  # only now: --help should not wait for onnxruntime
+    from fieldguide.registry import model_file
+
+    chosen.model = model_file(chosen.model)
+    return predict(chosen)
+
+
+def _runs(chosen: argparse.Namespace) -> None:
+    from fieldguide.runs import show
+
+    show(chosen.format, chosen.all_commits)
+
+
+def _sync(chosen: argparse.Namespace) -> None:
+    from fieldguide.runs import sync
+
+    sync(chosen.all_commits)
+
+
+def _champion(chosen: argparse.Namespace) -> None:
+    from fieldguide.champion import challenge
+
+    if not challenge(chosen.name, chosen.force):
+        sys.exit(1)
 
 
 def _count(text: str) -> int:

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn.metrics import f1_score, precision_recall_fscore_support, roc_auc_score, top_k_accuracy_score
 
 COVERAGES = (0.8, 0.9, 0.95)  # shares of the images at which accuracy is reported
@@ -81,6 +81,19 @@ def accuracy_interval(n_right: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of an accuracy."""
     interval = binomtest(n_right, n).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def paired_difference(right: np.ndarray, other_right: np.ndarray) -> tuple[float, float, float]:
+    """How much more accurate one is than the other on the same images, and the 95 % interval of that.
+
+    Bonett and Price's adjusted Wald interval (2012), recommended for paired proportions by Fagerland et al. (2014).
+    """
+    n = len(right)
+    gained, lost = int((right & ~other_right).sum()), int((~right & other_right).sum())
+    share_gained, share_lost = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    middle = share_gained - share_lost
+    reach = float(norm.ppf(0.975)) * math.sqrt((share_gained + share_lost - middle**2) / (n + 2))
+    return (gained - lost) / n, max(middle - reach, -1.0), min(middle + reach, 1.0)
 
 
 def macro_f1_interval(targets: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:

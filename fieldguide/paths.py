@@ -85,3 +85,8 @@ def journals() -> Path:
 def download_cache() -> Path:
     """Where downloads are kept between runs, so that none is made twice; outside of what DVC deletes."""
     return project_root() / ".fieldguide" / "downloads"
+
+
+def models_cache() -> Path:
+    """Where models of the registry are kept, each named after its content."""
+    return project_root() / ".fieldguide" / "models"

@@ -88,6 +88,7 @@ def main() -> None:
     save_tables(answers, facts, rows, calibration)
     drawn = save_all_pictures(network, answers, rows, calibration)
     with tracking.stage_run("evaluate", params.evaluate, CHECKPOINT) as run:
+        run.log_data(list(rows)[-1], list(rows.values())[-1])
         run.log(metrics, CALIBRATION, stage_metrics("evaluate"), PREDICTIONS_CSV, PER_CLASS_CSV, COVERAGE_CSV, *drawn)
     print_headline(list(rows)[-1], metrics)
     print(f"-> {CALIBRATION} {stage_metrics('evaluate')} {PREDICTIONS_CSV} {PER_CLASS_CSV} {COVERAGE_CSV}")
@@ -260,7 +261,8 @@ def save_predictions(
         largest = np.take_along_axis(probabilities, best, axis=1)
         missing = ((0, 0), (0, N_ANSWERS - best.shape[1]))
         best, largest = np.pad(best, missing, constant_values=-1), np.pad(largest, missing, constant_values=np.nan)
-        columns = {"split": split, "id": rows[split]["id"], "truth": names[facts.classes.targets(rows[split])]}
+        columns = {"split": split, "id": rows[split]["id"], "sha256": rows[split]["sha256"]}
+        columns |= {"truth": names[facts.classes.targets(rows[split])]}
         columns |= {f"answer_{place + 1}": names[best[:, place]] for place in range(N_ANSWERS)}
         columns |= {f"probability_{place + 1}": largest[:, place].round(6) for place in range(N_ANSWERS)}
         columns |= {"known_score": answers[split].known, "verdict": verdicts(largest[:, 0], answers[split].known, calibration)}

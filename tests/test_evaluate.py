@@ -125,6 +125,9 @@ class Untracked:
     def log(self, metrics: dict, *files: Path) -> None:
         assert all(path.is_file() for path in files)
 
+    def log_data(self, split: str, rows: pd.DataFrame) -> None:
+        assert len(rows) > 0
+
 
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_jpeg: Callable[..., bytes]) -> Case:
@@ -167,6 +170,7 @@ def test_predictions_name_every_image_of_valid_and_test_in_the_manifests_order(c
     rows = np.concatenate([case.rows("valid"), case.rows("test")])
     assert table["id"].tolist() == case.table["id"][rows].tolist()
     assert table["split"].tolist() == case.table["split"][rows].tolist()
+    assert table["sha256"].tolist() == case.table["sha256"][rows].tolist()
     assert table["truth"].tolist() == case.table["class_name"][rows].tolist()
     logits = np.concatenate([case.logits("valid"), case.logits("test")])
     probabilities = softmax(logits / calibration.temperature)

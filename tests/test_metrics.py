@@ -14,6 +14,7 @@ from fieldguide.metrics import (
     coverage_table,
     expected_calibration_error,
     macro_f1_interval,
+    paired_difference,
     per_class_table,
     refused_strangers,
     risk_coverage_area,
@@ -134,6 +135,39 @@ def test_the_interval_is_the_published_one(n_right: int, n: int, low: float, hig
     found = accuracy_interval(n_right, n)  # against Newcombe 1998, Statistics in Medicine 17:857, table I, method 3
     assert found == pytest.approx((low, high), abs=6e-5)
     assert [type(end) for end in found] == [float, float]
+
+
+def paired(gained: int, lost: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `n` images two models have right, both those that are in neither count."""
+    images = np.arange(n)
+    return (images < gained) | (images >= gained + lost), images >= gained
+
+
+def test_the_interval_of_a_difference_is_the_published_one() -> None:
+    found = paired_difference(*paired(1, 7, 21))  # Fagerland et al. 2014, Statistics in Medicine 33:2850, table V
+    assert found == pytest.approx((-6 / 21, -0.508, -0.013), abs=6e-4)
+    reverse = paired_difference(*reversed(paired(1, 7, 21)))
+    assert reverse == pytest.approx((6 / 21, 0.013, 0.508), abs=6e-4)
+
+
+def test_the_interval_of_a_difference_stays_within_the_possible_and_holds_0_where_both_are_the_same() -> None:
+    assert paired_difference(*paired(3, 0, 3))[2] == 1.0
+    assert paired_difference(*paired(0, 3, 3))[1] == -1.0
+    difference, low, high = paired_difference(*paired(0, 0, 240))
+    assert difference == 0
+    assert low == pytest.approx(-high)
+    assert 0.001 < high < 0.02
+
+
+@pytest.mark.parametrize(("gains", "losses", "n"), [(0.05, 0.05, 240), (0.02, 0.02, 100), (0.1, 0.02, 240), (0.02, 0.01, 1000)])
+def test_the_interval_of_a_difference_holds_the_true_one_as_often_as_it_says(gains: float, losses: float, n: int) -> None:
+    counts = np.random.default_rng(1).multinomial(n, [gains, losses, 1 - gains - losses], 20_000)[:, :2]
+    tables, times = np.unique(counts, axis=0, return_counts=True)
+    intervals = np.array([paired_difference(*paired(*table, n))[1:] for table in tables])
+    covered = (intervals[:, 0] <= gains - losses) & (gains - losses <= intervals[:, 1])
+    assert times[covered].sum() / times.sum() > 0.945
+    if gains == losses:
+        assert times[intervals[:, 0] > 0].sum() / times.sum() < 0.025  # an equal model that would win
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

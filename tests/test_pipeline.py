@@ -168,7 +168,9 @@ def test_the_training_run_holds_params_curves_metrics_and_model(project: Path) -
     assert metrics["export_onnx.top1_agreement"] == 1
     assert metrics["benchmark.onnxruntime.latency_ms.p50"] > 0
     artifacts = {file.name for file in (project / "mlartifacts").rglob("*") if run_uuid in file.parts}
-    assert {"model.safetensors", "model.onnx", "confusion_test.png", "report.html", "curves.png", "history.csv"} <= artifacts
+    assert {"model.safetensors", "confusion_test.png", "report.html", "curves.png", "history.csv"} <= artifacts
+    (logged,) = (project / "mlartifacts" / "models").rglob("model.onnx")
+    assert logged.read_bytes() == (project / "models/model.onnx").read_bytes()
 
 
 def test_evaluate_export_and_benchmark_hang_below_the_run_that_they_measured(project: Path) -> None:
