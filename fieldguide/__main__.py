@@ -1,6 +1,7 @@
-"""python -m fieldguide predict …: the command line, which needs NumPy, Pillow and onnxruntime only."""
+"""python -m fieldguide predict …: the command line, which needs NumPy, Pillow and onnxruntime only; others need more."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from fieldguide.errors import run_command
 
+OTHERS = {"search": "search parameters of the training by experiments"}  # each in a module of its name, with its own parser
 FORMATS = ("table", "csv", "json", "jsonl")
 SOME_FAILED = 3  # exit status; 1 is a mistake that stops everything, 2 a wrong command line
 BROKEN_PIPE = 141  # what a shell reports of a command that SIGPIPE ended
@@ -15,7 +17,10 @@ BROKEN_PIPE = 141  # what a shell reports of a command that SIGPIPE ended
 
 def parser() -> argparse.ArgumentParser:
     commands = argparse.ArgumentParser(prog="python -m fieldguide", description="Names the species on photographs.")
-    predict = commands.add_subparsers(dest="command", required=True).add_parser(
+    by_name = commands.add_subparsers(dest="command", required=True)
+    for name, words in OTHERS.items():
+        by_name.add_parser(name, help=words)
+    predict = by_name.add_parser(
         "predict",
         help="name what photographs show",
         description="Names what photographs show, with probabilities.",
@@ -34,6 +39,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in OTHERS:
+        importlib.import_module(f"fieldguide.{arguments[0]}").main(arguments[1:])
+        return
     commands = parser()
     chosen = commands.parse_args(arguments)
     if chosen.heatmap and not chosen.annotate:

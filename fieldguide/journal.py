@@ -82,6 +82,10 @@ class Journal:
                 if line.endswith(b"\n"):
                     yield entry, start
 
+    def everything(self) -> Iterator[dict[str, Any]]:
+        """Each whole entry, sent or not."""
+        return (entry for entry, _ in self._whole(0))
+
     def last(self) -> str:
         """The kind of the last whole entry, sent or not; nothing where there is none."""
         kinds = [entry["kind"] for entry, _ in self._whole(0)]
