@@ -19,7 +19,7 @@ from fieldguide.files import atomic_path
 DPI = 110
 RIGHT, WRONG = "#1a7f37", "#c4320a"  # of captions, which also say it in words
 STYLES = {"train": ("0.6", ":"), "valid": ("tab:orange", "--"), "test": ("black", "-")}  # colour and dash of a split's line
-LOG_FROM = 10  # largest over smallest value from which an axis of a search is logarithmic
+LOG_FROM = 50  # largest over smallest value from which an axis of a search is logarithmic
 MAX_CELL_LABELS = 20  # more classes than this, squared, leave no room for a number in each cell
 MAX_TICK_LABELS = 110  # more class names than this cannot be read along an axis
 
@@ -284,7 +284,7 @@ def parallel_coordinates(
     paths = np.column_stack([*places, last])  # [N, columns + 1], 0..1
     figure = Figure(figsize=(2.1 * len(table.columns) + 2.4, 4.4), layout="constrained")
     axis = figure.subplots()
-    colors = ScalarMappable(Normalize(low, high), colormaps["cividis" if higher_is_better else "cividis_r"])
+    colors = ScalarMappable(Normalize(low, high), colormaps["cividis_r" if higher_is_better else "cividis"])
     order = np.argsort(figures if higher_is_better else [-value for value in figures])
     done = [k for k in order if not ended[k]]
     for k in order:

@@ -45,13 +45,14 @@ TRAINED_BY = ("model", "train", "augment")  # sections of which the training, an
 SEARCH_TAG, PRUNED_TAG = "fieldguide.search", "fieldguide.pruned"
 POLL_SECONDS = 0.5
 WARMUP_SHARE = 0.25  # of the epochs in which no trial is ended: growing pictures and averaged weights are slow to show
+HOPELESS = 3  # trials that fail before any has come through an epoch: it is not their values
 DIGITS = 4  # of a proposed number: enough to tell two apart, and a command stays readable
 DIVERGED = re.compile(r"loss is (nan|-?inf)")  # what a training says that ends so: a bad trial, not a mistake
 SPACE = re.compile(r"(choice|uniform|log|int)\((.*)\)")
 
 
 class TrialFailed(Exception):
-    """An experiment that ended with an error; what it said."""
+    """An experiment ended with an error."""
 
 
 class TrialStopped(Exception):
@@ -81,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--metric", default="valid.accuracy", help="valid.accuracy (default) or valid.loss, at the best epoch")
     command.add_argument("--pruner", choices=("median", "hyperband", "none"), default="median", help="default: %(default)s")
     command.add_argument("--warmup-epochs", type=_count, metavar="N", help="before a trial may be ended; default: a quarter")
+    command.add_argument("--startup-trials", type=_count, default=4, metavar="N", help="that none is ended before; %(default)s")
     command.add_argument("--seed", type=int, default=1, help="of the sampler (TPE); default: %(default)s")
     command.add_argument("--runs", metavar="FILTER", help="of MLflow: \"tags.`dvc.baseline` = '…'\"; '' is all that trained")
     command.add_argument("--picture", type=Path, metavar="PNG", help="default: parallel_coordinates.png of the search's folder")
@@ -205,7 +207,7 @@ def search(chosen: argparse.Namespace) -> None:
         import optuna
     except ImportError as error:
         raise UserError("a search needs Optuna, which is not installed; pip install optuna==5.0.0") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what becomes of a trial is a line of our own
     settings = settings_of(chosen.set_param)
     folder = project_root() / ".fieldguide" / "search" / chosen.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -293,7 +295,8 @@ class Trials:
             try_again(self.study, trial)
             raise TrialStopped
         if process.returncode:
-            raise TrialFailed(f"{name} failed: {reason(text)} ({log})")
+            trial.set_user_attr("error", reason(text))
+            raise TrialFailed
 
     def _started(self, name: str, values: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         changes = [word for key, value in values.items() for word in ("--set-param", f"{key}={value}")]
@@ -302,7 +305,7 @@ class Trials:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the stage's python is this one
         with log.open("wb") as stream:
             return subprocess.Popen(
-                [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, *changes, "train"],
+                [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", name, *changes, "train"],
                 cwd=project_root(),
                 env=shared | os.environ | {"PATH": path},
                 stdin=subprocess.DEVNULL,
@@ -328,11 +331,18 @@ class Trials:
         return key, verdict
 
     def line(self, study: "Study", trial: "FrozenTrial") -> None:
-        """Tells of a trial that has ended."""
+        """Tells of a trial that has ended; ends the search where the first ones all fail before an epoch."""
         values = " ".join(f"{key}={shown(value)}" for key, value in trial.params.items())
-        epochs = f"{len(trial.intermediate_values)} epochs"
-        figure = f"{trial.value:.4f}" if trial.state.name == "COMPLETE" else trial.state.name.lower()
-        print(f"{trial.user_attrs['experiment']:16s} {self.chosen.metric} {figure:8s} {epochs:10s} {values}", flush=True)
+        number = len(trial.intermediate_values)
+        result = {
+            "COMPLETE": f"{self.chosen.metric} {trial.value or 0:.4f} after {number} epochs",
+            "PRUNED": f"ended early, after {number} epochs",
+            "FAIL": f"failed: {trial.user_attrs['error']}" if "error" in trial.user_attrs else "stopped",
+        }[trial.state.name]
+        print(f"{trial.user_attrs['experiment']}: {result}; {values}", flush=True)
+        failed = of_state(study, "FAIL")
+        if len(failed) >= HOPELESS and not any(each.intermediate_values for each in study.get_trials(deepcopy=False)):
+            study.stop()
 
 
 def live_curve(name: str, metric: str) -> tuple[str, dict[int, float]]:
@@ -389,7 +399,7 @@ def _pruner(chosen: argparse.Namespace, settings: dict[str, Setting]) -> "BasePr
     warmup = chosen.warmup_epochs or max(1, round(WARMUP_SHARE * most))
     match chosen.pruner:
         case "median":
-            return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=warmup)
+            return pruners.MedianPruner(n_startup_trials=chosen.startup_trials, n_warmup_steps=warmup)
         case "hyperband":
             return pruners.HyperbandPruner(min_resource=warmup, max_resource=most)
     return pruners.NopPruner()
@@ -401,9 +411,7 @@ def _same_search(study: "Study", chosen: argparse.Namespace, settings: dict[str,
     begun = study.user_attrs.get("asked")
     if begun is None:
         if taken := [name for name in _experiments() if re.fullmatch(rf"{re.escape(study.study_name)}-\d+", name)]:
-            raise UserError(
-                f"there are experiments {', '.join(taken[:3])} already; give another --name, or dvc exp remove them"
-            )
+            raise UserError(f"there are experiments {', '.join(taken[:3])} already; give another --name, or remove them")
         study.set_user_attr("asked", asked)
     elif begun != asked:
         words = " ".join([*begun["-S"], "--metric", begun["--metric"]])
@@ -455,32 +463,27 @@ def of_state(study: "Study", *names: str) -> list["FrozenTrial"]:
 def conclude(study: "Study", folder: Path, chosen: argparse.Namespace, settings: dict[str, Setting]) -> None:
     """Prints the best trial and the command that trains it; writes a table of all trials, and their picture."""
     complete, pruned, failed = (of_state(study, name) for name in ("COMPLETE", "PRUNED", "FAIL"))
+    errors = [trial.user_attrs["error"] for trial in failed if "error" in trial.user_attrs]
     if not complete:
-        raise UserError(f"search {study.study_name}: no trial came to its end; the logs are in {folder}")
+        why = errors[0] if errors else "all were ended early"
+        raise UserError(f"search {study.study_name}: no trial came to its end ({why}); the logs are in {folder}")
     rows = complete + [trial for trial in pruned if trial.intermediate_values]
-    best_of = max if chosen.metric == "valid.accuracy" else min
+    is_higher_better = FIGURES[chosen.metric] == "maximize"
+    best_of = max if is_higher_better else min
+    facts = pd.DataFrame({"experiment": [trial.user_attrs["experiment"] for trial in rows]})
+    facts[chosen.metric] = [best_of(trial.intermediate_values.values()) if trial in pruned else trial.value for trial in rows]
+    facts["pruned"] = [trial in pruned for trial in rows]
+    facts["epochs"] = [len(trial.intermediate_values) for trial in rows]
     table = pd.DataFrame([trial.params for trial in rows])
-    figures = [trial.value if trial in complete else best_of(trial.intermediate_values.values()) for trial in rows]
-    names = [trial.user_attrs["experiment"] for trial in rows]
-    epochs = [len(trial.intermediate_values) for trial in rows]
-    is_pruned = [trial in pruned for trial in rows]
-    write_table(
-        pd.concat(
-            [pd.DataFrame({"experiment": names, chosen.metric: figures, "pruned": is_pruned, "epochs": epochs}), table], axis=1
-        ),
-        folder / "trials.csv",
-    )
-    picture = chosen.picture or folder / "parallel_coordinates.png"
+    write_table(pd.concat([facts, table], axis=1), folder / "trials.csv")
     title = f"{study.study_name}: {len(complete)} trials trained to the end, {len(pruned)} were ended early"
-    figure = plots.parallel_coordinates(table, figures, is_pruned, chosen.metric, chosen.metric == "valid.accuracy", title)
+    figure = plots.parallel_coordinates(table, facts[chosen.metric], facts["pruned"], chosen.metric, is_higher_better, title)
+    picture = chosen.picture or folder / "parallel_coordinates.png"
     plots.save_png(figure, picture)
     best = study.best_trial
     values = {key: shown(best.params[key]) if setting.kind else setting.parts[0] for key, setting in settings.items()}
-    print(
-        f"best of {len(complete)} (and {len(pruned)} ended early, {len(failed)} failed): {best.user_attrs['experiment']},",
-        end="",
-    )
-    print(f" {chosen.metric} {best.value:.4f}; the whole pipeline with it:")
+    print(f"{len(complete)} trials to the end, {len(pruned)} ended early, {len(errors)} failed")
+    print(f"best: {best.user_attrs['experiment']}, {chosen.metric} {best.value:.4f}. The whole pipeline with its values:")
     print(" ".join(["dvc exp run", *(f"-S {key}={value}" for key, value in values.items())]))
     print(f"-> {folder / 'trials.csv'} {picture}")
 
