@@ -283,7 +283,7 @@ class Trials:
             verdict = ""
         if key:
             status = "KILLED" if verdict else "FAILED" if process.returncode else "FINISHED"
-            mark(key, status, {SEARCH_TAG: self.chosen.name} | ({PRUNED_TAG: "true"} if verdict == "pruned" else {}))
+            mark(key, name, status, {SEARCH_TAG: self.chosen.name} | ({PRUNED_TAG: "true"} if verdict == "pruned" else {}))
         if verdict == "pruned":
             if key:
                 from fieldguide.resume import forget  # only now: it waits for torch
@@ -359,12 +359,13 @@ def live_curve(name: str, metric: str) -> tuple[str, dict[int, float]]:
     return "", {}
 
 
-def mark(key: str, status: str, tags: dict[str, str]) -> None:
+def mark(key: str, name: str, status: str, tags: dict[str, str]) -> None:
     """Tags for a run whose process has ended, and its status; sent with the next run or at the end of the search."""
     journal = new_journal(key, tracking.store_name())
     with journal.held(tracking.LOOK_SECONDS):
-        for name, value in tags.items():
-            journal.append("tag", name=name, value=value)
+        journal.append("start", name=name, tags={}, of="")  # the run that has this key already
+        for tag, value in tags.items():
+            journal.append("tag", name=tag, value=value)
         journal.append("end", status=status)
 
 

@@ -106,12 +106,12 @@ def test_parallel_coordinates_stand_at_their_values() -> None:
 
 def search(project: Path, *more: str) -> subprocess.Popen[bytes]:
     """Two rates, of which one learns nothing; the seed proposes the good one first."""
-    log = (project.parent / "search.log").open("ab")
     settings = ["train.lr=choice(0.005,0.0000001)", "train.epochs=16"]
     command = [sys.executable, "-m", "fieldguide", "search", "--name", "rate", "--metric", "valid.loss", "--trials", "2"]
     command += ["--seed", "2", "--startup-trials", "1", "--warmup-epochs", "2"]
     command += [word for setting in settings for word in ("-S", setting)]
-    return subprocess.Popen([*command, *more], cwd=project, stdout=log, stderr=log)
+    with (project.parent / "search.log").open("ab") as log:
+        return subprocess.Popen([*command, *more], cwd=project, stdout=log, stderr=log)
 
 
 def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(tmp_path: Path, monk
     assert good.params["train.lr"] == "0.005"
     assert list(good.intermediate_values) == list(range(1, 17))
     assert good.value == min(good.intermediate_values.values())
-    assert 2 < len(bad.intermediate_values) < 16
+    assert 2 <= len(bad.intermediate_values) < 16
 
     experiments = run(project, "dvc", "exp", "list", "--name-only").stdout.split()
     assert experiments == ["rate-0"]
