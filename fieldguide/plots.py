@@ -285,12 +285,11 @@ def parallel_coordinates(
     figure = Figure(figsize=(2.1 * len(table.columns) + 2.4, 4.4), layout="constrained")
     axis = figure.subplots()
     colors = ScalarMappable(Normalize(low, high), colormaps["cividis_r" if higher_is_better else "cividis"])
-    order = np.argsort(figures if higher_is_better else [-value for value in figures])
-    done = [k for k in order if not ended[k]]
-    for k in order:
-        best = bool(done) and k == done[-1]
-        style = {"linestyle": "--", "linewidth": 0.9} if ended[k] else {"linewidth": 3.5 if best else 1.6}
-        axis.plot(paths[k], color=colors.to_rgba(figures[k]), solid_capstyle="round", zorder=2 + best, **style)
+    rank = paths[:, -1] if higher_is_better else -paths[:, -1]
+    best = max((k for k in range(len(paths)) if not ended[k]), key=lambda k: rank[k], default=-1)  # the first of equals
+    for k in np.argsort(rank):  # the best above the others
+        style = {"linestyle": "--", "linewidth": 0.9} if ended[k] else {"linewidth": 3.5 if k == best else 1.6}
+        axis.plot(paths[k], color=colors.to_rgba(figures[k]), solid_capstyle="round", zorder=3 if k == best else 2, **style)
     names = [*map(str, table.columns), name]
     for place, marks in enumerate([*labels, ticks]):
         axis.axvline(place, color="black", linewidth=0.8, zorder=4)
@@ -305,7 +304,7 @@ def parallel_coordinates(
     axis.set_ylim(-0.04, 1.04)
     axis.spines[:].set_visible(False)
     figure.colorbar(colors, ax=axis, label=name, shrink=0.8)
-    axis.set_title(title + (" (dashed)" if any(ended) else ""), fontsize=11)
+    axis.set_title(title, fontsize=11)
     return figure
 
 

@@ -477,7 +477,7 @@ def conclude(study: "Study", folder: Path, chosen: argparse.Namespace, settings:
     facts["epochs"] = [len(trial.intermediate_values) for trial in rows]
     table = pd.DataFrame([trial.params for trial in rows])
     write_table(pd.concat([facts, table], axis=1), folder / "trials.csv")
-    title = f"{study.study_name}: {len(complete)} trials trained to the end, {len(pruned)} were ended early"
+    title = f"{study.study_name}: {len(complete)} trials trained to the end, {len(pruned)} ended early (dashed)"
     figure = plots.parallel_coordinates(table, facts[chosen.metric], facts["pruned"], chosen.metric, is_higher_better, title)
     picture = chosen.picture or folder / "parallel_coordinates.png"
     plots.save_png(figure, picture)
@@ -506,7 +506,8 @@ def draw_runs(query: str, metric: str, picture: Path) -> None:
     figures = [run.data.metrics[metric] for run in runs]
     is_pruned = [PRUNED_TAG in run.data.tags for run in runs]
     higher = not metric.endswith(("loss", "ece", "ms", "bytes"))
-    plots.save_png(plots.parallel_coordinates(table, figures, is_pruned, metric, higher, f"{len(runs)} trainings"), picture)
+    title = f"{len(runs)} trainings, {sum(is_pruned)} of them ended early (dashed)"
+    plots.save_png(plots.parallel_coordinates(table, figures, is_pruned, metric, higher, title), picture)
     print(f"-> {picture}")
 
 
