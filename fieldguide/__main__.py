@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     sync.set_defaults(run=_sync)
     for command in (runs, sync):
         command.add_argument("-A", "--all-commits", action="store_true", help="those of all commits; default: of the last one")
+    commands.add_parser("search", help="search parameters of the training by experiments")  # its own parser: see main
     champion = commands.add_parser(
         "champion",
         help="make a run's model the one in use, if it beats the present one",
@@ -66,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["search"]:
+        from fieldguide.search import main as search
+
+        search(arguments[1:])
+        return
     chosen = parser().parse_args(arguments)
     try:
         n_failed = chosen.run(chosen)

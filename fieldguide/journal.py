@@ -82,13 +82,17 @@ class Journal:
                 if line.endswith(b"\n"):
                     yield entry, start
 
+    def everything(self) -> Iterator[dict[str, Any]]:
+        """Each whole entry, sent or not."""
+        return (entry for entry, _ in self._whole(0))
+
     def first(self) -> dict[str, Any]:
         """The entry with which the run began."""
-        return next(entry for entry, _ in self._whole(0))
+        return next(self.everything())
 
     def last(self) -> str:
         """The kind of the last whole entry, sent or not; nothing where there is none."""
-        kinds = [entry["kind"] for entry, _ in self._whole(0)]
+        kinds = [entry["kind"] for entry in self.everything()]
         return kinds[-1] if kinds else ""
 
     def mark(self, place: int) -> None:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,6 +164,14 @@ def states_of(depends_on: dict[str, Any]) -> Iterator[States]:
         states.remove()
     finally:
         lock.release()
+
+
+def forget(run_key: str) -> None:
+    """Removes the states of the training that is tracked as this run, which is not to go on."""
+    for state in unfinished().glob("*/state-*.safetensors"):
+        with suppress(FileNotFoundError, SafetensorError):  # of a training at work, which has a newer one; a damaged one
+            if _facts(state)["run_key"] == run_key:
+                shutil.rmtree(state.parent)
 
 
 def _number(state: Path) -> int:

@@ -1,0 +1,167 @@
+"""A search through real DVC experiments: bad trials end early, a killed search goes on, MLflow has it all."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from test_pipeline import TINY, copy_project, run, tracked_runs
+
+from fieldguide import plots
+from fieldguide.errors import UserError
+from fieldguide.journal import new_journal
+from fieldguide.search import live_curve, main, reason, settings_of
+
+optuna = pytest.importorskip("optuna", reason="a search needs Optuna")
+
+
+@pytest.fixture
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.lr=log(0,1)"], r"-S train.lr=log\(0,1\): no space; give uniform\(low,high\)"),
+        (["train.lr=uniform(1,0)"], "no space"),
+        (["train.lr=uniform(0,1,2)"], "no space"),
+        (["train.batch_size=int(16,32,0)"], "no space"),
+        (["train.lr=log(0.1,20)"], r"-S train.lr: train.lr must be in \(0, 10\], got 20"),
+        (["train.lrr=uniform(0,1)"], "-S train.lrr: train.lrr is not a known key"),
+        (["train.optimizer=choice(sgd,foo)"], "train.optimizer must be one of sgd, adam, adamw, muon, got 'foo'"),
+        (["train.lr=uniform(0.1,1)", "train.epochs=0"], r"-S train.epochs: train.epochs must be a whole number in \[1"),
+        (["evaluate.accept=uniform(0,1)"], "trials only train; search among model, train, augment"),
+        (["train.epochs=3"], "nothing to search"),
+        (["train.lr"], "give each parameter once, as section.key=value"),
+        (["train.lr=log(0.1,1)", "train.lr=0.1"], "give each parameter once"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_in_a_line(at_root: None, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings_of(arguments)
+
+
+def test_settings_propose_within_their_bounds_and_keep_single_values(at_root: None) -> None:
+    found = settings_of(
+        ["train.lr=log(1e-05,0.1)", "train.batch_size=int(16,64,16)", "train.optimizer=choice(sgd, muon)", "train.epochs=3"]
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    asked = [study.ask() for _ in range(40)]
+    values = [{key: setting.value(key, trial) for key, setting in found.items()} for trial in asked]
+    rates = [float(value["train.lr"]) for value in values]
+    assert 1e-5 <= min(rates) < 1e-4
+    assert 0.01 < max(rates) <= 0.1
+    assert {value["train.batch_size"] for value in values} == {"16", "32", "48", "64"}
+    assert {value["train.optimizer"] for value in values} == {"sgd", "muon"}
+    assert {value["train.epochs"] for value in values} == {"3"}
+    assert all(len(value["train.lr"].replace(".", "").lstrip("0").split("e")[0]) <= 4 for value in values)
+
+
+def test_a_search_is_judged_on_valid_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["-S", "train.lr=log(0.1,1)", "--metric", "evaluate.test.accuracy"])
+    assert "test is not for choosing" in capsys.readouterr().err
+
+
+def test_the_curve_of_an_experiment_that_trains_is_read_from_its_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for name, values in (("other", [0.9]), ("lr-1", [0.1, 0.2, 0.3])):
+        journal = new_journal(f"key_of_{name.replace('-', '_')}", "")
+        journal.append("start", name=name, tags={"dvc.experiment": name}, of="")
+        for epoch, value in enumerate(values, 1):
+            journal.append("metrics", values={"valid.accuracy": value, "lr": 0.1}, step=epoch, of="")
+    journal.append("metrics", values={"best_epoch": 3}, step=0, of="")
+    with journal.entries.open("a") as stream:
+        stream.write('{"kind": "metrics", "step": 4, "val')
+    assert live_curve("lr-1", "valid.accuracy") == ("key_of_lr_1", {1: 0.1, 2: 0.2, 3: 0.3})
+    assert live_curve("lr-2", "valid.accuracy") == ("", {})
+
+
+def test_the_reason_of_a_failure_is_our_own_line_else_the_last() -> None:
+    assert reason("Running\nerror: params.yaml: bad\nERROR: failed to reproduce\n") == "error: params.yaml: bad"
+    assert reason("Running\nERROR: failed\n\n") == "ERROR: failed"
+
+
+def test_parallel_coordinates_stand_at_their_values() -> None:
+    table = pd.DataFrame(
+        {"lr": [0.0001, 0.001, 0.01], "share": [0.0, 0.5, 1.0], "how": ["sgd", "muon", "sgd"], "same": [2, 2, 2]}
+    )
+    figure = plots.parallel_coordinates(table, [0.5, 0.9, 0.7], [True, False, False], "valid.accuracy", True, "three")
+    axis = figure.axes[0]
+    lines = {tuple(np.round(line.get_ydata(), 3)): line for line in axis.lines if len(line.get_xdata()) == 5}
+    assert set(lines) == {(0, 0, 1, 0.5, 0), (0.5, 0.5, 0, 0.5, 1), (1, 1, 1, 0.5, 0.5)}
+    best, early = lines[(0.5, 0.5, 0, 0.5, 1)], lines[(0, 0, 1, 0.5, 0)]
+    assert best.get_linewidth() == max(line.get_linewidth() for line in lines.values())
+    assert early.get_linestyle() == "--"
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["lr", "share", "how", "same", "valid.accuracy"]
+
+
+def search(project: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Two rates, of which one learns nothing; the seed proposes the good one first."""
+    settings = ["train.lr=choice(0.005,0.0000001)", "train.epochs=16"]
+    command = [sys.executable, "-m", "fieldguide", "search", "--name", "rate", "--metric", "valid.loss", "--trials", "2"]
+    command += ["--seed", "2", "--startup-trials", "1", "--warmup-epochs", "2"]
+    command += [word for setting in settings for word in ("-S", setting)]
+    with (project.parent / "search.log").open("ab") as log:
+        return subprocess.Popen([*command, *more], cwd=project, stdout=log, stderr=log)
+
+
+def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "a field guide"
+    copy_project(project, TINY)
+    run(project, "dvc", "repro", "split_check")
+    run(project, "git", "commit", "--quiet", "--all", "--message", "data")
+    folder = project / ".fieldguide" / "search" / "rate"
+
+    process = search(project)
+    monkeypatch.setenv("DVC_ROOT", str(project))  # where this process looks for journals
+    while not live_curve("rate-0", "valid.loss")[1] and process.poll() is None:
+        time.sleep(0.2)
+    monkeypatch.delenv("DVC_ROOT")
+    process.kill()
+    process.wait()
+    process = search(project)
+    assert process.wait() == 0, (project.parent / "search.log").read_text()
+
+    said = (project.parent / "search.log").read_text()
+    assert "goes on after epoch" in (folder / "rate-0.log").read_text()
+    (study,) = optuna.get_all_study_summaries(f"sqlite:///{folder / 'trials.db'}")
+    trials = optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{folder / 'trials.db'}").trials
+    states = {(trial.user_attrs["experiment"], trial.state.name): trial for trial in trials}
+    assert set(states) == {("rate-0", "FAIL"), ("rate-0", "COMPLETE"), ("rate-2", "PRUNED")}, said
+    good, bad = states[("rate-0", "COMPLETE")], states[("rate-2", "PRUNED")]
+    assert good.params["train.lr"] == "0.005"
+    assert list(good.intermediate_values) == list(range(1, 17))
+    assert good.value == min(good.intermediate_values.values())
+    assert 2 <= len(bad.intermediate_values) < 16
+
+    experiments = run(project, "dvc", "exp", "list", "--name-only").stdout.split()
+    assert experiments == ["rate-0"]
+    runs = tracked_runs(project).set_index("name")
+    assert dict(runs["status"]) == {"rate-0": "FINISHED", "rate-2": "KILLED"}
+    assert set(runs["fieldguide.search"]) == {"rate"}
+    assert runs["fieldguide.pruned"].eq("true").to_dict() == {"rate-0": False, "rate-2": True}
+    left = [file for file in (project / ".fieldguide" / "unfinished").iterdir() if file.is_dir()]
+    assert left == []
+    assert not list((project / ".dvc" / "tmp" / "exps" / "standalone").glob("tmp*"))
+
+    table = pd.read_csv(folder / "trials.csv")
+    assert list(table["experiment"]) == ["rate-0", "rate-2"]
+    assert list(table["pruned"]) == [False, True]
+    assert "dvc exp run -S train.lr=0.005 -S train.epochs=16" in said
+    assert (folder / "parallel_coordinates.png").read_bytes().startswith(b"\x89PNG")
+
+    other = search(project, "-S", "train.ema=0.5")
+    assert other.wait() == 1
+    assert "search rate was begun with" in (project.parent / "search.log").read_text()
+    run(project, sys.executable, "-m", "fieldguide", "search", "--runs", "", "--metric", "valid.loss", "--picture", "runs.png")
+    assert (project / "runs.png").read_bytes().startswith(b"\x89PNG")
+    shutil.rmtree(project)
