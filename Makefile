@@ -2,7 +2,7 @@
 # make serve  opens the web page on models/model.onnx: http://127.0.0.1:8000
 # make test   sets up .venv and passes the tests
 # make lint   checks style and types
-# make coverage   passes the tests and says which lines of the library none of them runs
+# make coverage  passes the tests and says which lines none of them runs
 # make pins   resolves requirements.txt again from pyproject.toml
 
 SHELL := /bin/sh
@@ -29,7 +29,6 @@ lint: setup
 
 coverage: setup
 	python -m pytest --cov
-	coverage report
 
 setup: .venv/installed
 
