@@ -1,4 +1,4 @@
-"""The README: its settings are accepted, and each command that needs no account, desktop or other run of tests works as pasted."""
+"""The README: settings are accepted, and each command that needs no account, desktop or other run of tests works as pasted."""
 
 import os
 import re
