@@ -1,7 +1,8 @@
 # make run    sets up .venv and runs the whole pipeline on the embedded sample
 # make serve  opens the web page on models/model.onnx: http://127.0.0.1:8000
 # make test   sets up .venv and passes the tests
-# make lint   checks style
+# make lint   checks style and types
+# make coverage  passes the tests and says which lines none of them runs
 # make pins   resolves requirements.txt again from pyproject.toml
 
 SHELL := /bin/sh
@@ -10,7 +11,7 @@ UV_VERSION := 0.13.8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: run serve test lint pins setup
+.PHONY: run serve test lint coverage pins setup
 
 run: setup
 	dvc repro
@@ -24,6 +25,10 @@ test: setup
 lint: setup
 	ruff check .
 	ruff format --check .
+	mypy
+
+coverage: setup
+	python -m pytest --cov
 
 setup: .venv/installed
 

@@ -12,6 +12,7 @@ import logging
 import signal
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from app import memory
 from app.server import CONNECTIONS, Server
@@ -61,12 +62,12 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    default = {field.name: field.default for field in fields(Settings)}
+    default: dict[str, Any] = {field.name: field.default for field in fields(Settings)}
     parser = argparse.ArgumentParser(
         prog="python -m app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
-    def option(name: str, value: object, text: str, **more: object) -> None:
+    def option(name: str, value: object, text: str, **more: Any) -> None:
         parser.add_argument(name, default=value, type=type(value), help=f"{text} (default {value})", **more)
 
     option("--host", "127.0.0.1", "address to listen on")

@@ -1,7 +1,11 @@
 """What the server counts, in Prometheus' form."""
 
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
@@ -19,7 +23,7 @@ class Metrics:
         self.places = self._make(Gauge, "images_in_server", "Images decoded, waiting or computed")
         self.reloads = self._make(Counter, "model_reloads", "New model files seen", ["outcome"])
 
-    def _make(self, kind, name: str, text: str, labels: list[str] | tuple = (), **settings):
+    def _make(self, kind: type[Kind], name: str, text: str, labels: Sequence[str] = (), **settings: Any) -> Kind:
         return kind(f"fieldguide_{name}", text, labels, registry=self.registry, **settings)
 
     def text(self) -> bytes:

@@ -4,6 +4,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
@@ -68,6 +69,7 @@ class Channel(HTTPChannel):
     """One connection, with a deadline for each request."""
 
     parser_class = Parser
+    close_when_flushed: bool
     task_class = LastAnswer
     error_task_class = Refusal
     begun = None  # when the first byte of a request came that is not complete
@@ -112,7 +114,7 @@ class Server(TcpWSGIServer):
     channel_class = Channel
     stopping = False
 
-    def __init__(self, app: Callable, host: str, port: int, settings: Settings) -> None:
+    def __init__(self, app: Callable[..., Any], host: str, port: int, settings: Settings) -> None:
         adjustments = Adjustments(
             listen=[f"[{host}]:{port}" if ":" in host else f"{host}:{port}"],
             threads=settings.max_images + 8,  # those above the places answer what needs none, and refuse what finds none

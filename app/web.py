@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 from flask import Blueprint, Flask, Response, current_app, g, json, render_template, request, url_for
+from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as BaseResponse
 
 from app.batching import Batcher, Slots
 from app.examples import Examples
@@ -140,6 +142,7 @@ def create_app(settings: Settings) -> Flask:
         MAX_FORM_PARTS=4 * settings.max_files,
         SEND_FILE_MAX_AGE_DEFAULT=YEAR_S,
     )
+    assert isinstance(app.json, DefaultJSONProvider) and app.static_folder is not None  # as Flask makes them
     app.json.sort_keys = False
     app.jinja_options["trim_blocks"] = app.jinja_options["lstrip_blocks"] = True
     app.jinja_env.filters.update(percent=percent, common_name=common_name, roman=roman, thousands=thousands, day=day)
@@ -229,8 +232,9 @@ def predict() -> Response:
         uploads = read_uploads(request, current.settings.max_files)
         with current.slots.taken(len(uploads) - 1):
             answers = current.answers(model, uploads)
-    if all(isinstance(answer, Problem) for answer in answers):
-        raise answers[0]
+    problems = [answer for answer in answers if isinstance(answer, Problem)]
+    if len(problems) == len(answers):
+        raise problems[0]
     results = [{"file": upload.name} | result(answer) for upload, answer in zip(uploads, answers, strict=True)]
     return as_json({"model": model.sha256, "results": results})
 
@@ -336,7 +340,7 @@ def answer_problem(problem: Problem) -> Response:
     return Response(problem.body(), problem.status, problem.headers(), content_type=MEDIA_TYPE)
 
 
-def answer_http_error(error: HTTPException) -> Response:
+def answer_http_error(error: HTTPException) -> BaseResponse:
     """The framework's own errors (no such page, method, size) in the same form, its headers (Allow) kept."""
     if error.code is None or error.code < 400:
         return error.get_response()

@@ -104,7 +104,7 @@ def _zip_members(archive: zipfile.ZipFile, path: Path, keep: Callable[[str], boo
 def _folder_members(path: Path, keep: Callable[[str], bool]) -> Members:
     """All files; a link or an odd name stops only if `keep` wants it, a link to a folder always: photographs may be there."""
     sizes: dict[str, int] = {}
-    folders = set()
+    folders: set[str] = set()
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); permit it or leave it out")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,7 +45,7 @@ def interleaved_ms(
             time.sleep(PAUSE_S)
             for _ in range(BLOCK_WARMUP_RUNS):
                 predict(pixels)
-            times[name] += [timed_ms(lambda predict=predict: predict(pixels)) for _ in block]
+            times[name] += [timed_ms(partial(predict, pixels)) for _ in block]
     return {name: np.array(values) for name, values in times.items()}
 
 

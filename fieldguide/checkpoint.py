@@ -82,7 +82,7 @@ def load_checkpoint(source: Path) -> tuple[Classifier, Checkpoint]:
     check_name(facts.model, where=f"{source}: network")
     model = build(facts.model, len(facts.class_names), facts.image_px)
     try:
-        model.load_state_dict(_versioned(tensors, model.state_dict()._metadata))
+        model.load_state_dict(_versioned(tensors, _versions(model.state_dict())))
     except RuntimeError as error:
         raise UserError(f"{source}: weights do not fit {facts.model} ({error}); make it with: dvc repro -f train") from error
     return model.eval().to(memory_format=torch.channels_last), facts
@@ -140,7 +140,7 @@ def _fill(features: nn.Module, content: Mapping[str, Any], complaint: str) -> No
     A classifier among them is passed over. Position embeddings for another image size are interpolated.
     """
     own = features.state_dict()
-    state = _in_own_names(content, own._metadata)
+    state = _in_own_names(content, _versions(own))
     from_timm = getattr(sys.modules[type(features).__module__], "checkpoint_filter_fn", None)  # so named in most of timm
     try:
         if "encoder.pos_embedding" in own and "encoder.pos_embedding" in state:
@@ -178,9 +178,14 @@ def _in_own_names(content: Mapping[str, Any], versions: Mapping[str, Any]) -> Or
     )
 
 
+def _versions(state: Any) -> dict[str, Any]:
+    """Those of its modules, which torch hangs on every state dict, outside of its declared type."""
+    return state._metadata
+
+
 def _versioned(state: Mapping[str, torch.Tensor], versions: Mapping[str, Any]) -> OrderedDict[str, torch.Tensor]:
     """A state dict with the versions of its modules, by which torch mends names that have changed."""
-    versioned = OrderedDict(state)
+    versioned: Any = OrderedDict(state)
     versioned._metadata = OrderedDict(versions)
     return versioned
 

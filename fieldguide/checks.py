@@ -1,8 +1,9 @@
 """What is wrong with the data: each fault is found, listed, and acted on by a stated policy (report, drop, fail)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pandas as pd
 from fieldguide.duplicates import label_conflicts, leaks
 from fieldguide.errors import UserError
 from fieldguide.layout import SPLITS
-from fieldguide.manifest import LEAK
+from fieldguide.manifest import LEAK, named_tuples
 from fieldguide.params import SplitCheck
 
 FINDING_COLUMNS = ["kind", "split", "class_name", "id", "detail", "action"]
@@ -93,21 +94,22 @@ def _act_on_leaks(frame: pd.DataFrame, policy: str, findings: Findings) -> None:
         frame.loc[rows, "use"] = False
     else:
         for row, twin in zip(rows, twins, strict=True):
-            same = copies.index[copies["photograph"] == copies.at[twin, "photograph"]].difference(rows)
+            same = copies.index[copies["photograph"] == copies.at[twin, "photograph"]].difference(list(rows))
             frame.loc[same, "reason"] = [LEAK + detail for detail in same_as(frame, same, [row] * len(same))]
     awaiting = copies[copies["split"] == "unlabelled"].drop_duplicates("photograph").set_index("photograph")
+    ids = awaiting["id"].to_dict()
     labelled = copies[copies["photograph"].isin(awaiting.index) & copies["label"].notna()]
-    others = [f"same photograph as unlabelled {awaiting.at[row.photograph, 'id']}" for row in labelled.itertuples()]
+    others = [f"same photograph as unlabelled {ids[row.photograph]}" for row in named_tuples(labelled)]
     findings.add("also unlabelled", labelled, others, "kept")
 
 
-def same_as(frame: pd.DataFrame, rows: pd.Series, others: pd.Series) -> list[str]:
+def same_as(frame: pd.DataFrame, rows: Iterable[int], others: Iterable[int]) -> list[str]:
     """`same bytes as test MONARCH/3.jpg`, or `same photograph as …`, for each row and its other."""
-    pairs = zip(rows, others, strict=True)
+    at: Any = frame.at
     return [
-        f"same {'bytes' if frame.at[row, 'sha256'] == frame.at[other, 'sha256'] else 'photograph'}"
-        f" as {frame.at[other, 'split']} {frame.at[other, 'id']}"
-        for row, other in pairs
+        f"same {'bytes' if at[row, 'sha256'] == at[other, 'sha256'] else 'photograph'}"
+        f" as {at[other, 'split']} {at[other, 'id']}"
+        for row, other in zip(rows, others, strict=True)
     ]
 
 
@@ -117,7 +119,7 @@ def _act_on_conflicts(frame: pd.DataFrame, policy: str, findings: Findings) -> i
     conflicts = label_conflicts(copies, by="photograph")
     rows = copies[copies["photograph"].isin(conflicts.index) & copies["label"].notna()].sort_values(["photograph", "id"])
     found = []
-    for row, (_, place) in zip(rows.itertuples(), rows.iterrows(), strict=True):
+    for row, (_, place) in zip(named_tuples(rows), rows.iterrows(), strict=True):
         detail = "also under " + ", ".join(name for name in conflicts[row.photograph] if name != row.class_name)
         action = ACTIONS[policy] if row.split == "train" else "kept"
         found += findings.add("label conflict", place.to_frame().T, [detail], action)
@@ -162,7 +164,7 @@ def _list_few_images(frame: pd.DataFrame, few: int, findings: Findings) -> None:
 def _list_similar_names(frame: pd.DataFrame, findings: Findings) -> None:
     """Lists names of one split that another spells almost so: two classes, unless a person says otherwise."""
     labelled = frame[frame["label"].notna()]
-    names = {split: set(rows["class_name"]) for split, rows in labelled.groupby("split")}
+    names = {str(split): set(rows["class_name"]) for split, rows in labelled.groupby("split")}
     for split, other in _ordered_pairs(names):
         elsewhere = sorted(names[other] - names[split])
         for name in sorted(names[split] - names[other]):

@@ -123,6 +123,11 @@ class World:
 class SyncBatchNorm(nn.BatchNorm2d):
     """Batch norm over the images of all processes, on any device (torch's own is for CUDA alone)."""
 
+    momentum: float  # as all these, never None here: `synchronise_norms`
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: `[B, C, H, W]`; as `nn.BatchNorm2d` would see the whole batch."""
         if not self.training:
@@ -269,7 +274,7 @@ def joined(device_choice: str) -> Iterator[World]:
         if ended is None:
             raise
         _leave_word(ended, {"status": error.code})
-        _leave_at_once(error.code)
+        _leave_at_once(error.code)  # type: ignore[arg-type]  # a number: our own exits give no other
     dist.destroy_process_group()
 
 

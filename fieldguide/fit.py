@@ -40,7 +40,7 @@ class Fit:
     valid: Valid
     run: tracking.Run
     facts: Checkpoint
-    states: States
+    states: States | None  # of the process that writes
     stop: Callable[[], int]  # the signal that has come, or 0
     history: list[dict[str, float]] = field(default_factory=list)  # a line for each epoch
     best: int = 0  # epoch, from 1
@@ -52,7 +52,7 @@ class Fit:
         process exits with 128 + the signal's number.
         """
         train, world = self.training.train, self.training.world
-        if world.is_first:
+        if self.states:
             weights = sum(tensor.nbytes for tensor in self.training.state().values())
             self.states.require_space(3 * weights)  # Adam remembers two numbers a weight
         begun = self._go_on(found) if found else None
@@ -90,7 +90,7 @@ class Fit:
         sys.exit(128 + number)
 
     def _save(self, progress: Progress | None = None) -> None:
-        if not self.training.world.is_first:
+        if not self.states:
             return
         tensors = self.training.state()
         if progress:

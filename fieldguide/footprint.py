@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ def footprint(*arguments: str) -> dict[str, float]:
 
 
 def main() -> None:
+    predict: Callable[[np.ndarray], np.ndarray]
     kind, *files = sys.argv[1:]
     began = time.perf_counter()
     if kind == "onnx":

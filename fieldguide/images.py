@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 ORIENTATION = 0x0112  # EXIF tag
+UPRIGHT = 1
 TURNS = {  # what makes each orientation upright (EXIF 2.3, 4.6.4)
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -79,7 +80,7 @@ def decode(encoded: bytes, image_px: int, max_pixels: int = MAX_PIXELS) -> np.nd
         image.load()
         rgb = _rgb(image)
         width, height = scaled[1][2:] if scaled else rgb.size  # of a scaled JPEG a fraction: its last blocks are padded
-        turn = TURNS.get(image.getexif().get(ORIENTATION))
+        turn = TURNS.get(image.getexif().get(ORIENTATION, UPRIGHT))
         square = _centre_square(rgb, width, height, image_px)
         return np.asarray(square if turn is None else square.transpose(turn))
 

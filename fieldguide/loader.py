@@ -106,7 +106,7 @@ class Streaming:
         iterator, self._loader._iterator = self._loader._iterator, None
         if iterator is not None:
             with suppress(AttributeError):
-                iterator._shutdown_workers()
+                iterator._shutdown_workers()  # type: ignore[attr-defined]  # of the iterator with several workers
 
 
 class Ahead:
@@ -120,7 +120,7 @@ class Ahead:
         return len(self._decoder)
 
     def batches(self, chosen: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        decoder, waiting = self._decoder, deque[tuple[np.ndarray, list[Future]]]()
+        decoder, waiting = self._decoder, deque[tuple[np.ndarray, list[Future[None]]]]()
         try:
             with encoded_reader(decoder.raw, decoder.files) as read, ThreadPoolExecutor(self.n_workers) as pool:
                 try:
@@ -137,7 +137,7 @@ class Ahead:
         except OSError as error:
             raise _lost(error) from error
 
-    def _decoded(self, pixels: np.ndarray, filled: list[Future]) -> torch.Tensor:
+    def _decoded(self, pixels: np.ndarray, filled: list[Future[None]]) -> torch.Tensor:
         for future in filled:
             future.result()
         return torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
@@ -151,7 +151,8 @@ def _live_and_die_with_training(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def watch() -> None:
-        multiprocessing.parent_process().join()
+        if parent := multiprocessing.parent_process():
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, name="orphan", daemon=True).start()
@@ -170,7 +171,7 @@ class _Order:
         return len(self.chosen)
 
 
-class _Decoder(Dataset):
+class _Decoder(Dataset[torch.Tensor | UserError]):
     """What runs in a worker: a list of row numbers to uint8 `[B, px, px, 3]`."""
 
     def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int) -> None:

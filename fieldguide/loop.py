@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -144,7 +144,7 @@ class Training:
         with autocast(pixels.device, self.dtype):
             logits = (self.model if network is None else network)(pixels)
         logits = logits.float()
-        settings = {"weight": self.class_weights, "label_smoothing": self.train.label_smoothing}
+        settings: dict[str, Any] = {"weight": self.class_weights, "label_smoothing": self.train.label_smoothing}
         loss = F.cross_entropy(logits, target, **settings)
         if share < 1:
             loss = share * loss + (1 - share) * F.cross_entropy(logits, partner, **settings)

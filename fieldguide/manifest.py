@@ -1,7 +1,9 @@
 """`data/manifest.csv`, the first waist: one row per image, and all that anything after the split check knows of the data."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,6 +39,11 @@ def write_table(frame: pd.DataFrame, target: Path) -> None:
 def write_manifest(frame: pd.DataFrame, target: Path) -> None:
     """The table as CSV, columns in the order of `COLUMNS`, atomically."""
     write_table(frame[list(COLUMNS)], target)
+
+
+def named_tuples(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows of any table as named tuples; which columns they have is known at run time."""
+    return frame.itertuples()
 
 
 def read_manifest(source: Path) -> pd.DataFrame:

@@ -6,6 +6,7 @@ Each is a `Classifier`: pixels in 0..1 to logits, with its own input scaling ins
 import difflib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ USUAL_PX = (32, 48, 64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 336, 384, 44
 
 class Classifier(nn.Module):
     """Scaling, `features` (an embedding for each image) and `head` (one linear layer)."""
+
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
 
     def __init__(
         self,
@@ -143,7 +147,7 @@ def block_numbers(model: Classifier) -> dict[str, int]:
     numbers: dict[str, int] = {}
     number, last = -1, ""
     for name, _ in model.named_parameters():
-        block = BLOCK.match(name)[0]
+        block = BLOCK.match(name)[0]  # type: ignore[index]  # each name is within features or the head
         number, last = number + (block != last), block
         numbers[name] = number
     return numbers
@@ -195,7 +199,7 @@ def timm_features(name: str, image_px: int, pretrained: bool = False) -> nn.Modu
 
     name = name.removeprefix(TIMM)
     published = timm.get_pretrained_cfg(name)
-    options = {"img_size": image_px} if published and published.fixed_input_size else {}
+    options: dict[str, Any] = {"img_size": image_px} if published and published.fixed_input_size else {}
     return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
 
 

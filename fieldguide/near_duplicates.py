@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations, groupby
 from math import comb, cos, radians, sin
 from operator import itemgetter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -40,6 +40,7 @@ LOOKUP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP  # maps lead from the pixels of
 Map = np.ndarray  # float64 [3, 3]: where a point of the second image lies in the first; both span -1..1
 ReadRgb = Callable[[int], np.ndarray]
 Verdict = Literal["same", "mirrored", "different"]
+DIFFERENT: Verdict = "different"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def fingerprint(rgb: np.ndarray) -> Fingerprint:
     hasher = cv2.img_hash.PHash.create()
     hashes = np.empty((len(PROBES), 8), np.uint8)
     for k, ((_, fill), warp) in enumerate(zip(PROBES, PROBE_WARPS, strict=True)):
-        edge = {"borderMode": EDGE} if fill is None else {"borderValue": fill}
+        edge: dict[str, Any] = {"borderMode": EDGE} if fill is None else {"borderValue": fill}
         hashes[k] = hasher.compute(cv2.warpAffine(thumbnail, warp, (HASHED_PX, HASHED_PX), flags=LOOKUP, **edge))
     return Fingerprint(hashes.view(np.uint64)[:, 0], _shrunk(thumbnail, SMALL_PX), min(rgb.shape[:2]))
 
@@ -204,7 +205,7 @@ def near_duplicates(fingerprints: Sequence[Fingerprint], read_rgb: ReadRgb, n_wo
             starts = range(0, len(candidates), BLOCK_PAIRS)
             blocks = (candidates[start : start + BLOCK_PAIRS] for start in starts)
             possible = [pair for found in pool.map(lambda block: _possible(fingerprints, block), blocks) for pair in found]
-            pairs = []
+            pairs: list[Pair] = []
             for start in range(0, len(possible), BLOCK_PAIRS):
                 block = possible[start : start + BLOCK_PAIRS]
                 images = sorted({image for row, _ in block for image in row[:2]})
@@ -272,7 +273,7 @@ def _judged(fingerprints: Sequence[Fingerprint], greys: dict[int, np.ndarray], r
     """A candidate compared at the scale of thumbnails and, where it may be the same, at the finest; `greys` [128, 128]."""
     i, j, probe, distance = row
     fit = _fit(_shrunk(greys[i], THUMBNAIL_PX), _shrunk(greys[j], THUMBNAIL_PX), (PROBES[probe][0], place))
-    similarity, verdict = fit.similarity, "different"
+    similarity, verdict = fit.similarity, DIFFERENT
     if similarity >= LIKELY:
         side_px = min(fingerprints[i].side_px, fingerprints[j].side_px)
         similarity, verdict = _verified(greys[i], greys[j], fit.place, side_px)
@@ -309,9 +310,10 @@ def _detail(grey: np.ndarray) -> np.ndarray:
 def _aligned(one: np.ndarray, other: np.ndarray, start: Map, mask: np.ndarray | None = None, steps: int = ECC_STEPS) -> Map:
     """The affine map of highest correlation near `start` (Evangelidis and Psarakis 2008); `start` if none is found."""
     px = len(one)
+    seen: Any = mask  # None, too, though the types of OpenCV say otherwise
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, steps, ECC_EPSILON)
     try:
-        _, warp = cv2.findTransformECC(other, one, _warp(start, px, px), cv2.MOTION_AFFINE, criteria, mask, ECC_BLUR_PX)
+        _, warp = cv2.findTransformECC(other, one, _warp(start, px, px), cv2.MOTION_AFFINE, criteria, seen, ECC_BLUR_PX)
     except cv2.error:  # its way of saying that the iteration diverges
         return start
     place = np.linalg.inv(_pixels(px)) @ np.vstack([warp, [0, 0, 1]]) @ _pixels(px)

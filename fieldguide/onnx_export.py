@@ -114,6 +114,7 @@ def export(exported: Exported, image_px: int, opset: int, metadata: dict[str, An
             dynamo=True,
             optimize=True,
         )
+    assert program is not None  # as it is where `dynamo` is on
     save_model(_without_traces(program.model_proto), metadata, target)
 
 

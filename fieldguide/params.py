@@ -267,7 +267,7 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     n_faults = len({_path(fault["loc"]) for fault in error.errors()})
     more = f" (and {n_faults - 1} more)" if n_faults > 1 else ""
-    section: type[BaseModel] = Params
+    section: Any = Params
     path = _path(first["loc"])
     for part in path:
         parent, field = section, section.model_fields.get(part)
@@ -280,7 +280,8 @@ def _sentence(error: ValidationError) -> str:
             return f"{name} is not a known key; known here: {', '.join(parent.model_fields)}{more}"
         case "model_type":
             return f"{name} must be a section with keys, got {first['input']!r}{more}"
-    annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    assert field is not None  # else the key was not known
+    annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     return f"{name} must be {in_words(TypeAdapter(annotation).json_schema())}, got {first['input']!r}{more}"
 
 

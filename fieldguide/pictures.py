@@ -272,7 +272,7 @@ def save_galleries(
     split = list(answers)[-1]
     said = answers[split]
     wrong, right = (said.surest(np.flatnonzero(said.right == value)) for value in (False, True))
-    spread = np.unique(np.linspace(0, len(right) - 1, N_RIGHT).round().astype(int)) if len(right) else []
+    spread = np.unique(np.linspace(0, len(right) - 1, N_RIGHT).round().astype(int)) if len(right) else np.array([], int)
     mistakes = camera.photographs(split, wrong[:N_WRONG], activation=True)
     hits = camera.photographs(split, right[spread], activation=True)
     table = confused_pairs(answers)
@@ -283,8 +283,9 @@ def save_galleries(
     save_grid([one.cell() for one in mistakes], title, f"{split}: no answer is wrong", WRONG_PNG)
     title = f"{split}: {len(hits)} of {len(right)} right answers, from the surest to the least sure"
     save_grid([one.cell() for one in hits], title, f"{split}: no answer is right", RIGHT_PNG)
-    looked = [one for one in mistakes[: 2 * N_COLUMNS] + hits[:: max(1, len(hits) // N_COLUMNS)] if one.activation is not None]
-    cells = [cell for one in looked for cell in (one.cell(), plots.Cell(one.activation, "where it looked"))]
+    chosen = mistakes[: 2 * N_COLUMNS] + hits[:: max(1, len(hits) // N_COLUMNS)]
+    looked = [(one.cell(), plots.Cell(one.activation, "where it looked")) for one in chosen if one.activation is not None]
+    cells = [cell for pair in looked for cell in pair]
     title = f"{split}: where the network looked for its answer, wrong answers first"
     save_grid(cells, title, "This network gives no class activation map", ACTIVATION_PNG)
     save_pairs(pairs, " and ".join(unseen(answers)))
@@ -323,7 +324,8 @@ def pair_examples(camera: _Camera, table: pd.DataFrame) -> list[Pair]:
     splits = unseen(camera.answers)
     sums = table[table["split"].isin(splits)].groupby(["truth", "predicted"])["n"].sum()
     pairs = []
-    for (truth, predicted), n in sums.sort_values(ascending=False, kind="stable").head(N_PAIRS).items():
+    most: dict[Any, int] = sums.sort_values(ascending=False, kind="stable").head(N_PAIRS).to_dict()
+    for (truth, predicted), n in most.items():
         mistaken = [
             one
             for split in splits

@@ -87,7 +87,10 @@ def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
 
 
 def image_grid(
-    rows: Sequence[np.ndarray], row_titles: Sequence[str], title: str, captions: Sequence[Sequence[str]] = ()
+    rows: Sequence[Sequence[np.ndarray] | np.ndarray],
+    row_titles: Sequence[str],
+    title: str,
+    captions: Sequence[Sequence[str]] = (),
 ) -> Figure:
     """Rows of pictures, each uint8 `[N, H, W, 3]`, one above the other; `captions`, a text for each picture."""
     n_columns = len(rows[0])
@@ -146,7 +149,7 @@ def accuracy_latency(points: dict[str, tuple[float, float, float]], title: str) 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     for number, (name, (p50, p95, accuracy)) in enumerate(points.items()):
-        axis.errorbar([p50], [accuracy], xerr=[[0], [p95 - p50]], fmt="osD^vP*X"[number % 8], capsize=3, label=name)
+        axis.errorbar([p50], [accuracy], xerr=np.array([[0], [p95 - p50]]), fmt="osD^vP*X"[number % 8], capsize=3, label=name)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(ScalarFormatter())

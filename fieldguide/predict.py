@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
@@ -79,7 +80,7 @@ def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, c
     """Those of all photographs, in their order."""
 
     def work(batch: list[Photo]) -> list[Outcome]:
-        outcomes: list[Outcome | None] = [None] * len(batch)
+        outcomes: list[Any] = [None] * len(batch)  # until each has its Outcome
         encoded: dict[int, bytes] = {}
         pixels: list[np.ndarray] = []
         for place, photo in enumerate(batch):
@@ -122,7 +123,7 @@ def _summary(outcomes: Iterator[Outcome], writer: "Writer", n_photos: int) -> in
         if outcome.error:
             n_failed += 1
             print(f"{outcome.photo.name}: {outcome.error}", file=sys.stderr)
-        elif outcome.photo.truth:
+        elif outcome.photo.truth and outcome.prediction:
             n_known += 1
             n_right += outcome.prediction.answers[0].name == outcome.photo.truth
         writer.write(outcome)
@@ -155,7 +156,7 @@ def _photos(source: str, stack: ExitStack) -> Iterator[Photo]:
             for file in sorted(files):
                 inner = Path(parent, file)
                 if is_image(inner.relative_to(path).as_posix()):
-                    yield Photo(inner.as_posix(), inner.absolute().parent.name, lambda inner=inner: _bytes(inner))
+                    yield Photo(inner.as_posix(), inner.absolute().parent.name, partial(_bytes, inner))
     elif path.suffix.lower() == ".zip":
         yield from _zipped(source, path, stack)
     else:
@@ -173,7 +174,7 @@ def _zipped(source: str, file: Path | io.BytesIO, stack: ExitStack) -> Iterator[
             yield Photo(
                 f"{source}/{info.filename}",
                 PurePosixPath(info.filename).parent.name,
-                lambda info=info: _checked(info.file_size, lambda: archive.read(info)),
+                partial(_checked, info.file_size, partial(archive.read, info)),
             )
 
 

@@ -11,7 +11,7 @@ import platform
 import string
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -193,7 +193,7 @@ def _environment(autoescape: bool) -> Environment:
     return environment
 
 
-def _known(value: Any) -> bool:
+def _known(value: float | None) -> TypeGuard[float]:
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
@@ -306,7 +306,7 @@ def data_section(facts: Facts) -> dict[str, Any] | None:
     ]
     dropped = check["dropped"]
     out = f"{count(dropped)} of them are left out of use" if dropped else "all of them are in use"
-    faults = findings.groupby(["kind", "action"], sort=False).size() if len(findings) else pd.Series(dtype=int)
+    faults: Any = findings.groupby(["kind", "action"], sort=False).size() if len(findings) else pd.Series(dtype=int)
     train = classes["train"].tolist() if "train" in classes else []
     pictures = (
         ("samples", "Samples of each split", "Ten photographs of each split with their class names"),
@@ -337,7 +337,7 @@ def _origin(receipt: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 def _named(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows with the class names as a person writes them."""
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    rows = _records(frame.astype(object).where(frame.notna(), None))
     return [row | {"class_name": string.capwords(str(row["class_name"]))} for row in rows]
 
 
@@ -462,7 +462,12 @@ def gallery_section(facts: Facts) -> dict[str, Any] | None:
 
 
 def _table_of_pairs(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [row | {key: string.capwords(row[key]) for key in ("truth", "predicted")} for row in frame.to_dict("records")]
+    return [row | {key: string.capwords(row[key]) for key in ("truth", "predicted")} for row in _records(frame)]
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    records: Any = frame.to_dict("records")
+    return records
 
 
 def confidence_section(facts: Facts) -> dict[str, Any] | None:
@@ -472,10 +477,11 @@ def confidence_section(facts: Facts) -> dict[str, Any] | None:
     for name in ("test", "valid"):
         frame = facts.rows("reliability", name)
         if len(frame):
-            columns = ("n", "confidence", "accuracy", "accuracy_low", "accuracy_high")
+            n, confidence, right = (frame[column].tolist() for column in ("n", "confidence", "accuracy"))
+            low, high = frame["accuracy_low"].tolist(), frame["accuracy_high"].tolist()
             ece = metrics.get(name, {}).get("ece")
             text = f"Reliability of {name}: expected calibration error {number(ece)}"
-            svg = charts.reliability(*(frame[column].tolist() for column in columns), text)
+            svg = charts.reliability(n, confidence, right, low, high, text)
             shown.append(_chart(f"Reliability, {name}", svg, f"expected calibration error {number(ece)}"))
     coverage = facts.rows("coverage")
     unseen = [name for name in ("valid", "test") if name in coverage]
@@ -502,7 +508,7 @@ def confidence_text(metrics: dict[str, Any], split: str | None) -> str:
     """What the dots mean, and what calibration changed, where it is known."""
     parts = ["A dot is a bin of answers: how sure the network was, and how many of them are right, with its 95 % interval."]
     temperature = metrics.get("calibration", {}).get("temperature")
-    figures = metrics.get(split, {})
+    figures = metrics.get(split, {}) if split else {}
     if temperature is not None:
         before = figures.get("ece_uncalibrated")
         change = f", which takes the calibration error of {split} from {before:.3f} to {figures['ece']:.3f}" if before else ""
@@ -550,12 +556,13 @@ def benchmark_section(facts: Facts) -> dict[str, Any] | None:
     backends, throughput = _backends(facts), facts.rows("throughput")
     sizes = sorted(throughput["batch_size"].unique().tolist()) if len(throughput) else []
     ways = [name for name in ("backend", "threads") if name in throughput]
+    groups: Any = throughput.groupby(ways, sort=False) if sizes else ()
     by_backend = [
         (
             ", ".join([str(way[0]), *(f"{n} thread{'s' * (n > 1)}" for n in way[1:])]),
             [part[part["batch_size"] == n].iloc[0].to_dict() if (part["batch_size"] == n).any() else {} for n in sizes],
         )
-        for way, part in (throughput.groupby(ways, sort=False) if sizes else ())
+        for way, part in groups
     ]
     blank = dict.fromkeys(("images_per_second", "slowest", "fastest"))
     hardware = facts.metrics["benchmark"].get("hardware", {})

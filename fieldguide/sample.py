@@ -6,13 +6,13 @@ individual of it in a pose, a light and a place of its own. Species share palett
 
 import io
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, default_rng
@@ -85,7 +85,7 @@ class Shot(NamedTuple):
     member: str
     species: Species
     split: int
-    index: int
+    number: int
     image_px: int
     seed: int
 
@@ -164,15 +164,15 @@ def _catalogue(n_species: int, seed: int) -> tuple[Species, ...]:
 
 def _developed(shot: Shot) -> tuple[str, bytes]:
     """The photograph: a place, a soft shadow and the butterfly on it, seen in a light through a lens and a sensor."""
-    rng = default_rng([shot.seed, INDIVIDUAL, shot.species.number, shot.split, shot.index])
+    rng = default_rng([shot.seed, INDIVIDUAL, shot.species.number, shot.split, shot.number])
     px = shot.image_px
     place = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](rng, px)
     scene = np.asarray(_blurred(place, px * rng.uniform(0.004, 0.018)), np.float32)
     butterfly, cover = _butterfly(rng, shot, px)
     light_x, light_y = rng.uniform(-1, 1, size=2).tolist()
     away = (1, 0, light_x * px * 0.05, 0, 1, -light_y * px * 0.05)
-    shadow = Image.fromarray((cover * 255).astype(np.uint8)).transform((px, px), Image.Transform.AFFINE, away)
-    shadow = np.asarray(_blurred(shadow, px * rng.uniform(0.012, 0.03)), np.float32) / 255
+    shape = Image.fromarray((cover * 255).astype(np.uint8)).transform((px, px), Image.Transform.AFFINE, away)
+    shadow = np.asarray(_blurred(shape, px * rng.uniform(0.012, 0.03)), np.float32) / 255
     scene = scene * ((1 - rng.uniform(0.35, 0.6) * shadow) * (1 - cover))[..., None] + 255 * butterfly
 
     x, y = _grid(px)
@@ -381,7 +381,9 @@ def _cloud(rng: Generator, px: int, across: int, down: int) -> np.ndarray:
     return np.asarray(grid.resize((px, px), Image.Resampling.BICUBIC))
 
 
-def _toned(rng: Generator, texture: np.ndarray, low: tuple[int, ...], high: tuple[int, ...]) -> Image.Image:
+def _toned(
+    rng: Generator, texture: np.ndarray, low: Sequence[int] | np.ndarray, high: Sequence[int] | np.ndarray
+) -> Image.Image:
     """A texture in colours between two (sRGB 0..255), both a little different in each image."""
     ends = np.array([low, high]) * rng.uniform(0.8, 1.2, size=(2, 1)) * rng.uniform(0.88, 1.12, size=3)
     start, end = ends.astype(np.float32)
@@ -426,7 +428,7 @@ def _bark(rng: Generator, px: int) -> Image.Image:
 
 
 def _stone(rng: Generator, px: int) -> Image.Image:
-    grain = sum(_cloud(rng, px, cells, cells) * share for cells, share in ((3, 0.4), (9, 0.3), (27, 0.2), (60, 0.15)))
+    grain: Any = sum(_cloud(rng, px, cells, cells) * share for cells, share in ((3, 0.4), (9, 0.3), (27, 0.2), (60, 0.15)))
     return _toned(rng, grain, (70, 70, 74), (200, 194, 184))
 
 

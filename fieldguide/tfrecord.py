@@ -117,7 +117,7 @@ def _payloads(shard: BinaryIO, path: Path) -> Iterator[tuple[str, int, bytes]]:
         payload, checksum = shard.read(length), shard.read(CHECKSUM.size)
         if len(checksum) < CHECKSUM.size:
             raise UserError(f"{where}: the file of {size} bytes was cut while it was read; {AGAIN}")
-        _check(f"{where}: the content's", *CHECKSUM.unpack(checksum), payload)
+        _check(f"{where}: the content's", CHECKSUM.unpack(checksum)[0], payload)
         yield where, start, payload
         start += HEADER.size + length + CHECKSUM.size
         index += 1

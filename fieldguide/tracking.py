@@ -211,7 +211,7 @@ def unsent_journals() -> list[Journal]:
 def left_words(left: list[Journal]) -> str:
     """What is not sent, where it is kept and how it goes out."""
     n_entries = sum(sum(1 for _ in journal.unsent()) for journal in left)
-    others = {journal.store for journal in left} - {store_name()}
+    others = {journal.store or "" for journal in left} - {store_name()}
     return (
         f"{n_entries} entries of {len(left)} runs are not sent; they are kept in {journals()} and go out with the next run, or"
         " by: python -m fieldguide sync" + (f" (with MLFLOW_TRACKING_URI for {', '.join(sorted(others))})" if others else "")

@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -164,10 +165,19 @@ def measure(
                 best = metrics[name].get(f"images_per_second{suffix}", 0.0)
                 metrics[name][f"images_per_second{suffix}"] = max(best, float(np.median(rates)))
     for name, backend in found.items():
-        energy = joules(lambda predict=backend.predict: [predict(batch) for _ in range(settings.throughput_runs)])
+        energy = joules(partial(_repeated, backend.predict, batch, settings.throughput_runs))
         if energy is not None:
             metrics[name]["joules_per_image"] = energy / (settings.throughput_runs * len(batch))
     return metrics, pd.DataFrame(lines, columns=["backend", "threads", "batch_size", "images_per_second", "slowest", "fastest"])
+
+
+def _repeated(predict: Predict, batch: np.ndarray, runs: int) -> None:
+    for _ in range(runs):
+        predict(batch)
+
+
+def _decoded_and_answered(predict: Predict, image_px: int, content: bytes) -> np.ndarray:
+    return predict(np.stack([decode(content, image_px)]))[0]
 
 
 def whole_way(
@@ -179,8 +189,7 @@ def whole_way(
 ) -> dict[str, np.ndarray]:
     """Milliseconds from the bytes of one photograph to its probabilities, of each backend and of the network's library."""
     ways: dict[str, Callable[[bytes], np.ndarray]] = {
-        name: lambda content, predict=backend.predict: predict(np.stack([decode(content, image_px)]))[0]
-        for name, backend in found.items()
+        name: partial(_decoded_and_answered, backend.predict, image_px) for name, backend in found.items()
     }
     if own_library:
         ways[f"{own_library[0]}_own_inference"] = own_library[1]

@@ -10,6 +10,7 @@ beside them; and, for images without labels, metrics/submission.csv. Run it with
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -182,10 +183,10 @@ def evaluate_metrics(
     rows: dict[str, pd.DataFrame],
     calibration: Calibration,
     evaluate: Evaluate,
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, dict[str, Any]]:
     """The content of metrics/evaluate.json; without labels for a test split there are no test figures."""
     temperature = calibration.temperature
-    metrics: dict[str, dict[str, float | None]] = {}
+    metrics: dict[str, dict[str, Any]] = {}
     gains: dict[str, float | None] = {}
     for split, table in rows.items():
         targets, logits = facts.classes.targets(table), answers[split].logits

@@ -168,6 +168,7 @@ def licence(settings: Model, of_data: str) -> str:
         import timm
 
         published = timm.get_pretrained_cfg(settings.name.removeprefix("timm/"))
+        assert published is not None  # its weights were taken
         return f"{trained}; began with weights of timm, {published.license or 'see ' + str(published.hf_hub_id)}"
     return f"{trained}; began with weights of torchvision (BSD-3-Clause), made on ImageNet (for research)"
 

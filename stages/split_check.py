@@ -23,7 +23,7 @@ from fieldguide.files import read_json, write_bytes, write_json
 from fieldguide.images import UnreadableImage, decode, inspect, read_encoded, resized
 from fieldguide.index import index_folders, index_shards, united_classes
 from fieldguide.layout import SPLITS
-from fieldguide.manifest import write_manifest, write_table
+from fieldguide.manifest import named_tuples, write_manifest, write_table
 from fieldguide.near_duplicates import Fingerprint, Pair, fingerprint, near_duplicates
 from fieldguide.params import SplitCheck, read_params
 from fieldguide.paths import (
@@ -83,7 +83,7 @@ def numbered_classes(frame: pd.DataFrame, findings: Findings) -> pd.DataFrame:
     """Class folders that differ only in case as one class, and labels by the order of the names."""
     names = united_classes(frame)
     other = frame[frame["class_name"] != names].drop_duplicates(["split", "class_name"])
-    for row in other.itertuples():
+    for row in named_tuples(other):
         findings.add_class("class name", row.split, row.class_name, f"taken for {names[row.Index]!r}", "united")
     numbers = {name: number for number, name in enumerate(sorted(names.unique()))}
     return frame.assign(class_name=names, label=names.map(numbers).astype("Int64"))
@@ -146,7 +146,8 @@ def near_pairs(frame: pd.DataFrame, fingerprints: list[Fingerprint | None], n_wo
         file, offset, length = places[rows[k]]
         return inspect(read_encoded(RAW / file, offset, length), INSPECTED_PX)[1]
 
-    found = near_duplicates([fingerprints[row] for row in rows], read_rgb, n_workers)
+    readable = [look for row in rows if (look := fingerprints[row]) is not None]
+    found = near_duplicates(readable, read_rgb, n_workers)
     return [pair._replace(i=int(rows[pair.i]), j=int(rows[pair.j])) for pair in found]
 
 
@@ -195,7 +196,8 @@ def metrics_of(
     across = within = None
     if pairs is not None:
         same = [pair for pair in pairs if pair.verdict != "different"]
-        across = sum(frame.at[pair.i, "split"] != frame.at[pair.j, "split"] for pair in same)
+        splits = frame["split"].to_dict()
+        across = sum(splits[pair.i] != splits[pair.j] for pair in same)
         within = len(same) - across
     missing = Counter(finding["split"] for finding in findings.rows if finding["kind"] == "missing class")
     used = frame[frame["use"] & (frame["split"] == "train")]
@@ -253,12 +255,12 @@ def write_pictures(frame: pd.DataFrame, pairs: pd.DataFrame, means: dict[str, np
     by_split = {split: counts[split].to_numpy() for split in SPLITS if counts[split].any()}
     plots.save_png(plots.class_distribution(by_split, counts["class_name"].tolist()), CLASSES_PNG)
     sized = frame[frame["width"].notna()]
-    sides = (sized[side].to_numpy(dtype=np.int64) for side in ("width", "height"))
-    plots.save_png(plots.sizes_and_mean(*sides, means), SIZES_PNG)
+    widths, heights = (sized[side].to_numpy(dtype=np.int64) for side in ("width", "height"))
+    plots.save_png(plots.sizes_and_mean(widths, heights, means), SIZES_PNG)
     used = frame[frame["use"]]
     chosen = {split: _samples(used[used["split"] == split]) for split in (*SPLITS, "unlabelled") if split in set(used["split"])}
     pictures = [
-        [decode(read_encoded(RAW / row.file, row.offset, row.length), SAMPLE_PX) for row in rows.itertuples()]
+        [decode(read_encoded(RAW / row.file, row.offset, row.length), SAMPLE_PX) for row in named_tuples(rows)]
         for rows in chosen.values()
     ]
     captions = [[string.capwords(name) for name in rows["class_name"]] for rows in chosen.values()]
@@ -282,7 +284,7 @@ def pairs_page(frame: pd.DataFrame, pairs: pd.DataFrame) -> str:
         return gallery.Picture(pixels, f"{place['split']}{used}: {place['class_name']}: {place['id']}")
 
     groups = []
-    for pair in pairs.head(MAX_SHOWN).itertuples():
+    for pair in named_tuples(pairs.head(MAX_SHOWN)):
         kinds = ["two names"] * pair.conflict + ["two splits"] * pair.across + [pair.verdict]
         heading = f"{', '.join(kinds)}: distance {pair.distance} of 64 bits, similarity {pair.similarity:.2f}"
         groups.append((heading, [picture(pair.i), picture(pair.j)]))

@@ -123,7 +123,7 @@ def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame], wo
         )
     if train.sync_batch_norm and world.size > 1:
         distributed.synchronise_norms(model, params.model.name)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False) if train.ema else None
     optimizer = make_optimizer(model, train)
     if train.compile:
