@@ -242,22 +242,22 @@ def sync(all_commits: bool = False) -> None:
     print(send_all())
     if not (project_root() / ".dvc").is_dir():
         return
+    n_new, n_values = 0, 0
     with opened_store() as store:
-        n_new, n_values = 0, 0
-        for row in compare(store, all_commits):
-            experiment, run = row.experiment, row.run
-            if not experiment or not experiment.checkpoint or not row.mlflow_lacks or experiment.name == "workspace":
+        runs = training_runs(store)
+        for experiment in experiments(all_commits):
+            if not experiment.checkpoint or experiment.name == "workspace":
                 continue
-            if run is None:
+            if not run_of(experiment, runs):
                 tags = {EXPERIMENT_TAG: experiment.name} if experiment.state == "success" else {}
-                run = TrackedRun(
-                    store.made(experiment.checkpoint, {"name": experiment.name, "tags": tags}), experiment.name, ""
-                )
-                n_new += 1
+                store.made(experiment.checkpoint, {"name": experiment.name, "tags": tags})
+                runs, n_new = training_runs(store), n_new + 1
+            run = run_of(experiment, runs).with_params(experiment.params)
             params = {name: value for name, value in experiment.params.items() if name not in run.params}
             metrics = {name: value for name, value in experiment.metrics.items() if name not in run.metrics}
-            store.add(run.run_id, params, metrics)
-            n_values += len(params) + len(metrics)
+            if params or metrics:
+                store.add(run.run_id, params, metrics)
+                runs, n_values = training_runs(store), n_values + len(params) + len(metrics)
     print(f"DVC: {n_new} runs added to MLflow, {n_values} params and metrics")
 
 
