@@ -90,7 +90,7 @@ class Row:
             return []
         if not self.experiment:
             return ["experiment"]
-        stages = {path.stem for path in METRICS.glob("*.json")}
+        stages = {path.stem for path in (project_root() / METRICS).glob("*.json")}
         found = {name for name in self.run.metrics if name.split(".")[0] in stages and name not in CURVES}
         return sorted(found - self.experiment.metrics.keys())
 
