@@ -115,7 +115,7 @@ class Row:
             "experiment": experiment.name if experiment else None,
             "rev": experiment.rev if experiment else None,
             "state": experiment.state if experiment else None,
-            "checkpoint_md5": experiment.checkpoint if experiment else run.checkpoint,
+            "checkpoint_md5": experiment.checkpoint if experiment else run and run.checkpoint,
             "run": run.name if run else None,
             "run_id": run.run_id if run else None,
             "run_status": run.status if run else None,
@@ -248,11 +248,14 @@ def sync(all_commits: bool = False) -> None:
         for experiment in experiments(all_commits):
             if not experiment.checkpoint or experiment.name == "workspace":
                 continue
-            if not run_of(experiment, runs):
+            run = run_of(experiment, runs)
+            if not run:
                 tags = {EXPERIMENT_TAG: experiment.name} if experiment.state == "success" else {}
                 store.made(experiment.checkpoint, {"name": experiment.name, "tags": tags})
                 runs, n_new = training_runs(store), n_new + 1
-            run = run_of(experiment, runs).with_params(experiment.params)
+                run = run_of(experiment, runs)
+                assert run
+            run = run.with_params(experiment.params)
             params = {name: value for name, value in experiment.params.items() if name not in run.params}
             metrics = {name: value for name, value in experiment.metrics.items() if name not in run.metrics}
             if params or metrics:
@@ -284,7 +287,7 @@ def print_csv(rows: list[Row]) -> None:
 
 
 def print_table(rows: list[Row]) -> None:
-    lines = [("experiment", "rev", "DVC", "run", "MLflow", *KEY_METRICS, "")]
+    lines: list[tuple[str, ...]] = [("experiment", "rev", "DVC", "run", "MLflow", *KEY_METRICS, "")]
     for row in rows:
         told = row.told()
         texts = [told[name] or "-" for name in ("experiment", "rev", "state", "run", "run_status")]

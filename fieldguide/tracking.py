@@ -211,7 +211,7 @@ def unsent_journals() -> list[Journal]:
 def left_words(left: list[Journal]) -> str:
     """What is not sent, where it is kept and how it goes out."""
     n_entries = sum(sum(1 for _ in journal.unsent()) for journal in left)
-    others = {journal.store for journal in left} - {store_name()}
+    others = {journal.store or "" for journal in left} - {store_name()}
     return (
         f"{n_entries} entries of {len(left)} runs are not sent; they are kept in {journals()} and go out with the next run, or"
         " by: python -m fieldguide sync" + (f" (with MLFLOW_TRACKING_URI for {', '.join(sorted(others))})" if others else "")
@@ -406,7 +406,8 @@ class Store:
             example = np.array(entry["example"]["array"], entry["example"]["dtype"])
             _save_model(journal.folder / entry["file"], example, Path(folder, MODEL), model.model_id, run_id)
             self.client.log_model_artifacts(model.model_id, str(Path(folder, MODEL)))
-        if model.model_id not in (output.model_id for output in self.client.get_run(run_id).outputs.model_outputs):
+        outputs = self.client.get_run(run_id).outputs
+        if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
             self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])  # a second time it would raise
         self.client.finalize_logged_model(model.model_id, "READY")
 
@@ -622,9 +623,10 @@ def _sample(run: Run, ended: threading.Event) -> None:
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-    monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    with suppress(ImportError, RuntimeError):  # no nvidia-ml-py, or no GPU
-        monitors.append(GPUMonitor())
+    monitors = []
+    for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
+        with suppress(AttributeError, ImportError, RuntimeError):  # no network, no nvidia-ml-py, no GPU
+            monitors.append(kind())
     number = 0
     while not ended.is_set():
         for monitor in monitors:
@@ -669,7 +671,7 @@ def _digest(tree: dict[str, Any]) -> str:
 def _content(source: Path) -> dict[str, Any]:
     """What a JSON file says; nothing where there is none that can be read, which is for others to tell."""
     with suppress(UserError):
-        return read_json(source)
+        return dict(read_json(source))
     return {}
 
 
