@@ -211,7 +211,7 @@ def _experiment(name: str, revision: dict[str, Any], state: str) -> Experiment:
     checkpoint = made.get(str(CHECKPOINT), "") if state in ("", "success") else ""
     metrics: dict[str, float] = {}
     for file, content in data["metrics"].items() if checkpoint else ():
-        if Path(file).stem not in stale:
+        if Path(file).stem in stages and Path(file).stem not in stale:
             metrics |= numbers({Path(file).stem: content.get("data") or {}})
     params = flat(data["params"].get(str(PARAMS), {}).get("data") or {})
     return Experiment(name, rev[:9], state or "commit", checkpoint, params, metrics, stale)  # 9: all of "workspace"
