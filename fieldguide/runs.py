@@ -90,6 +90,8 @@ class Row:
             return []
         if not self.experiment:
             return ["experiment"]
+        if not self.experiment.checkpoint:  # it has not ended
+            return []
         stages = {path.stem for path in (project_root() / METRICS).glob("*.json")}
         found = {name for name in self.run.metrics if name.split(".")[0] in stages and name not in CURVES}
         return sorted(found - self.experiment.metrics.keys())

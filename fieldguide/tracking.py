@@ -1,4 +1,4 @@
-"""MLflow: the only module that imports it.
+"""What runs tell MLflow, and how it is sent.
 
 Every run lands in one store at the project's root, whatever started it and in whichever temporary folder it works;
 `MLFLOW_TRACKING_URI` is honoured when set. Training opens a run, named after the DVC experiment, and marks it with the MD5 of
@@ -352,7 +352,7 @@ class Store:
         from mlflow.entities import RunTag
 
         if entry["of"]:
-            self.made(entry["of"], entry["parent"])
+            self.made(entry["of"], entry.get("parent"))
         found = self._found(journal.key, entry)
         if found:
             self.client.update_run(found, status="RUNNING")
@@ -366,7 +366,7 @@ class Store:
         """The id of the run that a journal with this first entry tells of, or nothing: a stage's by model, stage and params."""
         if not start["of"]:
             return self._search({KEY_TAG: key})
-        same = {tag: start["tags"][tag] for tag in (STAGE_TAG, PARAMS_TAG)}
+        same = {tag: start["tags"].get(tag, "") for tag in (STAGE_TAG, PARAMS_TAG)}
         return self._search(same | {"mlflow.parentRunId": self.made(start["of"])})
 
     def _params(self, journal: Journal, entry: dict[str, Any]) -> None:
