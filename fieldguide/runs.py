@@ -68,10 +68,14 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class Row:
-    """An experiment and its run, one of which may be missing, and where they do not agree."""
+    """An experiment and its run, one of which may be missing, and where they do not agree.
+
+    again: of a run without an experiment of its own, the one whose checkpoint it made, too.
+    """
 
     experiment: Experiment | None
     run: TrackedRun | None
+    again: str = ""
 
     @property
     def mlflow_lacks(self) -> list[str]:
@@ -89,7 +93,7 @@ class Row:
         if not self.run:
             return []
         if not self.experiment:
-            return ["experiment"]
+            return [] if self.again else ["experiment"]
         if not self.experiment.checkpoint:  # it has not ended
             return []
         stages = {path.stem for path in (project_root() / METRICS).glob("*.json")}
@@ -126,6 +130,7 @@ class Row:
             "dvc_lacks": self.dvc_lacks,
             "differ": self.differ,
             "stale": list(experiment.stale) if experiment else [],
+            "again": self.again,
         }
 
 
@@ -173,7 +178,8 @@ def matched(found: list[Experiment], runs: list[TrackedRun]) -> list[Row]:
         run = run_of(experiment, runs)
         rows.append(Row(experiment, run and run.with_params(experiment.params)))
         taken.add(run and run.run_id)
-    return rows + [Row(None, run) for run in runs if run.run_id not in taken]
+    names = {experiment.checkpoint: experiment.name for experiment in found if experiment.checkpoint}
+    return rows + [Row(None, run, names.get(run.checkpoint, "")) for run in runs if run.run_id not in taken]
 
 
 def run_of(experiment: Experiment, runs: list[TrackedRun]) -> TrackedRun | None:
@@ -316,4 +322,6 @@ def _remarks(row: Row) -> str:
     ]
     if row.experiment and row.experiment.stale:
         parts.append(f"DVC shows {', '.join(row.experiment.stale)} of another checkpoint")
+    if row.again:
+        parts.append(f"the checkpoint of {row.again} again")
     return "; ".join(parts) or "the same"

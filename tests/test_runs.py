@@ -51,6 +51,12 @@ def test_one_without_the_other_has_a_row_of_its_own() -> None:
     assert (left.experiment, left.mlflow_lacks, left.dvc_lacks) == (None, [], ["experiment"])
 
 
+def test_a_second_training_that_made_the_same_checkpoint_says_so() -> None:
+    row, second = matched([EXPERIMENT], [RUN, replace(RUN, run_id="2" * 32, name="c0ffee", experiment="")])
+    assert (row.again, second.again, second.dvc_lacks) == ("", "brave-owl", [])
+    assert runs._remarks(second) == "the checkpoint of brave-owl again"
+
+
 def test_a_training_from_the_cache_finds_the_run_that_made_its_checkpoint_rather_one_of_its_name() -> None:
     earlier = replace(RUN, run_id="2" * 32, name="first", experiment="first")
     of_its_name = replace(RUN, run_id="3" * 32, checkpoint="c" * 32)  # made something else under the same name

