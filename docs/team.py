@@ -51,8 +51,8 @@ def main() -> None:
             stack.enter_context(postgres(folder, sql_port, password)),
             stack.enter_context(running("S3", folder, [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(s3_port)])),
         ]
-        for server, port in zip(servers, (sql_port, s3_port), strict=True):
-            server.wait_until(lambda port=port: listens(port))
+        servers[0].wait_until(lambda: listens(sql_port))
+        servers[1].wait_until(lambda: listens(s3_port))
         make_buckets(s3)
         servers.append(stack.enter_context(mlflow(folder, mlflow_port, sql, s3)))
         servers[-1].wait_until(lambda: is_healthy(f"http://{HOST}:{mlflow_port}/health"))
@@ -106,7 +106,12 @@ class Server:
 
 @contextmanager
 def running(
-    name: str, folder: Path, command: list[str], stop_by: int = signal.SIGTERM, user: str | None = None, **environment: str
+    name: str,
+    folder: Path,
+    command: list[str],
+    stop_by: int = signal.SIGTERM,
+    user: str | None = None,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[Server]:
     """A server for the block, working in `folder`."""
     log = folder / f"{name}.log"
@@ -114,7 +119,7 @@ def running(
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=os.environ | environment,
+            env=os.environ | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -174,20 +179,17 @@ def postgres_folder() -> Path:
 
 def mlflow(folder: Path, port: int, sql: str, s3: dict[str, str]) -> AbstractContextManager[Server]:
     """MLflow's server, set by its environment, where a password does not show in the list of processes."""
-    return running(
-        "MLflow",
-        folder,
-        [sys.executable, "-m", "mlflow", "server"],
-        **s3,
-        MLFLOW_HOST=HOST,
-        MLFLOW_PORT=str(port),
-        MLFLOW_WORKERS="1",
-        MLFLOW_BACKEND_STORE_URI=sql,
-        MLFLOW_ARTIFACTS_DESTINATION=f"s3://{BUCKETS[0]}",
-        MLFLOW_SERVER_ALLOWED_HOSTS=f"{HOST}:{port},localhost:{port}",
-        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",  # else eight more processes
-        MLFLOW_DISABLE_TELEMETRY="true",
-    )
+    environment = s3 | {
+        "MLFLOW_HOST": HOST,
+        "MLFLOW_PORT": str(port),
+        "MLFLOW_WORKERS": "1",
+        "MLFLOW_BACKEND_STORE_URI": sql,
+        "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKETS[0]}",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:{port},localhost:{port}",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else eight more processes
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    return running("MLflow", folder, [sys.executable, "-m", "mlflow", "server"], environment=environment)
 
 
 def make_buckets(s3: dict[str, str]) -> None:

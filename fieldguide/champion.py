@@ -17,9 +17,9 @@ from fieldguide.files import file_hash
 from fieldguide.manifest import read_manifest, rows_of
 from fieldguide.metrics import accuracy_interval, paired_difference
 from fieldguide.paths import MANIFEST, RAW
-from fieldguide.registry import CHAMPION, NAME, SCHEME, Exported, Registry, opened
+from fieldguide.registry import CHAMPION, NAME, SCHEME, Exported, Registry, Version, opened
 from fieldguide.standalone import probabilities_alone
-from fieldguide.tracking import CHECKPOINT_TAG, DATA_TAG, EXPERIMENT_TAG, ONNX_TAG
+from fieldguide.tracking import CHECKPOINT_TAG, DATA_TAG, EXPERIMENT_TAG
 
 CHOSEN_BY = ("evaluate.valid.accuracy", "evaluate.valid.loss")  # the second decides between equals
 COPIED_TAGS = (EXPERIMENT_TAG, "mlflow.source.git.commit", CHECKPOINT_TAG, DATA_TAG, "fieldguide.lock_sha256")
@@ -64,21 +64,20 @@ def challenge(name: str | None, force: bool) -> bool:
         check_model(registry.model_file(challenger.model), measured, challenger.name)
         print(f"challenger {challenger.name}: {measured.words()}")
         present = registry.champion()
-        if present is None:
-            wins, reason = True, "the first champion"
-        elif present.tags.get(ONNX_TAG) == challenger.md5:
-            print(f"nothing to do: it is the champion, version {present.version} of {NAME}")
+        reason = "the first champion"
+        if present and present.md5 == challenger.md5:
+            print(f"nothing to do: it is the champion, version {present.number} of {NAME}")
             return True
-        else:
-            wins, reason = contest(registry, challenger, measured, present.version, force, Path(folder))
-        if not wins and not force:
-            print(f"not promoted: {reason}; the champion stays version {present.version} (--force promotes in spite of it)")
-            return False
-        reason = reason if wins else f"by force, {reason}"
+        if present:
+            wins, reason = contest(registry, challenger, measured, present, force, Path(folder))
+            if not wins and not force:
+                print(f"not promoted: {reason}; the champion stays version {present.number} (--force promotes in spite of it)")
+                return False
+            reason = reason if wins else f"by force, {reason}"
         told = {key: value for key in COPIED_TAGS if (value := challenger.run.data.tags.get(key))}
         told |= {f"evaluate.{measured.split}.{key}": str(value) for key, value in measured.numbers().items()}
         version = registry.crown(challenger, told | {"fieldguide.promoted": reason})
-        print(f"promoted: {reason}; {SCHEME}{NAME}@{CHAMPION} is version {version.version}")
+        print(f"promoted: {reason}; {SCHEME}{NAME}@{CHAMPION} is version {version.number}")
         return True
 
 
@@ -106,46 +105,45 @@ def picked(exported: list[Exported], name: str | None) -> Exported:
 
 
 def contest(
-    registry: Registry, challenger: Exported, measured: Measured, version: str, force: bool, folder: Path
+    registry: Registry, challenger: Exported, measured: Measured, present: Version, force: bool, folder: Path
 ) -> tuple[bool, str]:
-    """Whether the challenger wins against the champion's version, and the reason in words.
+    """Whether the challenger wins against the present champion, and the reason in words.
 
     Raises `UserError` where both cannot be compared, unless by `force`.
     """
     try:
-        other = of_champion(registry, challenger, measured, version, folder)
+        other = of_champion(registry, challenger, measured, present, folder)
     except UserError as error:
         if not force:
             raise UserError(f"{error}; or promote without a comparison: --force") from error
         return False, "not compared with the champion"
-    print(f"champion   version {version}: {other.words()}")
+    print(f"champion   version {present.number}: {other.words()}")
     difference, low, high = paired_difference(measured.right, other.right)
     n_gained, n_lost = int((measured.right & ~other.right).sum()), int((~measured.right & other.right).sum())
     interval = f"{100 * difference:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}"
     print(f"difference {interval}: {n_gained} images right that the champion has wrong, {n_lost} the other way round")
     if low > 0:
-        return True, f"better than version {version} beyond chance ({interval})"
-    return False, f"{'worse than' if high < 0 else 'not better beyond chance than'} version {version} ({interval})"
+        return True, f"better than version {present.number} beyond chance ({interval})"
+    return False, f"{'worse than' if high < 0 else 'not better beyond chance than'} version {present.number} ({interval})"
 
 
-def of_champion(registry: Registry, challenger: Exported, measured: Measured, version: str, folder: Path) -> Measured:
+def of_champion(registry: Registry, challenger: Exported, measured: Measured, present: Version, folder: Path) -> Measured:
     """What the champion says of the images on which the challenger was measured: from its own run, or measured here."""
-    present = registry.client.get_model_version(NAME, version)
     try:
         other = of_run(registry, present.run_id, folder / "champion")
+        if other.is_on(measured):
+            return other
         fault = f"its {len(other.table)} images of {other.split} are not the challenger's {len(measured.table)}"
     except UserError as error:
-        other, fault = None, str(error)
-    if other is not None and other.is_on(measured):
-        return other
+        fault = str(error)
     here = file_hash(MANIFEST, "md5") if MANIFEST.exists() else ""
     if here != challenger.run.data.tags.get(DATA_TAG):
         raise UserError(
-            f"champion, version {version}: {fault}, and {MANIFEST} is not of the challenger's data, on which it could be"
+            f"champion, version {present.number}: {fault}, and {MANIFEST} is not of the challenger's data, on which it could be"
             " measured here; bring them with: dvc exp apply, or dvc checkout"
         )
     print(f"champion   measured here: {fault}")
-    file = registry.file(f"{SCHEME}{NAME}/{version}")
+    file = registry.file(f"{SCHEME}{NAME}/{present.number}")
     rows = rows_of(read_manifest(MANIFEST), measured.split)
     places = list(rows[["file", "offset", "length"]].itertuples(index=False, name=None))
     answers = np.array(OnnxClassifier(file).class_names)[probabilities_alone(file, RAW, places)[-1].argmax(axis=1)]

@@ -47,6 +47,15 @@ class Exported:
         return self.model.tags[_tracking().ONNX_TAG]
 
 
+@dataclass(frozen=True)
+class Version:
+    """A version of the registered model: its number, the run that made it, and the MD5 of its ONNX file."""
+
+    number: int
+    run_id: str
+    md5: str
+
+
 class Registry:
     """The registered model, and the runs from which its versions come."""
 
@@ -57,7 +66,7 @@ class Registry:
     def exported(self) -> list[Exported]:
         """Every training run of which a model was exported, the latest first."""
         tracking = _tracking()
-        models = {}
+        models: dict[str | None, LoggedModel] = {}
         for model in _all(self.client.search_logged_models, [self.experiment_id], f"name = '{tracking.MODEL}'"):
             if model.status == "READY" and self.onnx_tag in model.tags:
                 known = models.setdefault(model.source_run_id, model)
@@ -78,13 +87,13 @@ class Registry:
                 " run: dvc repro -f -s evaluate"
             ) from error
 
-    def champion(self) -> "ModelVersion | None":
+    def champion(self) -> Version | None:
         """The version that bears the alias."""
-        name = next((model for model in self.client.search_registered_models(f"name = '{NAME}'")), None)
-        version = name.aliases.get(CHAMPION) if name else None
-        return self.client.get_model_version(NAME, version) if version else None
+        registered = self.client.search_registered_models(f"name = '{NAME}'")
+        number = registered[0].aliases.get(CHAMPION) if registered else None
+        return self._version(self.client.get_model_version(NAME, number)) if number else None
 
-    def crown(self, exported: Exported, tags: dict[str, str]) -> "ModelVersion":
+    def crown(self, exported: Exported, tags: dict[str, str]) -> Version:
         """The version of this model, made where there is none, tagged and given the alias."""
         from mlflow.exceptions import MlflowException
 
@@ -107,7 +116,10 @@ class Registry:
                 model_id=exported.model.model_id,
             )
         self.client.set_registered_model_alias(NAME, CHAMPION, version.version)
-        return version
+        return self._version(version)
+
+    def _version(self, found: "ModelVersion") -> Version:
+        return Version(int(found.version), found.run_id or "", found.tags.get(self.onnx_tag, ""))
 
     def file(self, uri: str) -> Path:
         """The model file of `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/NAME/latest` or `models:/ID`."""
@@ -115,18 +127,19 @@ class Registry:
         from mlflow.store.artifact.utils.models import get_model_name_and_version
 
         try:
-            place = get_model_name_and_version(self.client, uri)
-            version = self.client.get_model_version(*place) if len(place) == 2 else None
-            model_id = version.model_id if version else place[0]
-            model = self.client.get_logged_model(model_id) if model_id else None
+            model_id, *of_name = get_model_name_and_version(self.client, uri)
+            if of_name:
+                version = self.client.get_model_version(model_id, *of_name)
+                if version.model_id is None:  # registered by hand, from a run's artifacts
+                    location = self.client.get_model_version_download_uri(version.name, version.version)
+                    return self._fetched(location, version.tags.get(self.onnx_tag, ""))
+                model_id = version.model_id
+            model = self.client.get_logged_model(model_id)
         except MlflowException as error:
             if error.get_http_status_code() not in UNKNOWN:
                 raise
             raise UserError(f"{error}; a run's model is registered by: python -m fieldguide champion") from error
-        if model:
-            return self.model_file(model)
-        location = self.client.get_model_version_download_uri(version.name, version.version)  # one registered by hand
-        return self._fetched(location, version.tags.get(self.onnx_tag, ""))
+        return self.model_file(model)
 
     def model_file(self, model: "LoggedModel") -> Path:
         """The ONNX file of a logged model."""
