@@ -475,7 +475,7 @@ def conclude(study: "Study", folder: Path, chosen: argparse.Namespace, settings:
     facts[chosen.metric] = [best_of(trial.intermediate_values.values()) if trial in pruned else trial.value for trial in rows]
     facts["pruned"] = [trial in pruned for trial in rows]
     facts["epochs"] = [len(trial.intermediate_values) for trial in rows]
-    table = pd.DataFrame([trial.params for trial in rows])
+    table = pd.DataFrame([{key: _scalar(shown(value)) for key, value in trial.params.items()} for trial in rows])
     write_table(pd.concat([facts, table], axis=1), folder / "trials.csv")
     title = f"{study.study_name}: {len(complete)} trials trained to the end, {len(pruned)} ended early (dashed)"
     figure = plots.parallel_coordinates(table, facts[chosen.metric], facts["pruned"], chosen.metric, is_higher_better, title)

@@ -15,7 +15,7 @@ from test_pipeline import TINY, copy_project, run, tracked_runs
 from fieldguide import plots
 from fieldguide.errors import UserError
 from fieldguide.journal import new_journal
-from fieldguide.search import live_curve, main, reason, settings_of
+from fieldguide.search import DIVERGED, live_curve, main, reason, settings_of
 
 optuna = pytest.importorskip("optuna", reason="a search needs Optuna")
 
@@ -69,6 +69,12 @@ def test_a_search_is_judged_on_valid_alone(capsys: pytest.CaptureFixture[str]) -
     assert "test is not for choosing" in capsys.readouterr().err
 
 
+def test_without_optuna_a_line_says_what_to_install(at_root: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"a search needs Optuna, which is not installed; pip install optuna==5.0.0"):
+        main(["-S", "train.lr=log(0.1,1)"])
+
+
 def test_the_curve_of_an_experiment_that_trains_is_read_from_its_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +94,12 @@ def test_the_curve_of_an_experiment_that_trains_is_read_from_its_journal(
 def test_the_reason_of_a_failure_is_our_own_line_else_the_last() -> None:
     assert reason("Running\nerror: params.yaml: bad\nERROR: failed to reproduce\n") == "error: params.yaml: bad"
     assert reason("Running\nERROR: failed\n\n") == "ERROR: failed"
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_is_told_from_other_errors(loss: float) -> None:
+    assert DIVERGED.search(f"error: epoch 2, batch 3: loss is {loss}; lower train.lr (0.1)")
+    assert not DIVERGED.search("epoch 1/8  loss 848.5388\nerror: params.yaml: train.lr must be in (0, 10], got -1")
 
 
 def test_parallel_coordinates_stand_at_their_values() -> None:
