@@ -64,7 +64,7 @@ def test_settings_of_every_command_pass_the_check_of_the_parameters(page: Path, 
             for part in sections:
                 section = section[part]
             assert name in section, (command, key)
-            section[name] = yaml.safe_load(value)
+            section[name] = yaml.safe_load(os.path.expandvars(value))
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
         read_params(tmp_path / "params.yaml")
 
