@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata, packages_distributions
 
 from conftest import ROOT
-from test_structure import third_party
+from test_structure import reading_order, third_party
 
 from fieldguide.params import Params
 
@@ -96,3 +96,9 @@ def test_every_package_that_is_imported_is_declared() -> None:
             for module in third_party(file) - own - set(sys.stdlib_module_names):
                 given = {through.get(module, ""), *(name.lower().replace("_", "-") for name in providers.get(module, []))}
                 assert given & names, (file, module)
+
+
+def test_the_architecture_lists_every_module_in_reading_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The library, in reading order")[2]
+    rows = re.findall(r"^\| ((?:`\w+` ?)+) \|", page, re.MULTILINE)
+    assert [name for row in rows for name in re.findall(r"\w+", row)] == reading_order()

@@ -12,6 +12,6 @@ def test_time_and_memory_are_those_of_a_fresh_process(tmp_path: Path) -> None:
     held = np.ones(300_000_000, np.uint8)  # of this process, not of that
     found = footprint("onnx", str(save(tmp_path, mean_colour_network())))
     assert set(found) == {"import_s", "load_s", "first_answer_s", "peak_bytes"}
-    assert found["import_s"] + found["load_s"] < found["first_answer_s"] < 60
+    assert found["import_s"] + found["load_s"] < found["first_answer_s"]
     assert 10_000_000 < found["peak_bytes"] < 300_000_000
     assert peak_bytes() > held.nbytes

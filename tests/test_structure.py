@@ -178,3 +178,12 @@ def test_a_heavy_library_has_its_owner(library: str) -> None:
 def test_data_stages_reach_no_torch(stage: str) -> None:
     for file in import_closure(f"stages/{stage}.py"):
         assert third_party(ROOT / file).isdisjoint({"torch", "torchvision", "mlflow", "dvc"})
+
+
+TESTED_BY = {"errors": "files", "paths": "structure", "checks": "split_check", "fit": "train", "journal": "tracking"}
+
+
+def test_every_module_has_its_test_file_or_is_named_with_another() -> None:
+    files = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert set(reading_order()) - files == set(TESTED_BY)
+    assert set(TESTED_BY.values()) <= files
