@@ -623,7 +623,7 @@ def _sample(run: Run, ended: threading.Event) -> None:
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-    monitors = []
+    monitors: list[Any] = []
     for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
         with suppress(AttributeError, ImportError, RuntimeError):  # no network, no nvidia-ml-py, no GPU
             monitors.append(kind())
