@@ -90,7 +90,9 @@ class Row:
             return []
         if not self.experiment:
             return ["experiment"]
-        stages = {path.stem for path in METRICS.glob("*.json")}
+        if not self.experiment.checkpoint:  # it has not ended
+            return []
+        stages = {path.stem for path in (project_root() / METRICS).glob("*.json")}
         found = {name for name in self.run.metrics if name.split(".")[0] in stages and name not in CURVES}
         return sorted(found - self.experiment.metrics.keys())
 
@@ -115,7 +117,7 @@ class Row:
             "experiment": experiment.name if experiment else None,
             "rev": experiment.rev if experiment else None,
             "state": experiment.state if experiment else None,
-            "checkpoint_md5": experiment.checkpoint if experiment else run.checkpoint,
+            "checkpoint_md5": experiment.checkpoint if experiment else run and run.checkpoint,
             "run": run.name if run else None,
             "run_id": run.run_id if run else None,
             "run_status": run.status if run else None,
@@ -211,7 +213,7 @@ def _experiment(name: str, revision: dict[str, Any], state: str) -> Experiment:
     checkpoint = made.get(str(CHECKPOINT), "") if state in ("", "success") else ""
     metrics: dict[str, float] = {}
     for file, content in data["metrics"].items() if checkpoint else ():
-        if Path(file).stem not in stale:
+        if Path(file).stem in stages and Path(file).stem not in stale:
             metrics |= numbers({Path(file).stem: content.get("data") or {}})
     params = flat(data["params"].get(str(PARAMS), {}).get("data") or {})
     return Experiment(name, rev[:9], state or "commit", checkpoint, params, metrics, stale)  # 9: all of "workspace"
@@ -242,22 +244,25 @@ def sync(all_commits: bool = False) -> None:
     print(send_all())
     if not (project_root() / ".dvc").is_dir():
         return
+    n_new, n_values = 0, 0
     with opened_store() as store:
-        n_new, n_values = 0, 0
-        for row in compare(store, all_commits):
-            experiment, run = row.experiment, row.run
-            if not experiment or not experiment.checkpoint or not row.mlflow_lacks or experiment.name == "workspace":
+        runs = training_runs(store)
+        for experiment in experiments(all_commits):
+            if not experiment.checkpoint or experiment.name == "workspace":
                 continue
-            if run is None:
+            run = run_of(experiment, runs)
+            if not run:
                 tags = {EXPERIMENT_TAG: experiment.name} if experiment.state == "success" else {}
-                run = TrackedRun(
-                    store.made(experiment.checkpoint, {"name": experiment.name, "tags": tags}), experiment.name, ""
-                )
-                n_new += 1
+                store.made(experiment.checkpoint, {"name": experiment.name, "tags": tags})
+                runs, n_new = training_runs(store), n_new + 1
+                run = run_of(experiment, runs)
+                assert run
+            run = run.with_params(experiment.params)
             params = {name: value for name, value in experiment.params.items() if name not in run.params}
             metrics = {name: value for name, value in experiment.metrics.items() if name not in run.metrics}
-            store.add(run.run_id, params, metrics)
-            n_values += len(params) + len(metrics)
+            if params or metrics:
+                store.add(run.run_id, params, metrics)
+                runs, n_values = training_runs(store), n_values + len(params) + len(metrics)
     print(f"DVC: {n_new} runs added to MLflow, {n_values} params and metrics")
 
 
@@ -284,7 +289,7 @@ def print_csv(rows: list[Row]) -> None:
 
 
 def print_table(rows: list[Row]) -> None:
-    lines = [("experiment", "rev", "DVC", "run", "MLflow", *KEY_METRICS, "")]
+    lines: list[tuple[str, ...]] = [("experiment", "rev", "DVC", "run", "MLflow", *KEY_METRICS, "")]
     for row in rows:
         told = row.told()
         texts = [told[name] or "-" for name in ("experiment", "rev", "state", "run", "run_status")]

@@ -1,4 +1,4 @@
-"""MLflow: the only module that imports it.
+"""What runs tell MLflow, and how it is sent.
 
 Every run lands in one store at the project's root, whatever started it and in whichever temporary folder it works;
 `MLFLOW_TRACKING_URI` is honoured when set. Training opens a run, named after the DVC experiment, and marks it with the MD5 of
@@ -211,7 +211,7 @@ def unsent_journals() -> list[Journal]:
 def left_words(left: list[Journal]) -> str:
     """What is not sent, where it is kept and how it goes out."""
     n_entries = sum(sum(1 for _ in journal.unsent()) for journal in left)
-    others = {journal.store for journal in left} - {store_name()}
+    others = {journal.store or "" for journal in left} - {store_name()}
     return (
         f"{n_entries} entries of {len(left)} runs are not sent; they are kept in {journals()} and go out with the next run, or"
         " by: python -m fieldguide sync" + (f" (with MLFLOW_TRACKING_URI for {', '.join(sorted(others))})" if others else "")
@@ -352,7 +352,7 @@ class Store:
         from mlflow.entities import RunTag
 
         if entry["of"]:
-            self.made(entry["of"], entry["parent"])
+            self.made(entry["of"], entry.get("parent"))
         found = self._found(journal.key, entry)
         if found:
             self.client.update_run(found, status="RUNNING")
@@ -366,7 +366,7 @@ class Store:
         """The id of the run that a journal with this first entry tells of, or nothing: a stage's by model, stage and params."""
         if not start["of"]:
             return self._search({KEY_TAG: key})
-        same = {tag: start["tags"][tag] for tag in (STAGE_TAG, PARAMS_TAG)}
+        same = {tag: start["tags"].get(tag, "") for tag in (STAGE_TAG, PARAMS_TAG)}
         return self._search(same | {"mlflow.parentRunId": self.made(start["of"])})
 
     def _params(self, journal: Journal, entry: dict[str, Any]) -> None:
@@ -406,7 +406,8 @@ class Store:
             example = np.array(entry["example"]["array"], entry["example"]["dtype"])
             _save_model(journal.folder / entry["file"], example, Path(folder, MODEL), model.model_id, run_id)
             self.client.log_model_artifacts(model.model_id, str(Path(folder, MODEL)))
-        if model.model_id not in (output.model_id for output in self.client.get_run(run_id).outputs.model_outputs):
+        outputs = self.client.get_run(run_id).outputs
+        if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
             self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])  # a second time it would raise
         self.client.finalize_logged_model(model.model_id, "READY")
 
@@ -622,9 +623,10 @@ def _sample(run: Run, ended: threading.Event) -> None:
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-    monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    with suppress(ImportError, RuntimeError):  # no nvidia-ml-py, or no GPU
-        monitors.append(GPUMonitor())
+    monitors = []
+    for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
+        with suppress(AttributeError, ImportError, RuntimeError):  # no network, no nvidia-ml-py, no GPU
+            monitors.append(kind())
     number = 0
     while not ended.is_set():
         for monitor in monitors:
@@ -669,7 +671,7 @@ def _digest(tree: dict[str, Any]) -> str:
 def _content(source: Path) -> dict[str, Any]:
     """What a JSON file says; nothing where there is none that can be read, which is for others to tell."""
     with suppress(UserError):
-        return read_json(source)
+        return dict(read_json(source))
     return {}
 
 

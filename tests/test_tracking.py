@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
 from test_classifier import NAMES, PX, mean_colour_network, save
@@ -534,6 +534,7 @@ def test_a_tracking_uri_that_cannot_be_used_is_told(
 
 TRAINING = f"""{START}
 import sys, time
+import numpy as np
 start, waited = time.perf_counter(), []
 with tracking.training_run(params) as run:
     for step in range(1, 1 + int(sys.argv[1])):
@@ -549,6 +550,7 @@ print("worst call", max(waited))
 print("trained in", trained, "ended in", time.perf_counter() - start)
 with tracking.stage_run("evaluate", params.evaluate, Path("model")) as run:
     run.log({{"accuracy": 0.75}}, Path("model"))
+    run.log_model(Path("model.onnx"), np.zeros((1, {PX}, {PX}, 3), np.uint8))
 print("both in", time.perf_counter() - start)
 """
 STEPS = 20
@@ -560,6 +562,7 @@ def trained_with(folder: Path, uri: str) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     (folder / "model").unlink()
+    (folder / "model.onnx").unlink()
     return output
 
 
@@ -632,7 +635,9 @@ class Server:
             (step, 1 / step) for step in range(1, STEPS + 1)
         ]
         assert self.rows("select count(*) from metrics where key = 'evaluate.accuracy' and value = 0.75") == [(2,)]
-        assert [file.name for file in (self.folder / "files").rglob("*") if file.is_file()] == ["model", "model"]
+        files = [file.name for file in (self.folder / "files").rglob("*") if file.is_file()]
+        assert (files.count("model"), files.count("model.onnx"), files.count("MLmodel")) == (2, 1, 1)
+        assert self.rows("select name, status from logged_models") == [("fieldguide", int(LoggedModelStatus.READY.to_int()))]
 
 
 @pytest.fixture
@@ -647,6 +652,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def work(tmp_path: Path) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
+    save(folder, mean_colour_network())
     return folder
 
 
