@@ -1,7 +1,6 @@
-"""python -m fieldguide predict …: the command line, which needs NumPy, Pillow and onnxruntime only; others need more."""
+"""python -m fieldguide …: the command line, of which `predict` needs NumPy, Pillow and onnxruntime only."""
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -9,18 +8,15 @@ from pathlib import Path
 
 from fieldguide.errors import run_command
 
-OTHERS = {"search": "search parameters of the training by experiments"}  # each in a module of its name, with its own parser
 FORMATS = ("table", "csv", "json", "jsonl")
 SOME_FAILED = 3  # exit status; 1 is a mistake that stops everything, 2 a wrong command line
 BROKEN_PIPE = 141  # what a shell reports of a command that SIGPIPE ended
 
 
 def parser() -> argparse.ArgumentParser:
-    commands = argparse.ArgumentParser(prog="python -m fieldguide", description="Names the species on photographs.")
-    by_name = commands.add_subparsers(dest="command", required=True)
-    for name, words in OTHERS.items():
-        by_name.add_parser(name, help=words)
-    predict = by_name.add_parser(
+    every = argparse.ArgumentParser(prog="python -m fieldguide", description="Names the species on photographs.")
+    commands = every.add_subparsers(dest="command", required=True)
+    predict = commands.add_parser(
         "predict",
         help="name what photographs show",
         description="Names what photographs show, with probabilities.",
@@ -35,28 +31,89 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--annotate", type=Path, metavar="DIR", help="write the photographs with their labels into DIR")
     predict.add_argument("--heatmap", action="store_true", help="with --annotate: show where the network looked")
     predict.add_argument("--threads", type=_count, metavar="N", help="default: one for each core that may be used")
-    return commands
+    predict.set_defaults(run=_predict, parser=predict)
+    runs = commands.add_parser(
+        "runs",
+        help="DVC's experiments and MLflow's runs side by side",
+        description="Lists DVC's experiments beside MLflow's runs, and names what one has and the other lacks.",
+    )
+    runs.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: %(default)s")
+    runs.set_defaults(run=_runs)
+    sync = commands.add_parser(
+        "sync",
+        help="send what MLflow lacks",
+        description="Sends what earlier runs could not send, and what MLflow lacks of DVC's finished experiments.",
+    )
+    sync.set_defaults(run=_sync)
+    for command in (runs, sync):
+        command.add_argument("-A", "--all-commits", action="store_true", help="those of all commits; default: of the last one")
+    search = commands.add_parser(
+        "search",
+        help="search parameters of the training",
+        description="Searches parameters of the training by DVC experiments, and goes on with a search that was ended.",
+        epilog="With --runs no trial is run: the picture of any trainings in MLflow is drawn.",
+    )
+    search.add_argument("--name", default="search", help="its experiments are NAME-0, NAME-1, …; default: %(default)s")
+    search.add_argument(
+        "-S",
+        "--set-param",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a space, 'train.lr=log(0.001,0.02)', 'augment.cutmix=uniform(0,0.6)', 'train.batch_size=int(32,128,32)',"
+        " 'train.optimizer=choice(sgd,muon)', or one value for all trials, train.epochs=20",
+    )
+    search.add_argument("--trials", type=_count, default=20, metavar="N", help="in all starts; default: %(default)s")
+    search.add_argument("--jobs", type=_count, default=1, metavar="N", help="trials at the same time; default: %(default)s")
+    search.add_argument("--metric", default="valid.accuracy", help="valid.accuracy (default) or valid.loss, at the best epoch")
+    search.add_argument("--pruner", choices=("median", "hyperband", "none"), default="median", help="default: %(default)s")
+    search.add_argument("--warmup-epochs", type=_count, metavar="N", help="in which no trial is ended; default: a quarter")
+    search.add_argument(
+        "--startup-trials", type=_count, default=4, metavar="N", help="that end before one is ended early; default: %(default)s"
+    )
+    search.add_argument("--seed", type=int, default=1, help="of what is proposed (TPE); default: %(default)s")
+    search.add_argument("--runs", metavar="FILTER", help="of MLflow: \"tags.`dvc.baseline` = '…'\"; '' is all that trained")
+    search.add_argument("--picture", type=Path, metavar="PNG", help="default: parallel_coordinates.png of the search's folder")
+    search.set_defaults(run=_search, parser=search)
+    return every
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in OTHERS:
-        importlib.import_module(f"fieldguide.{arguments[0]}").main(arguments[1:])
-        return
-    commands = parser()
-    chosen = commands.parse_args(arguments)
-    if chosen.heatmap and not chosen.annotate:
-        commands.error("--heatmap needs --annotate DIR")
-    from fieldguide.predict import predict  # only now: --help should not wait for onnxruntime
-
+    chosen = parser().parse_args(arguments)
     try:
-        n_failed = predict(chosen)
+        n_failed = chosen.run(chosen)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
     if n_failed:
         sys.exit(SOME_FAILED)
+
+
+def _predict(chosen: argparse.Namespace) -> int:
+    if chosen.heatmap and not chosen.annotate:
+        chosen.parser.error("--heatmap needs --annotate DIR")
+    from fieldguide.predict import predict  # only now: --help should not wait for onnxruntime
+
+    return predict(chosen)
+
+
+def _runs(chosen: argparse.Namespace) -> None:
+    from fieldguide.runs import show
+
+    show(chosen.format, chosen.all_commits)
+
+
+def _sync(chosen: argparse.Namespace) -> None:
+    from fieldguide.runs import sync
+
+    sync(chosen.all_commits)
+
+
+def _search(chosen: argparse.Namespace) -> None:
+    from fieldguide.search import run
+
+    run(chosen)
 
 
 def _count(text: str) -> int:

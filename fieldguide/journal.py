@@ -86,6 +86,10 @@ class Journal:
         """Each whole entry, sent or not."""
         return (entry for entry, _ in self._whole(0))
 
+    def first(self) -> dict[str, Any]:
+        """The entry with which the run began."""
+        return next(entry for entry, _ in self._whole(0))
+
     def last(self) -> str:
         """The kind of the last whole entry, sent or not; nothing where there is none."""
         kinds = [entry["kind"] for entry, _ in self._whole(0)]

@@ -85,6 +85,7 @@ def main() -> None:
     save_tables(answers, facts, rows, calibration)
     drawn = save_all_pictures(network, answers, rows, calibration)
     with tracking.stage_run("evaluate", params.evaluate, CHECKPOINT) as run:
+        run.log_data(list(rows)[-1], list(rows.values())[-1])
         run.log(metrics, CALIBRATION, stage_metrics("evaluate"), PREDICTIONS_CSV, PER_CLASS_CSV, COVERAGE_CSV, *drawn)
     print_headline(list(rows)[-1], metrics)
     print(f"-> {CALIBRATION} {stage_metrics('evaluate')} {PREDICTIONS_CSV} {PER_CLASS_CSV} {COVERAGE_CSV}")

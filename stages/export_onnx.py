@@ -76,7 +76,8 @@ def main() -> None:
 
     write_json(stage_metrics("export_onnx"), metrics)
     with tracking.stage_run("export_onnx", params.export, CHECKPOINT) as run:
-        run.log(metrics, ONNX, ONNX_FP16, ONNX_INT8, stage_metrics("export_onnx"))
+        run.log(metrics, ONNX_FP16, ONNX_INT8, stage_metrics("export_onnx"))
+        run.log_model(ONNX, images[:1].numpy())
     print(f"{ONNX.stat().st_size / 1e6:.1f} MB, opset {params.export.opset}; alone, without torch, the same top 1 as torch on")
     print(
         f"{metrics['top1_agreement']:.2%} of {len(rows)} {split} images at batches {', '.join(map(str, BATCH_SIZES))},"

@@ -56,7 +56,9 @@ def train_network(params: Params, world: World) -> None:
             save_batch_picture(training)
         found = shared_state(states.load() if states else None, world)
         key = found.facts["run_key"] if found else ""
-        with tracking.training_run(params, key) if world.is_first else nullcontext(Run()) as run, stop_signals() as stop:
+        with tracked(params, key, training) as run, stop_signals() as stop:
+            for split, table in rows.items() if world.is_first else ():
+                run.log_data(split, table)
             name, image_px = params.model.name, params.model.image_px
             facts = Checkpoint(name, image_px, classes.names, classes.labels, 0, file_hash(MANIFEST))
             fitting = Fit(training, valid, run, facts, states, stop)
@@ -68,13 +70,21 @@ def train_network(params: Params, world: World) -> None:
     print(f"-> {CHECKPOINT} {stage_metrics('train')} {HISTORY_CSV} {CURVES_PNG} {BATCH_PNG}")
 
 
+def tracked(params: Params, key: str, training: Training) -> AbstractContextManager[Run]:
+    """The training's run in the first process, one that tells nobody in the others."""
+    if not training.world.is_first:
+        return nullcontext(Run())
+    return tracking.training_run(params, key, device_name(training.device))
+
+
 def finish(training: Training, run: Run, history: pd.DataFrame, best: int) -> None:
     """The metrics and pictures of a training that has ended, on disk and in its run."""
     n_parameters = sum(parameter.numel() for parameter in training.model.parameters())
-    write_json(stage_metrics("train"), train_metrics(history, best, n_parameters))
+    metrics = train_metrics(history, best, n_parameters)
+    write_json(stage_metrics("train"), metrics)
     save_curves(history, best, training)
     run.tag(tracking.CHECKPOINT_TAG, file_hash(CHECKPOINT, "md5"))
-    run.log_metrics({"best_epoch": best, "parameters": n_parameters})
+    run.log_metrics({"train": metrics})
     run.log_files(CHECKPOINT, folder="model")
     run.log_files(HISTORY_CSV, CURVES_PNG, BATCH_PNG, stage_metrics("train"), folder="train")
 

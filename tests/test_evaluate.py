@@ -124,6 +124,9 @@ class Untracked:
     def log(self, metrics: dict, *files: Path) -> None:
         assert all(path.is_file() for path in files)
 
+    def log_data(self, split: str, rows: pd.DataFrame) -> None:
+        assert len(rows) > 0
+
 
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_jpeg: Callable[..., bytes]) -> Case:

@@ -16,7 +16,7 @@ from fieldguide.paths import GALLERY_JSON, RAW, confusion_csv, stage_metrics
 
 STAGES = ("download", "split_check", "train", "evaluate", "export_onnx", "benchmark", "report")
 OWNERS = {
-    "mlflow": {"tracking"},
+    "mlflow": {"tracking", "runs"},
     "matplotlib": {"plots"},
     "kaggle": {"kaggle"},
     "onnxruntime": {"classifier", "quantize"},
