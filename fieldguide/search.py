@@ -444,14 +444,15 @@ def conclude(study: "Study", folder: Path, chosen: argparse.Namespace, settings:
     table = pd.DataFrame([{key: _scalar(shown(value)) for key, value in trial.params.items()} for trial in rows])
     write_table(pd.concat([facts, table], axis=1), folder / "trials.csv")
     title = f"{study.study_name}: {len(complete)} trials trained to the end, {len(pruned)} ended early (dashed)"
-    figure = plots.parallel_coordinates(table, facts[chosen.metric], facts["pruned"], chosen.metric, is_higher_better, title)
+    values, is_pruned = facts[chosen.metric].tolist(), facts["pruned"].tolist()
+    figure = plots.parallel_coordinates(table, values, is_pruned, chosen.metric, is_higher_better, title)
     picture = chosen.picture or folder / "parallel_coordinates.png"
     plots.save_png(figure, picture)
     best = study.best_trial
-    values = {key: shown(best.params[key]) if setting.kind else setting.parts[0] for key, setting in settings.items()}
+    settled = {key: shown(best.params[key]) if setting.kind else setting.parts[0] for key, setting in settings.items()}
     print(f"{len(complete)} trials to the end, {len(pruned)} ended early, {len(errors)} failed")
     print(f"best: {best.user_attrs['experiment']}, {chosen.metric} {best.value:.4f}. The whole pipeline with its values:")
-    print(" ".join(["dvc exp run", *(f"-S {key}={value}" for key, value in values.items())]))
+    print(" ".join(["dvc exp run", *(f"-S {key}={value}" for key, value in settled.items())]))
     print(f"-> {folder / 'trials.csv'} {picture}")
 
 
