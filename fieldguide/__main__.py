@@ -1,4 +1,4 @@
-"""python -m fieldguide …: the command line, of which `predict` with a file needs NumPy, Pillow and onnxruntime only."""
+"""python -m fieldguide …: the command line, of which `predict` needs NumPy, Pillow and onnxruntime only."""
 
 import argparse
 import os
@@ -25,13 +25,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "sources", nargs="+", metavar="PHOTO|FOLDER|ZIP|-", help="- is one photograph or zip on standard input"
     )
-    predict.add_argument(
-        "--model",
-        type=Path,
-        default=Path("models/model.onnx"),
-        metavar="FILE|models:/…",
-        help="a file, or a registered model such as models:/fieldguide@champion; default: %(default)s",
-    )
+    predict.add_argument("--model", type=Path, default=Path("models/model.onnx"), help="default: %(default)s")
     predict.add_argument("--top", type=_count, default=5, metavar="K", help="answers for each photograph, default %(default)s")
     predict.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
     predict.add_argument("--annotate", type=Path, metavar="DIR", help="write the photographs with their labels into DIR")
@@ -53,26 +47,38 @@ def parser() -> argparse.ArgumentParser:
     sync.set_defaults(run=_sync)
     for command in (runs, sync):
         command.add_argument("-A", "--all-commits", action="store_true", help="those of all commits; default: of the last one")
-    commands.add_parser("search", help="search parameters of the training by experiments")  # its own parser: see main
-    champion = commands.add_parser(
-        "champion",
-        help="make a run's model the one in use, if it beats the present one",
-        description="Makes a run's model models:/fieldguide@champion, if it beats the present one on the same test images.",
-        epilog="Exit status: 0 it is the champion, 1 it is not.",
+    search = commands.add_parser(
+        "search",
+        help="search parameters of the training",
+        description="Searches parameters of the training by DVC experiments, and goes on with a search that was ended.",
+        epilog="With --runs no trial is run: the picture of any trainings in MLflow is drawn.",
     )
-    champion.add_argument("name", nargs="?", metavar="RUN", help="its name, experiment or id; default: the best on valid")
-    champion.add_argument("--force", action="store_true", help="promote it though it does not win, or cannot be compared")
-    champion.set_defaults(run=_champion)
+    search.add_argument("--name", default="search", help="its experiments are NAME-0, NAME-1, …; default: %(default)s")
+    search.add_argument(
+        "-S",
+        "--set-param",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a space, 'train.lr=log(0.001,0.02)', 'augment.cutmix=uniform(0,0.6)', 'train.batch_size=int(32,128,32)',"
+        " 'train.optimizer=choice(sgd,muon)', or one value for all trials, train.epochs=20",
+    )
+    search.add_argument("--trials", type=_count, default=20, metavar="N", help="in all starts; default: %(default)s")
+    search.add_argument("--jobs", type=_count, default=1, metavar="N", help="trials at the same time; default: %(default)s")
+    search.add_argument("--metric", default="valid.accuracy", help="valid.accuracy (default) or valid.loss, at the best epoch")
+    search.add_argument("--pruner", choices=("median", "hyperband", "none"), default="median", help="default: %(default)s")
+    search.add_argument("--warmup-epochs", type=_count, metavar="N", help="in which no trial is ended; default: a quarter")
+    search.add_argument(
+        "--startup-trials", type=_count, default=4, metavar="N", help="that end before one is ended early; default: %(default)s"
+    )
+    search.add_argument("--seed", type=int, default=1, help="of what is proposed (TPE); default: %(default)s")
+    search.add_argument("--runs", metavar="FILTER", help="of MLflow: \"tags.`dvc.baseline` = '…'\"; '' is all that trained")
+    search.add_argument("--picture", type=Path, metavar="PNG", help="default: parallel_coordinates.png of the search's folder")
+    search.set_defaults(run=_search, parser=search)
     return every
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["search"]:
-        from fieldguide.search import main as search
-
-        search(arguments[1:])
-        return
     chosen = parser().parse_args(arguments)
     try:
         n_failed = chosen.run(chosen)
@@ -88,9 +94,7 @@ def _predict(chosen: argparse.Namespace) -> int:
     if chosen.heatmap and not chosen.annotate:
         chosen.parser.error("--heatmap needs --annotate DIR")
     from fieldguide.predict import predict  # only now: --help should not wait for onnxruntime
-    from fieldguide.registry import model_file
 
-    chosen.model = model_file(chosen.model)
     return predict(chosen)
 
 
@@ -106,11 +110,10 @@ def _sync(chosen: argparse.Namespace) -> None:
     sync(chosen.all_commits)
 
 
-def _champion(chosen: argparse.Namespace) -> None:
-    from fieldguide.champion import challenge
+def _search(chosen: argparse.Namespace) -> None:
+    from fieldguide.search import run
 
-    if not challenge(chosen.name, chosen.force):
-        sys.exit(1)
+    run(chosen)
 
 
 def _count(text: str) -> int:

@@ -88,11 +88,11 @@ class Journal:
 
     def first(self) -> dict[str, Any]:
         """The entry with which the run began."""
-        return next(self.everything())
+        return next(entry for entry, _ in self._whole(0))
 
     def last(self) -> str:
         """The kind of the last whole entry, sent or not; nothing where there is none."""
-        kinds = [entry["kind"] for entry in self.everything()]
+        kinds = [entry["kind"] for entry, _ in self._whole(0)]
         return kinds[-1] if kinds else ""
 
     def mark(self, place: int) -> None:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
 
-FIGURES: dict[str, Literal["maximize", "minimize"]] = {"valid.accuracy": "maximize", "valid.loss": "minimize"}
+FIGURES = {"valid.accuracy": "maximize", "valid.loss": "minimize"}
 TRAINED_BY = ("model", "train", "augment")  # sections of which the training, and nothing before it, depends
 SEARCH_TAG, PRUNED_TAG = "fieldguide.search", "fieldguide.pruned"
 POLL_SECONDS = 0.5
@@ -59,48 +59,16 @@ class TrialStopped(Exception):
     """The search was told to end; the trial goes on with the next start."""
 
 
-def parser() -> argparse.ArgumentParser:
-    command = argparse.ArgumentParser(
-        prog="python -m fieldguide search",
-        description="Searches parameters of the training by DVC experiments, and goes on with a search that was ended.",
-        epilog="With --runs no trial is run: the picture of any runs in MLflow is drawn.",
-    )
-    command.add_argument("--name", default="search", help="its experiments are called NAME-0, NAME-1, …; default: %(default)s")
-    command.add_argument(
-        "-S",
-        "--set-param",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a space, 'train.lr=log(0.001,0.02)', 'augment.cutmix=uniform(0,0.6)', 'train.batch_size=int(32,128,32)',"
-        " 'train.optimizer=choice(sgd,muon)', or one value for all trials, train.epochs=20",
-    )
-    command.add_argument(
-        "--trials", type=_count, default=20, metavar="N", help="in all, not of this start; default: %(default)s"
-    )
-    command.add_argument("--jobs", type=_count, default=1, metavar="N", help="trials at the same time; default: %(default)s")
-    command.add_argument("--metric", default="valid.accuracy", help="valid.accuracy (default) or valid.loss, at the best epoch")
-    command.add_argument("--pruner", choices=("median", "hyperband", "none"), default="median", help="default: %(default)s")
-    command.add_argument("--warmup-epochs", type=_count, metavar="N", help="before a trial may be ended; default: a quarter")
-    command.add_argument("--startup-trials", type=_count, default=4, metavar="N", help="that none is ended before; %(default)s")
-    command.add_argument("--seed", type=int, default=1, help="of the sampler (TPE); default: %(default)s")
-    command.add_argument("--runs", metavar="FILTER", help="of MLflow: \"tags.`dvc.baseline` = '…'\"; '' is all that trained")
-    command.add_argument("--picture", type=Path, metavar="PNG", help="default: parallel_coordinates.png of the search's folder")
-    return command
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser()
-    chosen = command.parse_args(arguments)
-    for variable, value in tracking.DEFAULTS.items():
-        os.environ.setdefault(variable, value)
+def run(chosen: argparse.Namespace) -> None:
+    """Does what the command line asks."""
+    tracking.prepare()
     if chosen.runs is not None:
         draw_runs(chosen.runs, chosen.metric, chosen.picture or Path("parallel_coordinates.png"))
         return
     if not re.fullmatch(r"[A-Za-z0-9_-]+", chosen.name):
-        command.error(f"--name {chosen.name}: letters, digits, - and _ only")
+        chosen.parser.error(f"--name {chosen.name}: letters, digits, - and _ only")
     if chosen.metric not in FIGURES:
-        command.error(f"--metric {chosen.metric}: a search takes {' or '.join(FIGURES)}; test is not for choosing")
+        chosen.parser.error(f"--metric {chosen.metric}: a search takes {' or '.join(FIGURES)}; test is not for choosing")
     search(chosen)
 
 
@@ -138,8 +106,8 @@ class Setting(NamedTuple):
             case "int":
                 low, high, *step = map(int, self.parts)
                 return str(trial.suggest_int(key, low, high, step=step[0] if step else 1))
-        lower, upper = map(float, self.parts)
-        return f"{trial.suggest_float(key, lower, upper, log=self.kind == 'log'):.{DIGITS}g}"
+        low, high = map(float, self.parts)
+        return f"{trial.suggest_float(key, low, high, log=self.kind == 'log'):.{DIGITS}g}"
 
     def ends(self) -> list[Any]:
         """Values that params.yaml must take for it to take all between them."""
@@ -363,9 +331,7 @@ def mark(key: str, name: str, status: str, tags: dict[str, str]) -> None:
     """Tags for a run whose process has ended, and its status; sent with the next run or at the end of the search."""
     journal = new_journal(key, tracking.store_name())
     with journal.held(tracking.LOOK_SECONDS):
-        journal.append("start", name=name, tags={}, of="")  # the run that has this key already
-        for tag, value in tags.items():
-            journal.append("tag", name=tag, value=value)
+        journal.append("start", name=name, tags=tags, of="")  # the run that has this key already
         journal.append("end", status=status)
 
 
@@ -478,16 +444,15 @@ def conclude(study: "Study", folder: Path, chosen: argparse.Namespace, settings:
     table = pd.DataFrame([{key: _scalar(shown(value)) for key, value in trial.params.items()} for trial in rows])
     write_table(pd.concat([facts, table], axis=1), folder / "trials.csv")
     title = f"{study.study_name}: {len(complete)} trials trained to the end, {len(pruned)} ended early (dashed)"
-    figure = plots.parallel_coordinates(
-        table, facts[chosen.metric].tolist(), facts["pruned"].tolist(), chosen.metric, is_higher_better, title
-    )
+    values, is_pruned = facts[chosen.metric].tolist(), facts["pruned"].tolist()
+    figure = plots.parallel_coordinates(table, values, is_pruned, chosen.metric, is_higher_better, title)
     picture = chosen.picture or folder / "parallel_coordinates.png"
     plots.save_png(figure, picture)
     best = study.best_trial
-    values = {key: shown(best.params[key]) if setting.kind else setting.parts[0] for key, setting in settings.items()}
+    settled = {key: shown(best.params[key]) if setting.kind else setting.parts[0] for key, setting in settings.items()}
     print(f"{len(complete)} trials to the end, {len(pruned)} ended early, {len(errors)} failed")
     print(f"best: {best.user_attrs['experiment']}, {chosen.metric} {best.value:.4f}. The whole pipeline with its values:")
-    print(" ".join(["dvc exp run", *(f"-S {key}={value}" for key, value in values.items())]))
+    print(" ".join(["dvc exp run", *(f"-S {key}={value}" for key, value in settled.items())]))
     print(f"-> {folder / 'trials.csv'} {picture}")
 
 
@@ -519,9 +484,3 @@ def _numbers(column: pd.Series) -> pd.Series:
         return pd.to_numeric(column)
     except ValueError:
         return column
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
-    return int(text)

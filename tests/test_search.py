@@ -13,9 +13,10 @@ from conftest import ROOT
 from test_pipeline import TINY, copy_project, run, tracked_runs
 
 from fieldguide import plots
+from fieldguide.__main__ import main
 from fieldguide.errors import UserError
 from fieldguide.journal import new_journal
-from fieldguide.search import DIVERGED, live_curve, main, reason, settings_of
+from fieldguide.search import DIVERGED, live_curve, reason, settings_of
 
 optuna = pytest.importorskip("optuna", reason="a search needs Optuna")
 
@@ -65,14 +66,14 @@ def test_settings_propose_within_their_bounds_and_keep_single_values(at_root: No
 
 def test_a_search_is_judged_on_valid_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["-S", "train.lr=log(0.1,1)", "--metric", "evaluate.test.accuracy"])
+        main(["search", "-S", "train.lr=log(0.1,1)", "--metric", "evaluate.test.accuracy"])
     assert "test is not for choosing" in capsys.readouterr().err
 
 
 def test_without_optuna_a_line_says_what_to_install(at_root: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"a search needs Optuna, which is not installed; pip install optuna==5.0.0"):
-        main(["-S", "train.lr=log(0.1,1)"])
+        main(["search", "-S", "train.lr=log(0.1,1)"])
 
 
 def test_the_curve_of_an_experiment_that_trains_is_read_from_its_journal(
