@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
 
-FIGURES = {"valid.accuracy": "maximize", "valid.loss": "minimize"}
+FIGURES: dict[str, Literal["maximize", "minimize"]] = {"valid.accuracy": "maximize", "valid.loss": "minimize"}
 TRAINED_BY = ("model", "train", "augment")  # sections of which the training, and nothing before it, depends
 SEARCH_TAG, PRUNED_TAG = "fieldguide.search", "fieldguide.pruned"
 POLL_SECONDS = 0.5
@@ -106,8 +106,8 @@ class Setting(NamedTuple):
             case "int":
                 low, high, *step = map(int, self.parts)
                 return str(trial.suggest_int(key, low, high, step=step[0] if step else 1))
-        low, high = map(float, self.parts)
-        return f"{trial.suggest_float(key, low, high, log=self.kind == 'log'):.{DIGITS}g}"
+        lower, upper = map(float, self.parts)
+        return f"{trial.suggest_float(key, lower, upper, log=self.kind == 'log'):.{DIGITS}g}"
 
     def ends(self) -> list[Any]:
         """Values that params.yaml must take for it to take all between them."""
