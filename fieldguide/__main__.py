@@ -25,7 +25,13 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "sources", nargs="+", metavar="PHOTO|FOLDER|ZIP|-", help="- is one photograph or zip on standard input"
     )
-    predict.add_argument("--model", type=Path, default=Path("models/model.onnx"), help="default: %(default)s")
+    predict.add_argument(
+        "--model",
+        type=Path,
+        default=Path("models/model.onnx"),
+        metavar="FILE|models:/…",
+        help="a file, or a registered model such as models:/fieldguide@champion; default: %(default)s",
+    )
     predict.add_argument("--top", type=_count, default=5, metavar="K", help="answers for each photograph, default %(default)s")
     predict.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
     predict.add_argument("--annotate", type=Path, metavar="DIR", help="write the photographs with their labels into DIR")
@@ -47,6 +53,15 @@ def parser() -> argparse.ArgumentParser:
     sync.set_defaults(run=_sync)
     for command in (runs, sync):
         command.add_argument("-A", "--all-commits", action="store_true", help="those of all commits; default: of the last one")
+    champion = commands.add_parser(
+        "champion",
+        help="make a run's model the one in use, if it beats the present one",
+        description="Makes a run's model models:/fieldguide@champion, if it beats the present one on the same test images.",
+        epilog="Exit status: 0 it is the champion, 1 it is not.",
+    )
+    champion.add_argument("name", nargs="?", metavar="RUN", help="its name, experiment or id; default: the best on valid")
+    champion.add_argument("--force", action="store_true", help="promote it though it does not win, or cannot be compared")
+    champion.set_defaults(run=_champion)
     search = commands.add_parser(
         "search",
         help="search parameters of the training",
@@ -94,7 +109,9 @@ def _predict(chosen: argparse.Namespace) -> int:
     if chosen.heatmap and not chosen.annotate:
         chosen.parser.error("--heatmap needs --annotate DIR")
     from fieldguide.predict import predict  # only now: --help should not wait for onnxruntime
+    from fieldguide.registry import model_file
 
+    chosen.model = model_file(chosen.model)
     return predict(chosen)
 
 
@@ -108,6 +125,13 @@ def _sync(chosen: argparse.Namespace) -> None:
     from fieldguide.runs import sync
 
     sync(chosen.all_commits)
+
+
+def _champion(chosen: argparse.Namespace) -> None:
+    from fieldguide.champion import challenge
+
+    if not challenge(chosen.name, chosen.force):
+        sys.exit(1)
 
 
 def _search(chosen: argparse.Namespace) -> None:
