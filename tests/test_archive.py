@@ -382,6 +382,7 @@ def as_nobody(folder: Path, command: list[str]) -> subprocess.CompletedProcess[s
             if place != Path(tempfile.gettempdir()) and place.is_relative_to(tempfile.gettempdir()):
                 place.chmod(0o755)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("COVERAGE_PROCESS_CONFIG", None)  # that user may not write where coverage is kept
     try:
         able = subprocess.run([*prefix, sys.executable, "-c", "import fieldguide"], cwd=folder, env=environment, check=False)
     except FileNotFoundError:
