@@ -180,7 +180,14 @@ def test_data_stages_reach_no_torch(stage: str) -> None:
         assert third_party(ROOT / file).isdisjoint({"torch", "torchvision", "mlflow", "dvc"})
 
 
-TESTED_BY = {"errors": "files", "paths": "structure", "checks": "split_check", "fit": "train", "journal": "tracking"}
+TESTED_BY = {
+    "errors": "files",
+    "paths": "structure",
+    "checks": "split_check",
+    "fit": "train",
+    "journal": "tracking",
+    "champion": "registry",
+}
 
 
 def test_every_module_has_its_test_file_or_is_named_with_another() -> None:
