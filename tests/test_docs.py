@@ -56,7 +56,7 @@ def terms(package: str) -> str:
     """What an installed package's metadata say of its licence."""
     facts = metadata(package)
     classifiers = [line for line in facts.get_all("Classifier", []) if line.startswith("License")]
-    return " ".join([facts["License-Expression"] or "", (facts["License"] or "").partition("\n")[0], *classifiers])
+    return " ".join([facts.get("License-Expression", ""), facts.get("License", "").partition("\n")[0], *classifiers])
 
 
 def test_the_tables_of_dependencies_are_those_of_pyproject() -> None:

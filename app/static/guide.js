@@ -120,12 +120,12 @@ function still(image) {
   const canvas = document.createElement("canvas");
   const side = Math.min(image.naturalWidth, image.naturalHeight);
   const copy = document.createElement("img");
+  copy.alt = "";
   if (!side) return copy;
   canvas.width = canvas.height = Math.min(side, 480);
   const [left, top] = [(image.naturalWidth - side) / 2, (image.naturalHeight - side) / 2];
   canvas.getContext("2d").drawImage(image, left, top, side, side, 0, 0, canvas.width, canvas.height);
   copy.src = canvas.toDataURL("image/jpeg");
-  copy.alt = "";
   return copy;
 }
 
