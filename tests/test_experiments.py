@@ -174,7 +174,7 @@ def test_an_experiment_that_dvc_restores_finds_the_run_that_made_its_checkpoint(
     n_runs = len(tracked_runs(project))
     changes = ("-S", "train.seed=7", "-S", "runtime.workers=1")
     output = run(project, "dvc", "exp", "run", "--temp", "--name", "again", *changes, "train").stdout
-    assert "Stage 'train' is cached" in output
+    assert "Stage 'train' is cached" in output, output
     assert len(tracked_runs(project)) == n_runs
     rows = listed(project)
     assert rows["again"]["run_id"] == rows["seed-7"]["run_id"] == run_named(project, "seed-7")["run_uuid"]
