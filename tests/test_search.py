@@ -153,7 +153,7 @@ def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(tmp_path: Path, monk
     good, bad = states[("rate-0", "COMPLETE")], states[("rate-2", "PRUNED")]
     assert good.params["train.lr"] == "0.005"
     assert list(good.intermediate_values) == list(range(1, 17))
-    assert good.value == min(good.intermediate_values.values())
+    assert good.value in good.intermediate_values.values()  # that of the epoch that `train.best_by` kept
     assert 2 <= len(bad.intermediate_values) < 16
 
     experiments = run(project, "dvc", "exp", "list", "--name-only").stdout.split()
