@@ -57,25 +57,35 @@ class Slots:
 
 @dataclass(frozen=True)
 class Waiting:
-    """One decoded image on its way: uint8 `[px, px, 3]` at the size of its own classifier, which a reload may have replaced."""
+    """One encoded image on its way to its own classifier, which a reload may have replaced."""
 
     classifier: OnnxClassifier
-    pixels: np.ndarray
+    encoded: bytes
     activation: bool
     result: Future[Prediction] = field(default_factory=Future)
 
 
 class Batcher:
-    """Threads that take what waits, at most `max_batch` images, and answer it; nothing is held back to fill a batch."""
+    """Threads that take what has waited longest, at most `max_batch` images, decode and answer it.
+
+    Nothing is held back to fill a batch. One thread does all of an image, so that an older one is never behind a younger.
+    """
 
     def __init__(
-        self, n_workers: int, max_batch: int, k: int, cores: threading.Semaphore, on_batch: Callable[[int, float], None]
+        self,
+        n_workers: int,
+        max_batch: int,
+        k: int,
+        cores: threading.Semaphore,
+        decode: Callable[[bytes, int], np.ndarray],
+        on_batch: Callable[[int, float], None],
     ) -> None:
-        """`cores`: who computes holds one of them, here as elsewhere."""
+        """`cores`: who computes holds one of them, here as elsewhere; `decode`: to uint8 `[px, px, 3]`, or raises `Problem`."""
         self.max_batch = max_batch
+        self.decode = decode
         self.cores = cores
         self.k = k
-        self.on_batch = on_batch  # is told the number of images of each, and the seconds
+        self.on_batch = on_batch  # is told the number of images of each that went through the network, and the seconds
         self.n_workers = n_workers
         self.waiting: deque[Waiting] = deque()
         self.changed = threading.Condition()
@@ -83,9 +93,9 @@ class Batcher:
         for number in range(n_workers):
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True).start()
 
-    def submit(self, classifier: OnnxClassifier, pixels: np.ndarray, activation: bool = False) -> Future[Prediction]:
-        """uint8 `[px, px, 3]` to a prediction to come."""
-        item = Waiting(classifier, pixels, activation)
+    def submit(self, classifier: OnnxClassifier, encoded: bytes, activation: bool = False) -> Future[Prediction]:
+        """An image's bytes to a prediction, or a `Problem`, to come."""
+        item = Waiting(classifier, encoded, activation)
         with self.changed:
             self.waiting.append(item)
             self.changed.notify()
@@ -111,16 +121,25 @@ class Batcher:
 
     def _answer(self, batch: list[Waiting]) -> None:
         start = time.perf_counter()
+        read: list[Waiting] = []
         try:
-            pixels = np.stack([item.pixels for item in batch])
-            predictions = batch[0].classifier.predict_pixels(pixels, self.k, batch[0].activation)
+            squares = []
+            for item in batch:
+                try:
+                    squares.append(self.decode(item.encoded, item.classifier.image_px))
+                    read.append(item)
+                except Problem as problem:
+                    item.result.set_exception(problem)
+            predictions = batch[0].classifier.predict_pixels(np.stack(squares), self.k, batch[0].activation) if read else []
         except Exception as error:  # whatever went wrong is told to those who wait, and the thread lives
             for item in batch:
-                item.result.set_exception(error)
+                if not item.result.done():
+                    item.result.set_exception(error)
         else:
-            for item, prediction in zip(batch, predictions, strict=True):
+            for item, prediction in zip(read, predictions, strict=True):
                 item.result.set_result(prediction)
-            self.on_batch(len(batch), time.perf_counter() - start)
+            if read:
+                self.on_batch(len(read), time.perf_counter() - start)
 
     def _next(self) -> list[Waiting]:
         """This thread's share of what waits, in order, as far as it is of one kind; empty where another took it all."""
@@ -128,8 +147,8 @@ class Batcher:
             if not self.waiting:
                 return []
             batch = [self.waiting.popleft()]
-            height, width, _ = batch[0].pixels.shape
-            share = min(self.max_batch, BATCH_PIXELS // (height * width), -(-(1 + len(self.waiting)) // self.n_workers))
+            fits = BATCH_PIXELS // batch[0].classifier.image_px ** 2
+            share = min(self.max_batch, fits, -(-(1 + len(self.waiting)) // self.n_workers))
             while self.waiting and len(batch) < share and self._alike(self.waiting[0], batch[0]):
                 batch.append(self.waiting.popleft())
             return batch

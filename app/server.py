@@ -88,6 +88,12 @@ class Channel(HTTPChannel):
     def readable(self) -> bool:
         return (self.lingering and not self.will_close) or super().readable()
 
+    def writable(self) -> bool:
+        """Not while a request is answered, so that the loop does not spin on an answer in parts; it is woken at the end."""
+        if self.requests and not self.will_close and self.total_outbufs_len <= self.adj.outbuf_high_watermark:
+            return False
+        return super().writable()
+
     def handle_write(self) -> None:
         if self.close_when_flushed and not self.total_outbufs_len and not self.lingering and self.connected:
             self.close_when_flushed = False

@@ -77,14 +77,14 @@ class Guide:
         self.slots = Slots(settings.max_images, settings.within_s)
         metrics.places.set_function(lambda: self.slots.n_taken)
         self.cores = threading.BoundedSemaphore(settings.workers)  # held to decode or to compute: more at a time is slower
-        self.batcher = Batcher(settings.workers, settings.max_batch, TOP_K, self.cores, self._hear)
+        self.batcher = Batcher(settings.workers, settings.max_batch, TOP_K, self.cores, self._decoded, self._hear)
         self.examples = Examples(settings.manifest, settings.raw)
         self.draining = False
 
     def answers(self, model: Model, uploads: list[Upload], activation: bool = False) -> list[Prediction | Problem]:
-        """An answer or a problem for each image, in order; the network starts on the first while the next is decoded."""
-        begun = [self._begun(model, upload, activation) for upload in uploads]
-        answers = [item if isinstance(item, Problem) else self._finished(item) for item in begun]
+        """An answer or a problem for each image, in order."""
+        begun = [self.batcher.submit(model.classifier, upload.encoded, activation) for upload in uploads]
+        answers = [self._finished(item) for item in begun]
         for answer in answers:
             if isinstance(answer, Problem):
                 self.metrics.refused.labels(answer.code).inc()
@@ -93,13 +93,16 @@ class Guide:
         return answers
 
     def pixels(self, encoded: bytes, side: int) -> np.ndarray:
-        """The centre square, uint8 `[side, side, 3]`; raises `Problem`."""
+        """The centre square, uint8 `[side, side, 3]`, as soon as a core is free; raises `Problem`."""
+        with self.cores:
+            return self._decoded(encoded, side)
+
+    def _decoded(self, encoded: bytes, side: int) -> np.ndarray:
         kind = format_of(encoded)
         try:
             if ends_early(encoded, kind):
                 raise Problem("unreadable", "The image cannot be read: the data end early.")
-            with self.cores:
-                return decode(encoded, side, self.settings.max_pixels)
+            return decode(encoded, side, self.settings.max_pixels)
         except TooManyPixels as error:
             raise Problem("too_large", f"The image has {error}.") from error
         except UnreadableImage as error:
@@ -113,17 +116,12 @@ class Guide:
         self.watched.close()
         self.batcher.close()
 
-    def _begun(self, model: Model, upload: Upload, activation: bool) -> Future[Prediction] | Problem:
-        try:
-            pixels = self.pixels(upload.encoded, model.classifier.image_px)
-        except Problem as problem:
-            return problem
-        return self.batcher.submit(model.classifier, pixels, activation)
-
     @staticmethod
     def _finished(result: Future[Prediction]) -> Prediction | Problem:
         try:
             return result.result(timeout=ANSWER_WITHIN_S)
+        except Problem as problem:
+            return problem
         except NoAnswer:
             return Problem("overloaded", "The network did not answer in time; try again.")
 

@@ -438,8 +438,8 @@ def test_a_slow_network_gets_a_short_queue_but_never_refuses_all() -> None:
 class Slow:
     """A classifier that says when it was asked for how many, and answers when it is let."""
 
-    def __init__(self) -> None:
-        self.let, self.sizes = threading.Event(), []
+    def __init__(self, image_px: int = 2) -> None:
+        self.image_px, self.let, self.sizes = image_px, threading.Event(), []
 
     def predict_pixels(self, pixels: np.ndarray, k: int, activation: bool) -> list[Prediction]:
         self.sizes.append(len(pixels))
@@ -447,12 +447,23 @@ class Slow:
         return [Prediction((), "sure", float(one.mean()), None) for one in pixels]
 
 
+def decoded(encoded: bytes, side: int) -> np.ndarray:
+    """An image of one byte, or none."""
+    if not encoded:
+        raise Problem("unreadable", "It is empty.")
+    return np.full((side, side, 3), encoded[0], np.uint8)
+
+
+def batcher_of(n_workers: int, max_batch: int) -> Batcher:
+    return Batcher(n_workers, max_batch, k=5, cores=Semaphore(n_workers), decode=decoded, on_batch=lambda *_: None)
+
+
 def submitted(batcher: Batcher, classifier: object, numbers: range) -> list[Future]:
-    return [batcher.submit(classifier, np.full((2, 2, 3), number, np.uint8)) for number in numbers]
+    return [batcher.submit(classifier, bytes([number])) for number in numbers]
 
 
 def test_images_that_wait_together_are_computed_together_and_answered_apart() -> None:
-    classifier, batcher = Slow(), Batcher(1, max_batch=4, k=5, cores=Semaphore(1), on_batch=lambda *_: None)
+    classifier, batcher = Slow(), batcher_of(1, max_batch=4)
     first = submitted(batcher, classifier, range(1))
     wait_until(lambda: classifier.sizes == [1])
     rest = submitted(batcher, classifier, range(1, 8))
@@ -462,10 +473,26 @@ def test_images_that_wait_together_are_computed_together_and_answered_apart() ->
     batcher.close()
 
 
-def test_large_images_go_in_smaller_batches() -> None:
-    classifier, batcher = Slow(), Batcher(1, max_batch=8, k=5, cores=Semaphore(1), on_batch=lambda *_: None)
+def test_an_image_that_cannot_be_read_spoils_no_other_of_its_batch() -> None:
+    classifier, batcher = Slow(), batcher_of(1, max_batch=4)
+    first = submitted(batcher, classifier, range(1))
+    wait_until(lambda: classifier.sizes == [1])
+    good, bad, last = (batcher.submit(classifier, encoded) for encoded in (b"\1", b"", b"\2"))
     classifier.let.set()
-    for item in [batcher.submit(classifier, np.zeros((224, 224, 3), np.uint8)) for _ in range(9)]:
+    assert [item.result(10).known_score for item in (*first, good, last)] == [0, 1, 2]
+    with pytest.raises(Problem, match="empty"):
+        bad.result(10)
+    alone = batcher.submit(classifier, b"")
+    with pytest.raises(Problem, match="empty"):
+        alone.result(10)
+    assert classifier.sizes == [1, 2]
+    batcher.close()
+
+
+def test_large_images_go_in_smaller_batches() -> None:
+    classifier, batcher = Slow(image_px=224), batcher_of(1, max_batch=8)
+    classifier.let.set()
+    for item in submitted(batcher, classifier, range(9)):
         item.result(10)
     assert sum(classifier.sizes) == 9
     assert max(classifier.sizes) <= 2
@@ -473,7 +500,7 @@ def test_large_images_go_in_smaller_batches() -> None:
 
 
 def test_workers_share_what_waits() -> None:
-    classifier, batcher = Slow(), Batcher(2, max_batch=8, k=5, cores=Semaphore(2), on_batch=lambda *_: None)
+    classifier, batcher = Slow(), batcher_of(2, max_batch=8)
     busy = submitted(batcher, classifier, range(1))
     wait_until(lambda: len(classifier.sizes) == 1)
     busy += submitted(batcher, classifier, range(1))
@@ -486,7 +513,7 @@ def test_workers_share_what_waits() -> None:
 
 
 def test_images_for_different_models_never_share_a_batch() -> None:
-    old, new, batcher = Slow(), Slow(), Batcher(1, max_batch=8, k=5, cores=Semaphore(1), on_batch=lambda *_: None)
+    old, new, batcher = Slow(), Slow(), batcher_of(1, max_batch=8)
     first = submitted(batcher, old, range(1))
     wait_until(lambda: old.sizes == [1])
     waiting = submitted(batcher, old, range(2)) + submitted(batcher, new, range(3))

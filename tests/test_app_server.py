@@ -19,8 +19,9 @@ import pytest
 from app_server import Served, png, serving, wait_until, write_model
 from conftest import ROOT
 from test_classifier import NAMES
+from waitress.adjustments import Adjustments
 
-from app.server import HEADER_BYTES, SILENT_S
+from app.server import HEADER_BYTES, SILENT_S, Channel
 
 SENT = (
     b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(png())
@@ -68,6 +69,17 @@ def test_a_connection_is_kept_for_many_requests(served: Served) -> None:
         for _ in range(5):
             connection.request("POST", "/api/predict", png(), {"Content-Type": "image/png"})
             assert json.loads(connection.getresponse().read())["results"][0]["answers"][0]["name"] == "RED"
+
+
+def test_the_loop_leaves_an_answer_in_the_making_alone_unless_much_of_it_waits() -> None:
+    channel = object.__new__(Channel)
+    channel.adj, channel.will_close, channel.close_when_flushed = Adjustments(), False, False
+    channel.requests, channel.total_outbufs_len = [object()], 100  # else it would turn until the thread is done
+    assert not channel.writable()
+    channel.total_outbufs_len = channel.adj.outbuf_high_watermark + 1  # for which that thread waits
+    assert channel.writable()
+    channel.requests, channel.total_outbufs_len = [], 100
+    assert channel.writable()
 
 
 def test_requests_sent_at_once_are_answered_in_order(served: Served) -> None:
