@@ -6,7 +6,6 @@ import random
 import struct
 import subprocess
 import sys
-import time
 import warnings
 import zlib
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from PIL import Image
+from PIL import Image, ImageFile
 
 from fieldguide import images
 from fieldguide.images import MAX_PIXELS, ImageFacts, UnreadableImage, captioned, decode, encode_png, read_encoded, resized
@@ -343,12 +342,13 @@ def claiming(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("width", "height"), [(MAX_PIXELS + 1, 1), (9000, 9000), (10_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)]
 )
-def test_an_image_that_claims_too_many_pixels_is_refused_at_once(width: int, height: int) -> None:
-    started = time.perf_counter()
+def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded(
+    width: int, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(ImageFile.ImageFile, "load")
     for read in (inspect, lambda content: decode(content, 16)):
         with pytest.raises(UnreadableImage, match="pixels"):
             read(claiming(width, height))
-    assert time.perf_counter() - started < 0.5
 
 
 def test_an_image_that_claims_too_many_pixels_prints_nothing_of_its_own() -> None:
