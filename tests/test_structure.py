@@ -196,8 +196,11 @@ def test_every_module_has_its_test_file_or_is_named_with_another() -> None:
     assert set(TESTED_BY.values()) <= files
 
 
-def test_dvc_can_restore_a_training_from_its_run_cache() -> None:
+def test_dvc_can_restore_every_stage_but_the_report_from_its_run_cache() -> None:
     """An output outside of the cache that is neither metric nor plot switches the run cache off for its stage."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    for stage in ("download", "train", "export_onnx"):
-        assert all(isinstance(out, str) or out[next(iter(out))].get("cache", True) for out in stages[stage]["outs"]), stage
+    outs = {name: stage.get("outs", []) for name, stage in stages.items()}
+    uncached = {
+        name for name in outs for out in outs[name] if isinstance(out, dict) and not out[next(iter(out))].get("cache", True)
+    }
+    assert uncached == {"report"}  # whose model card is to be read in git
