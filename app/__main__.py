@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
     option("--max-megapixels", default["max_pixels"] // 1_000_000, "million pixels of an image")
     option("--max-images", default["max_images"], "images in the server at a time; more get 503")
     option("--max-batch", default["max_batch"], "images per run of the network")
-    option("--workers", default["n_workers"], "images decoded, and batches computed, at a time; 0 = one a core")
+    option("--workers", default["n_workers"], "batches decoded and computed at a time; 0 = one a core")
     arguments = parser.parse_args()
     for name in ("max_mib", "max_files", "max_megapixels", "max_images", "max_batch"):
         if getattr(arguments, name) < 1:

@@ -25,10 +25,10 @@ class Settings:
     max_body_bytes: int = 20 * MIB  # of one request
     max_files: int = 16  # of one request
     max_pixels: int = 50_000_000  # of one image, before it is decoded
-    max_images: int = 32  # decoded, waiting or computed at a time; more is answered with 503
+    max_images: int = 32  # waiting, decoded or computed at a time; more is answered with 503
     within_s: float = 1.0  # what is accepted is to be answered by then; a slow network gets fewer images at a time
     max_batch: int = 4  # images per run of the network
-    n_workers: int = 0  # images decoded at a time, and batches computed at a time; 0 = one a core
+    n_workers: int = 0  # batches decoded and computed at a time; 0 = one a core
     reload_s: float = 1.0  # how often the model file is looked at
     registry_s: float = 15.0  # how often the registry is asked which version an alias names
 
