@@ -19,10 +19,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -32,10 +33,10 @@ from fieldguide.device import device_name, pick_device, pick_dtype
 from fieldguide.images import read_encoded
 from fieldguide.loader import Resident, decode_all
 from fieldguide.loop import Training
-from fieldguide.manifest import classes_of, read_manifest, rows_of
+from fieldguide.manifest import Classes, classes_of, read_manifest, rows_of
 from fieldguide.models import build
 from fieldguide.optim import make_optimizer
-from fieldguide.params import Augment, read_params
+from fieldguide.params import Augment, Params, read_params
 from fieldguide.paths import MANIFEST, RAW
 
 FULL = {
@@ -82,92 +83,31 @@ def main() -> None:
 
     params = read_params()
     device = pick_device(params.runtime.device)
-    dtype = pick_dtype(params.train.precision, device)
     settings = params.augment.model_copy(update=FULL if arguments.full else {})
-    train = params.train.model_copy(update={"size_start": 1.0, "size_end": 1.0})
-    manifest = read_manifest(MANIFEST)
-    classes, n_images = classes_of(manifest), arguments.batches * train.batch_size
-    rows = rows_of(manifest, "train").sample(n_images, replace=True, random_state=0).reset_index(drop=True)
-    images = decode_all(rows, RAW, max(train.decode_px, arguments.px), params.runtime.n_workers).to(device)
-
-    def network() -> torch.nn.Module:
-        return build(arguments.network, len(classes.names), arguments.px).to(device, memory_format=torch.channels_last)
-
-    model = network()
-    training = Training(
-        model=model,
-        average=None,
-        optimizer=make_optimizer(model, train),
-        source=Resident(images),
-        targets=torch.from_numpy(classes.targets(rows)).to(device),
-        train=train,
-        augment=settings,
-        image_px=arguments.px,
-        dtype=dtype,
+    params = params.model_copy(
+        update={
+            "augment": settings,
+            "train": params.train.model_copy(update={"size_start": 1.0, "size_end": 1.0}),
+            "model": params.model.model_copy(update={"name": arguments.network, "image_px": arguments.px}),
+        }
     )
-    model.train()
-    fixed = torch.rand(train.batch_size, 3, arguments.px, arguments.px, device=device).to(memory_format=torch.channels_last)
-    target = training.targets[: train.batch_size]
-
-    def step(pixels: torch.Tensor, target: torch.Tensor) -> None:
-        training.learn(pixels, target, target, 1.0)
-        training.update(0)
-
-    def fixed_batch(_: int) -> None:
-        for _ in range(arguments.batches):
-            step(fixed, target)
-
-    plain = network()
-    plain_optimizer = torch.optim.Adam(plain.parameters(), lr=1e-4)
-    plain.to(memory_format=torch.contiguous_format).train()
-
-    def plain_step(pixels: torch.Tensor, target: torch.Tensor) -> None:
-        loss = F.cross_entropy(plain(pixels), target)
-        plain_optimizer.zero_grad()
-        loss.backward()
-        plain_optimizer.step()
-
-    def over(loader: Iterable, step: Callable[[torch.Tensor, torch.Tensor], None]) -> Callable[[int], None]:
-        def epoch(_: int) -> None:
-            for pixels, target in loader:
-                step(pixels.to(device), target.to(device))
-
-        return epoch
-
+    manifest = read_manifest(MANIFEST)
+    classes, n_images = classes_of(manifest), arguments.batches * params.train.batch_size
+    rows = rows_of(manifest, "train").sample(n_images, replace=True, random_state=0).reset_index(drop=True)
+    training = prepared(params, rows, classes, device)
     with tempfile.TemporaryDirectory() as folder:
-        for number, row in enumerate(rows.itertuples()):
-            place = Path(folder) / f"{row.label:04d}" / f"{number:06d}.jpg"
-            place.parent.mkdir(exist_ok=True)
-            place.write_bytes(read_encoded(RAW / row.file, row.offset, row.length))
-        ways: dict[str, Callable[[int], object]] = {"fixed batch": fixed_batch, "fieldguide": training.epoch}
-        n_workers = params.runtime.n_workers
+        write_folder(rows, Path(folder))
+        ways = {"fixed batch": fixed_batch(training, arguments.batches), "fieldguide": training.epoch}
         if "torchvision" not in arguments.without:
-            from torch.utils.data import DataLoader
-            from torchvision.datasets import ImageFolder
-
-            data = ImageFolder(folder, torchvision_transforms(settings, arguments.px))
-            loader = DataLoader(data, train.batch_size, shuffle=True, num_workers=n_workers, persistent_workers=True)
-            ways["torchvision"] = over(loader, plain_step)
+            ways["torchvision"] = by_torchvision(Path(folder), params, len(classes.names), device)
         if "timm" not in arguments.without:
-            from timm.data import create_dataset, create_loader
-
-            loader = create_loader(
-                create_dataset("", folder),
-                (3, arguments.px, arguments.px),
-                train.batch_size,
-                is_training=True,
-                num_workers=n_workers,
-                use_prefetcher=False,
-                persistent_workers=True,
-                device=device,
-            )
-            ways["timm"] = over(
-                loader, lambda pixels, target: step(pixels.contiguous(memory_format=torch.channels_last), target)
-            )
+            ways["timm"] = by_timm(Path(folder), params, training, device)
         seconds = measured(ways, arguments.rounds, device)
 
-    print(f"{arguments.network} at {arguments.px} px, batch {train.batch_size}, {'all' if arguments.full else 'default'}")
-    print(f"{device_name(device)}, {dtype}, torch {torch.__version__}, {arguments.rounds} rounds of {n_images} images")
+    print(
+        f"{arguments.network} at {arguments.px} px, batch {params.train.batch_size}, {'all' if arguments.full else 'default'}"
+    )
+    print(f"{device_name(device)}, {training.dtype}, torch {torch.__version__}, {arguments.rounds} rounds of {n_images} images")
     for name, times in seconds.items():
         low, high = n_images / max(times), n_images / min(times)
         quotients = [ours / theirs for ours, theirs in zip(times, seconds["fieldguide"], strict=True)]
@@ -175,6 +115,98 @@ def main() -> None:
             f"{name:12s} {n_images / statistics.median(times):8.1f} images/s ({low:.1f} to {high:.1f});"
             f" fieldguide is {statistics.median(quotients):.2f} times as fast ({min(quotients):.2f} to {max(quotients):.2f})"
         )
+
+
+def network(params: Params, n_classes: int, device: torch.device) -> torch.nn.Module:
+    made = build(params.model.name, n_classes, params.model.image_px)
+    return made.to(device, memory_format=torch.channels_last).train()
+
+
+def prepared(params: Params, rows: pd.DataFrame, classes: Classes, device: torch.device) -> Training:
+    """fieldguide's own training of `rows`, decoded."""
+    model = network(params, len(classes.names), device)
+    images = decode_all(rows, RAW, max(params.train.decode_px, params.model.image_px), params.runtime.n_workers)
+    return Training(
+        model=model,
+        average=None,
+        optimizer=make_optimizer(model, params.train),
+        source=Resident(images.to(device)),
+        targets=torch.from_numpy(classes.targets(rows)).to(device),
+        train=params.train,
+        augment=params.augment,
+        image_px=params.model.image_px,
+        dtype=pick_dtype(params.train.precision, device),
+    )
+
+
+def step(training: Training, pixels: torch.Tensor, target: torch.Tensor) -> None:
+    training.learn(pixels, target, target, 1.0)
+    training.update(0)
+
+
+def fixed_batch(training: Training, n_batches: int) -> Callable[[int], None]:
+    """As many steps as an epoch has, on one batch that lies in memory."""
+    n, px = training.train.batch_size, training.image_px
+    pixels = torch.rand(n, 3, px, px, device=training.targets.device).to(memory_format=torch.channels_last)
+    target = training.targets[:n]
+
+    def epoch(_: int) -> None:
+        for _ in range(n_batches):
+            step(training, pixels, target)
+
+    return epoch
+
+
+def write_folder(rows: pd.DataFrame, folder: Path) -> None:
+    """The photographs as an image folder: a folder for each class."""
+    for number, row in enumerate(rows.itertuples()):
+        place = folder / f"{row.label:04d}" / f"{number:06d}.jpg"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(read_encoded(RAW / row.file, row.offset, row.length))
+
+
+def by_torchvision(folder: Path, params: Params, n_classes: int, device: torch.device) -> Callable[[int], None]:
+    """`ImageFolder`, torchvision's transforms and `DataLoader` workers; a plain step in fp32."""
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+
+    model = network(params, n_classes, device).to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    data = ImageFolder(folder, torchvision_transforms(params.augment, params.model.image_px))
+    n_workers = params.runtime.n_workers
+    loader = DataLoader(data, params.train.batch_size, shuffle=True, num_workers=n_workers, persistent_workers=True)
+
+    def epoch(_: int) -> None:
+        for pixels, target in loader:
+            loss = F.cross_entropy(model(pixels.to(device)), target.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return epoch
+
+
+def by_timm(folder: Path, params: Params, training: Training, device: torch.device) -> Callable[[int], None]:
+    """timm's loader before fieldguide's own step."""
+    from timm.data import create_dataset, create_loader
+
+    px = params.model.image_px
+    loader = create_loader(
+        create_dataset("", str(folder)),
+        (3, px, px),
+        params.train.batch_size,
+        is_training=True,
+        num_workers=params.runtime.n_workers,
+        use_prefetcher=False,
+        persistent_workers=True,
+        device=device,
+    )
+
+    def epoch(_: int) -> None:
+        for pixels, target in loader:
+            step(training, pixels.to(device, memory_format=torch.channels_last), target.to(device))
+
+    return epoch
 
 
 def measured(ways: dict[str, Callable[[int], object]], n_rounds: int, device: torch.device) -> dict[str, list[float]]:
