@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -238,7 +239,7 @@ def test_memory_does_not_grow_with_the_number_of_photographs(folder: Path, make_
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(folder: Path) -> None:
-    command = f"{sys.executable} -m fieldguide predict photos photos photos --format jsonl | head -1"
+    command = f"{shlex.quote(sys.executable)} -m fieldguide predict photos photos photos --format jsonl | head -1"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=False)
     assert len(ended.stdout.splitlines()) == 1
