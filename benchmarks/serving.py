@@ -97,7 +97,10 @@ def served(model: Path) -> Iterator[Server]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
         lines = [process.stdout.readline().decode() for _ in range(2)]
-        port = int(re.search(r":(\d+)\s*$", lines[1])[1])
+        found = re.search(r":(\d+)\s*$", lines[1])
+        if found is None:  # it has said why
+            sys.exit(1)
+        port = int(found[1])
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
