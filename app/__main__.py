@@ -17,7 +17,7 @@ from typing import Any
 from app import memory
 from app.server import CONNECTIONS, Server
 from app.settings import MIB, Settings
-from app.web import create_app
+from app.web import bare_host, create_app
 from fieldguide.errors import UserError, run_command
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -30,7 +30,7 @@ def main() -> None:
         model=arguments.model,
         manifest=arguments.manifest,
         raw=arguments.raw,
-        allowed_hosts=tuple(arguments.allowed_host) or (("127.0.0.1", "localhost", "[::1]") if local else ()),
+        allowed_hosts=tuple(map(bare_host, arguments.allowed_host)) or (("127.0.0.1", "localhost", "[::1]") if local else ()),
         max_body_bytes=arguments.max_mib * MIB,
         max_files=arguments.max_files,
         max_pixels=arguments.max_megapixels * 1_000_000,
@@ -89,6 +89,10 @@ def parse() -> argparse.Namespace:
     for name in ("max_mib", "max_files", "max_megapixels", "max_images", "max_batch"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.workers < 0:
+        parser.error(f"--workers must be at least 0, got {arguments.workers}")
+    if not 0 <= arguments.port < 65_536:
+        parser.error(f"--port must be 0 to 65535, got {arguments.port}")
     return arguments
 
 

@@ -44,7 +44,7 @@ def load_model(source: Path) -> Model:
     return model
 
 
-def _stamp(source: Path) -> tuple[int, int, int] | None:
+def file_stamp(source: Path) -> tuple[int, int, int] | None:
     """What differs between two files; None where there is none."""
     try:
         status = source.stat()
@@ -62,7 +62,7 @@ class Watched:
         self.on_change = on_change
         self.fault = ""  # why the registry did not say which file it is, at the last look
         file = model_file(source)
-        self.stamp = _stamp(file)
+        self.stamp = file_stamp(file)
         self.current = load_model(file)
         self.stopped = threading.Event()
         threading.Thread(target=self._watch, args=(every_s,), name="model-watch", daemon=True).start()
@@ -81,7 +81,7 @@ class Watched:
             self.fault = str(error)
             return
         self.fault = ""
-        stamp = _stamp(file)
+        stamp = file_stamp(file)
         if stamp is None or stamp == self.stamp:
             return
         self.stamp = stamp

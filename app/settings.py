@@ -1,17 +1,12 @@
 """What can be set for serving, with its defaults; all of it are options of `python -m app`. Nothing here alters an answer."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fieldguide.cores import n_cores
 from fieldguide.paths import MANIFEST, ONNX, RAW
 
 MIB = 1 << 20
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

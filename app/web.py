@@ -131,6 +131,13 @@ def guide() -> Guide:
     return current_app.extensions["guide"]
 
 
+def model_in_use() -> Model:
+    """The same for all of a request, also where another one is taken up meanwhile."""
+    if "model" not in g:
+        g.model = guide().watched.current
+    return g.model
+
+
 def create_app(settings: Settings) -> Flask:
     """The application, its model loaded; raises `UserError` without one."""
     app = Flask(__name__)
@@ -157,11 +164,19 @@ def create_app(settings: Settings) -> Flask:
     return app
 
 
+def bare_host(name: str) -> str:
+    """A Host header as hosts are compared: small letters, no port; an IPv6 address in brackets."""
+    name = name.lower()
+    if name.count(":") > 1 and not name.startswith("["):
+        return f"[{name}]"
+    return re.sub(r":\d+$", "", name)
+
+
 def check_sender() -> None:
     """Refuses names that are not this server's, and what another site sends in a visitor's name, as the browser says it."""
     g.start = time.perf_counter()
     allowed = guide().settings.allowed_hosts
-    if allowed and re.sub(r":\d+$", "", request.host.lower()) not in allowed:
+    if allowed and bare_host(request.host) not in allowed:
         raise Problem("bad_request", "The Host header names another server; --allowed-host lets it in.")
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return
@@ -189,7 +204,7 @@ def front() -> str:
 
 
 @pages.post("/")
-def identify() -> tuple[str, int] | Response:
+def identify() -> Response:
     """The page with a plate for each photograph of the form, or the plates alone for the page's own script."""
     own_script = "X-Plates" in request.headers  # whose value is the number of the first plate
     first = min(max(request.headers.get("X-Plates", 1, type=int), 1), 3999)
@@ -209,13 +224,13 @@ def identify() -> tuple[str, int] | Response:
 
 @pages.get("/model")
 def about() -> str:
-    return render_template("model.html", facts=facts(), class_names=guide().watched.current.classifier.class_names)
+    return render_template("model.html", facts=facts(), class_names=model_in_use().classifier.class_names)
 
 
 @pages.get("/examples/<int:index>.jpg")
 def example(index: int) -> Response:
     """A training photograph of the class at this output of the network."""
-    names = guide().watched.current.classifier.class_names
+    names = model_in_use().classifier.class_names
     jpeg = guide().examples.jpeg(names[index]) if index < len(names) else None
     if jpeg is None:
         raise Problem("not_found", "There is no example photograph of this class.")
@@ -225,7 +240,7 @@ def example(index: int) -> Response:
 @pages.post("/api/predict")
 def predict() -> Response:
     """Ranked answers for one or many images; the first one's problem where none could be answered."""
-    current, model = guide(), guide().watched.current
+    current, model = guide(), model_in_use()
     with current.slots.taken(1):
         uploads = read_uploads(request, current.settings.max_files)
         with current.slots.taken(len(uploads) - 1):
@@ -239,7 +254,7 @@ def predict() -> Response:
 
 @pages.get("/api/model")
 def model_facts() -> Response:
-    return as_json(facts() | {"class_names": guide().watched.current.classifier.class_names})
+    return as_json(facts() | {"class_names": model_in_use().classifier.class_names})
 
 
 @pages.get("/healthz")
@@ -253,7 +268,7 @@ def ready() -> Response:
     """The server takes images: it has a model and is not about to stop."""
     if guide().draining:
         raise Problem("overloaded", "The server is stopping.")
-    return as_json({"status": "ready", "model": guide().watched.current.sha256})
+    return as_json({"status": "ready", "model": model_in_use().sha256})
 
 
 @pages.get("/metrics")
@@ -280,7 +295,7 @@ def result(answer: Prediction | Problem) -> dict[str, object]:
 
 def plates_of(uploads: list[Upload], first: int) -> list[Plate]:
     """A plate for each image, with the square that the network saw and where it looked."""
-    answers = guide().answers(guide().watched.current, uploads, activation=True)
+    answers = guide().answers(model_in_use(), uploads, activation=True)
     return [plate_of(*numbered) for numbered in zip(range(first, first + len(uploads)), uploads, answers, strict=True)]
 
 
@@ -319,7 +334,7 @@ def page(plates: list[Plate]) -> str:
 
 def facts() -> dict[str, object]:
     """What the model's file tells of it, and what can be told of the file."""
-    model = guide().watched.current
+    model = model_in_use()
     told = {key: value for key, value in model.classifier.metadata.items() if key not in ("class_names", "labels", "seal")}
     own = {"sha256": model.sha256, "modified": model.modified, "bytes": model.classifier.file_bytes}
     return own | {"n_classes": len(model.classifier.class_names), "image_px": model.classifier.image_px, "metadata": told}

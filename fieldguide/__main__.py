@@ -10,6 +10,7 @@ from fieldguide.errors import run_command
 
 FORMATS = ("table", "csv", "json", "jsonl")
 SOME_FAILED = 3  # exit status; 1 is a mistake that stops everything, 2 a wrong command line
+SEEDS = 2**31  # what Optuna and NumPy take
 BROKEN_PIPE = 141  # what a shell reports of a command that SIGPIPE ended
 
 
@@ -76,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY=VALUE",
         help="a space, 'train.lr=log(0.001,0.02)', 'augment.cutmix=uniform(0,0.6)', 'train.batch_size=int(32,128,32)',"
-        " 'train.optimizer=choice(sgd,muon)', or one value for all trials, train.epochs=20",
+        " 'train.sampling=choice(shuffle,balanced)', or one value for all trials, train.epochs=20",
     )
     search.add_argument("--trials", type=_count, default=20, metavar="N", help="in all starts; default: %(default)s")
     search.add_argument("--jobs", type=_count, default=1, metavar="N", help="trials at the same time; default: %(default)s")
@@ -86,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--startup-trials", type=_count, default=4, metavar="N", help="that end before one is ended early; default: %(default)s"
     )
-    search.add_argument("--seed", type=int, default=1, help="of what is proposed (TPE); default: %(default)s")
+    search.add_argument("--seed", type=_seed, default=1, help="of what is proposed (TPE); default: %(default)s")
     search.add_argument("--runs", metavar="FILTER", help="of MLflow: \"tags.`dvc.baseline` = '…'\"; '' is all that trained")
     search.add_argument("--picture", type=Path, metavar="PNG", help="default: parallel_coordinates.png of the search's folder")
     search.set_defaults(run=_search, parser=search)
@@ -143,6 +144,12 @@ def _search(chosen: argparse.Namespace) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= SEEDS:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 to {SEEDS - 1}")
     return int(text)
 
 

@@ -6,7 +6,6 @@ offset that the manifest names. Nothing is ever unpacked to a path that an archi
 
 import lzma
 import os
-import shutil
 import stat
 import struct
 import unicodedata
@@ -143,7 +142,10 @@ def _source(
     if not wanted:
         if keep is is_image:
             raise UserError(f"{path}: holds no image (jpg, png, webp, bmp, gif, tiff); give another in data.path")
-        raise UserError(f"{path}: holds no TFRecord shard of data.resolution; set it to what is there, or data.path to another")
+        raise UserError(
+            f"{path}: holds no TFRecord shard, or none of data.resolution where the data set has several;"
+            " give another data.path, or the resolution that is there"
+        )
     n_bytes = sum(sizes[name] for name in wanted)
     if n_bytes > max_bytes:
         size, bound = f"{n_bytes / 1e9:.3g} GB", f"{max_bytes / 1e9:g}"
@@ -177,13 +179,6 @@ def _safe_name(name: str, path: Path) -> str:
 def _writable(name: str) -> bool:
     """Whether a name holds neither control characters nor what is no Unicode; joiners and wide spaces are letters to some."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
-
-
-def check_free_space(folder: Path, n_bytes: int) -> None:
-    """Raises `UserError` when the disk under `folder` has less than `n_bytes` left."""
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes:
-        raise UserError(f"{folder}: {n_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; free some space")
 
 
 def pack(members: Iterable[tuple[str, bytes]], target: Path) -> int:

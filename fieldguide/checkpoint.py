@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
 from fieldguide.errors import UserError
@@ -29,6 +29,7 @@ from fieldguide.params import Model
 from fieldguide.paths import project_root
 
 HEADER_KEY = "fieldguide"  # one key: safetensors writes several in an order that differs from run to run
+HEADER_BEGIN = 64  # bytes of a safetensors file within which its own first key stands
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # of DataParallel and torch.compile
 DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # torchvision's files have the names of 2017
 FAILED = (OSError, RuntimeError, SafetensorError, http.client.HTTPException)  # their texts say what
@@ -99,7 +100,8 @@ def load_weights(model: Classifier, settings: Model) -> str:
     if settings.weights == "none":
         return "random weights"
     if settings.weights != "imagenet":
-        source = project_root() / os.path.expanduser(settings.weights)
+        source = weights_file(settings)
+        assert source
         _fill(model.features, _read(source, where), f"{where}: {source} does not fit {settings.name}")
         return f"weights of {source}"
     if settings.name in NETWORKS:
@@ -109,11 +111,21 @@ def load_weights(model: Classifier, settings: Model) -> str:
     return _fill_from_torchvision(model.features, settings, where)
 
 
+def weights_file(settings: Model) -> Path | None:
+    """The file that `settings.weights` names; None for those that are none or published."""
+    if settings.weights in ("none", "imagenet"):
+        return None
+    return project_root() / os.path.expanduser(settings.weights)
+
+
 def _read(source: Path, where: str) -> Mapping[str, Any]:
     """What a file of weights holds by name; raises `UserError`, which begins with `where`."""
     try:
         if source.suffix == ".safetensors":
-            return load_file(source)
+            encoded = source.read_bytes()
+            if HEADER_KEY.encode() in encoded[:HEADER_BEGIN] and is_damaged(encoded):
+                raise UserError(f"{where}: the bytes of {source} are not those that were written; copy or make it again")
+            return load(encoded)
         content: Any = torch.load(source, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{where}: {source} does not exist; give none, imagenet or the path of a file") from error

@@ -1,4 +1,4 @@
-"""`models/model.onnx`, the second waist, in use: images to ranked names. The only module that imports onnxruntime.
+"""`models/model.onnx`, the second waist, in use: images to ranked names.
 
 Needs NumPy, Pillow and onnxruntime only: no torch, DVC or MLflow. For example:
 
@@ -22,6 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from fieldguide.errors import UserError
 from fieldguide.files import is_damaged, is_whole
+from fieldguide.heatmap import supporting
 from fieldguide.images import decode
 
 METADATA_KEY = "fieldguide"
@@ -142,7 +143,7 @@ class OnnxClassifier:
                 tuple(Answer(self.class_names[index], float(row[index]), int(index)) for index in best),
                 self._verdict(float(row[best[0]]), float(score)),
                 float(score),
-                _normalised(maps[0][place, best[0]]) if maps else None,
+                supporting(maps[0][place, best[0]]) if maps else None,
             )
             for place, (row, score, best) in enumerate(zip(probabilities, scores, ranked, strict=True))
         ]
@@ -179,9 +180,3 @@ class OnnxClassifier:
 def has_provider(provider: str) -> bool:
     """Whether the onnxruntime that is installed can compute by it."""
     return provider in onnxruntime.get_available_providers()
-
-
-def _normalised(activation: np.ndarray) -> np.ndarray:
-    """What speaks for the class, as a share of its largest value; all 0 where nothing does."""
-    positive = np.maximum(activation, 0)
-    return positive / max(float(positive.max()), np.finfo(np.float32).tiny)

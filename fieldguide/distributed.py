@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fieldguide.cores import n_cores
 from fieldguide.device import pick_device
 from fieldguide.errors import UserError
 from fieldguide.params import Train
@@ -220,8 +221,7 @@ def launch(module: str, n: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // n)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // n)))
     with tempfile.TemporaryDirectory(prefix="fieldguide-") as folder:
         ended = Path(folder, "ended.json")
         os.environ[ENDED] = str(ended)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,13 @@ def read_json(source: Path) -> Any:
         raise UserError(f"{source}: {error.strerror}; run the stage that makes it (dvc repro)") from error
     except ValueError as error:
         raise UserError(f"{source}: not valid JSON ({error}); make it again (dvc repro -f)") from error
+
+
+def check_free_space(folder: Path, n_bytes: int) -> None:
+    """Raises `UserError` when the disk under `folder` has less than `n_bytes` left."""
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise UserError(f"{folder}: {n_bytes / 1e9:.3f} GB are needed, {free / 1e9:.3f} GB are free; free some space")
 
 
 def file_hash(source: Path, algorithm: str = "sha256") -> str:

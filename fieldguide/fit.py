@@ -103,7 +103,8 @@ class Fit:
         """Validates, keeps the network if it is the best, saves the state, and reports."""
         training, train, number = self.training, self.training.train, len(self.history) + 1
         batch_size = train.batch_size // training.world.size
-        logits = predict(training.result, self.valid.source, batch_size, training.device, training.dtype)
+        with out_of_memory_explained(train, training.image_px):
+            logits = predict(training.result, self.valid.source, batch_size, training.device, training.dtype)
         validated = score(training.world.gathered(logits, len(self.valid.targets)), self.valid.targets)
         line = {
             "epoch": number,

@@ -14,15 +14,24 @@ from pathlib import Path
 
 import numpy as np
 
+from fieldguide.errors import UserError, run_command
+
 PROJECT = Path(__file__).resolve().parents[1]
 BATCH = 32
 
 
 def footprint(*arguments: str) -> dict[str, float]:
-    """Seconds to import, to load the file, to the first answer (sum), and peak memory in bytes after a batch of 32."""
+    """Seconds to import, to load the file, to the first answer (sum), and peak memory in bytes after a batch of 32.
+
+    Raises `UserError` when the process fails.
+    """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))}
     command = [sys.executable, "-m", "fieldguide.footprint", *arguments]
-    return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        words = (ended.stderr.strip().splitlines() or [f"it ended with {ended.returncode}"])[-1]
+        raise UserError(f"{' '.join(arguments)}: the process that measures its memory failed ({words}); free memory, try again")
+    return json.loads(ended.stdout)
 
 
 def main() -> None:
@@ -61,4 +70,4 @@ def peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

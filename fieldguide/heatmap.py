@@ -21,6 +21,12 @@ def colours(levels: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(levels, places, INFERNO[:, channel]) for channel in range(3)], axis=-1).astype(np.float32)
 
 
+def supporting(activation: np.ndarray) -> np.ndarray:
+    """What speaks for the class, as a share of its largest value, any shape; all 0 where nothing does."""
+    positive = np.maximum(activation, 0)
+    return positive / max(float(positive.max()), np.finfo(np.float32).tiny)
+
+
 def overlay(rgb: np.ndarray, activation: np.ndarray) -> np.ndarray:
     """The photograph under its activation map: uint8 `[H, W, 3]`.
 

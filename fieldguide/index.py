@@ -27,8 +27,8 @@ def index_folders(images_zip: Path) -> pd.DataFrame:
 def index_shards(receipt: dict[str, Any], raw: Path) -> pd.DataFrame:
     """One row for each record of the shards, whose checksums are verified; a test split may be without labels.
 
-    Raises `UserError` with shard, record and byte for what is damaged, for a label that is missing or unknown, and for an
-    id that stands twice.
+    Raises `UserError` for shards without a record; with shard, record and byte for what is damaged, for a label that is
+    missing or unknown, and for an id that stands twice.
     """
     names = CATALOG[receipt["dataset"]].class_names
     features = {f"{kind}_feature": name for kind, name in receipt["features"].items()}
@@ -45,6 +45,8 @@ def index_shards(receipt: dict[str, Any], raw: Path) -> pd.DataFrame:
             kept = "unlabelled" if record.label is None else split
             own_id = record.id if receipt["features"]["id"] else f"{file}/{record.index}"
             rows.append((kept, record.label, name, own_id, file, record.offset, record.length))
+    if not rows:
+        raise UserError(f"{raw}: {len(receipt['files'])} shards hold no record at all; give others in data.path")
     frame = pd.DataFrame(rows, columns=INDEX_COLUMNS).astype({"label": "Int64"})
     if frame["id"].duplicated().any():
         twice = frame[frame["id"].duplicated()].iloc[0]

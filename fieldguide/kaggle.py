@@ -29,7 +29,7 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from fieldguide.errors import UserError
-from fieldguide.files import CHUNK_BYTES, atomic_path, file_hash, write_json
+from fieldguide.files import CHUNK_BYTES, atomic_path, check_free_space, file_hash, write_json
 
 TIMEOUT_S = 60.0  # without a byte from the server; the client itself would wait for ever
 MAX_TRIES = 5  # in a row that brought nothing
@@ -95,7 +95,7 @@ def download_competition(name: str, *, keep: Callable[[str], bool], cache: Path)
         stated = {path: f"{file.total_bytes} bytes of {file.creation_date}" for path, file in wanted.items()}
         receipts = {path: _receipt(folder / path, stated[path]) for path in wanted}
         missing = [path for path, receipt in receipts.items() if receipt is None]
-        _check_space(folder, sum(wanted[path].total_bytes - _size(Path(f"{folder / path}.part")) for path in missing))
+        check_free_space(folder, sum(wanted[path].total_bytes - _size(Path(f"{folder / path}.part")) for path in missing))
         for path in missing:
             ask = partial(_opened, client, client.competition_download_file, name, path)
             receipts[path] = _fetch(folder / path, stated[path], ask)
@@ -194,7 +194,7 @@ def _transfer(part: Path, ask: Callable[[], requests.Response]) -> str:
             at_hand = 0
             part.unlink(missing_ok=True)
             write_json(note, identity)
-        _check_space(part.parent, length - at_hand)
+        check_free_space(part.parent, length - at_hand)
         if at_hand == 0:
             _write(response, part, 0, length)
     if 0 < at_hand < length:
@@ -248,12 +248,6 @@ def _read(note: Path) -> Any:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _check_space(folder: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if n_bytes > free:
-        raise UserError(f"{folder}: {n_bytes / 1e9:.3f} GB are to come, {free / 1e9:.3f} GB are free; free some space")
 
 
 def _persist(attempt: Callable[[], Any], part: Path | None = None) -> Any:

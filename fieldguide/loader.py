@@ -244,11 +244,18 @@ def open_source(
     n_bytes = len(rows) * image_px * image_px * CHANNELS
     fits = n_bytes <= train.memory_share * free_memory(device)
     if train.loader == "resident" or (train.loader == "auto" and fits):
-        return Resident(decode_all(rows, raw, image_px, n_workers).to(device))
+        try:
+            return Resident(decode_all(rows, raw, image_px, n_workers).to(device))
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise UserError(
+                f"out of memory with {len(rows)} images at {image_px} px, {n_bytes / 2**30:.1f} GiB;"
+                " set train.loader=streaming, or lower train.decode_px"
+            ) from error
     print(f"streaming {len(rows)} images at {image_px} px ({n_bytes / 2**30:.1f} GiB decoded)")
     return Streaming(rows, raw, image_px, n_workers, device)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes; for devices other than CUDA those of the machine."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Bytes of the machine; with CUDA of the device, where it has fewer: images are decoded in the machine's memory."""
+    of_machine = psutil.virtual_memory().available
+    return min(of_machine, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else of_machine

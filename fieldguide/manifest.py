@@ -11,6 +11,7 @@ import pandas as pd
 from fieldguide.errors import UserError
 from fieldguide.files import atomic_path
 from fieldguide.layout import SPLITS
+from fieldguide.paths import MANIFEST
 
 LEAK = "leak: "  # how the reason of a leaked row begins
 COLUMNS = {
@@ -69,8 +70,16 @@ class Classes:
     labels: tuple[int, ...]
 
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
-        """Output numbers of labelled rows: int64 `[N]`."""
-        return np.searchsorted(np.array(self.labels), rows["label"].to_numpy(dtype=np.int64))
+        """Output numbers of labelled rows: int64 `[N]`; raises `UserError` for a class that is none of these."""
+        labels = rows["label"].to_numpy(dtype=np.int64)
+        own = set(zip(self.labels, self.names, strict=True))
+        for label, name in rows[["label", "class_name"]].drop_duplicates().itertuples(index=False, name=None):
+            if (label, name) not in own:
+                raise UserError(
+                    f"{MANIFEST}: class {label}, {name}, is none of the {len(own)} that the network was trained for; train it"
+                    " on these data: dvc repro train"
+                )
+        return np.searchsorted(np.array(self.labels), labels)
 
 
 def classes_of(frame: pd.DataFrame) -> Classes:

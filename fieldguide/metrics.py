@@ -66,15 +66,17 @@ def _of_probabilities(
 
 
 def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray, n_bins: int) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by their size (Guo et al. 2017).
-
-    Bins are (low, high], as in the paper.
-    """
+    """Mean gap between confidence and accuracy over equal-width bins, weighted by their size (Guo et al. 2017)."""
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == targets
-    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    bins = confidence_bins(confidence, n_bins)
     gaps = np.bincount(bins, confidence - right, minlength=n_bins)
     return float(np.abs(gaps).sum() / len(targets))
+
+
+def confidence_bins(confidence: np.ndarray, n_bins: int) -> np.ndarray:
+    """The equal-width bin, (low, high] as in that paper, of each value in 0..1: int64 `[N]`."""
+    return np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
 
 
 def accuracy_interval(n_right: int, n: int) -> tuple[float, float]:

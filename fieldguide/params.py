@@ -4,7 +4,6 @@ The text is read as DVC reads it (YAML 1.2 floats, so that the `1e-05` which `dv
 given twice is refused, and so is a key that no section knows.
 """
 
-import os
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from fieldguide.cores import n_cores
 from fieldguide.errors import UserError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -106,7 +106,7 @@ class Train(Section):
     optimizer: Literal["sgd", "adam", "adamw", "muon"]
     lr: Annotated[float, Field(gt=0, le=10)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
     schedule: Literal["constant", "cosine", "one_cycle", "exponential"]
     warmup: Probability
     hold: Probability
@@ -194,7 +194,7 @@ class Runtime(Section):
         """Threads or processes that prepare data: by default one for each core that this process may use."""
         if self.workers != "auto":
             return self.workers
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return n_cores()
 
 
 class Params(Section):
@@ -257,6 +257,11 @@ def _contradiction(params: Params) -> str:
         return f"train.head_epochs is {train.head_epochs}, but model.weights is none; set weights to warm a head up on"
     if train.head_epochs >= train.epochs:
         return f"train.head_epochs is {train.head_epochs} of train.epochs {train.epochs}; leave epochs for the backbone"
+    if train.optimizer in ("sgd", "adam") and train.weight_decay > 0.1:  # they add it to the gradient, which it then drowns
+        return (
+            f"train.weight_decay is {train.weight_decay}, with which {train.optimizer} learns nothing;"
+            " set 0 to 0.1 (0.0005 is usual), and a train.lr that suits the optimizer"
+        )
     if train.warmup + train.hold > 1:
         return f"train.warmup and train.hold are {train.warmup} and {train.hold} of the steps; together at most 1"
     return ""

@@ -1,4 +1,4 @@
-"""Where artifacts lie, relative to the folder in which DVC runs a stage: the only place that knows."""
+"""Where artifacts lie, relative to the folder in which DVC runs a stage: one place for all of them."""
 
 import os
 from pathlib import Path

@@ -17,11 +17,11 @@ from sklearn.metrics import confusion_matrix
 
 from fieldguide import plots
 from fieldguide.files import write_json
-from fieldguide.heatmap import overlay
+from fieldguide.heatmap import overlay, supporting
 from fieldguide.images import encode_jpeg
 from fieldguide.layout import SPLITS
 from fieldguide.manifest import write_table
-from fieldguide.metrics import accuracy_interval, coverage_table, per_class_table
+from fieldguide.metrics import accuracy_interval, confidence_bins, coverage_table, per_class_table
 from fieldguide.paths import (
     ACTIVATION_PNG,
     CONFUSED_PAIRS_CSV,
@@ -147,7 +147,7 @@ def reliability_of(said: Answers, n_bins: int) -> pd.DataFrame:
 
     NaN where a bin is empty.
     """
-    bins = np.clip(np.ceil(said.confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    bins = confidence_bins(said.confidence, n_bins)
     counts = np.bincount(bins, minlength=n_bins)
     n_right = np.bincount(bins[said.right], minlength=n_bins)
     intervals = [
@@ -241,7 +241,7 @@ class _Camera:
         maps: Sequence[np.ndarray | None] = [None] * len(rows)
         if activation and self.activations:
             found = self.activations(split, rows, said.predicted[rows])
-            maps = [overlay(picture, scaled(one)) for picture, one in zip(pixels, found, strict=True)]
+            maps = [overlay(picture, supporting(one)) for picture, one in zip(pixels, found, strict=True)]
         return [
             Photograph(
                 picture,
@@ -253,12 +253,6 @@ class _Camera:
             )
             for picture, one, row in zip(pixels, maps, rows, strict=True)
         ]
-
-
-def scaled(activation: np.ndarray) -> np.ndarray:
-    """A class activation map, float `[h, w]`: what speaks for the class from 0 to 1, what speaks against it as 0."""
-    positive = np.maximum(activation, 0)
-    return positive / max(float(positive.max()), np.finfo(np.float32).tiny)
 
 
 def save_galleries(

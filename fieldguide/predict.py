@@ -26,6 +26,7 @@ import numpy as np
 
 from fieldguide.archive import ZIP_ERRORS
 from fieldguide.classifier import OnnxClassifier, Prediction
+from fieldguide.cores import n_cores
 from fieldguide.errors import UserError
 from fieldguide.files import write_bytes
 from fieldguide.heatmap import overlay
@@ -59,7 +60,7 @@ class Outcome:
 
 def predict(chosen: Namespace) -> int:
     """Does what the command line asks; returns how many photographs could not be read."""
-    n_threads = chosen.threads or _n_cores()
+    n_threads = chosen.threads or n_cores()
     with ExitStack() as stack:
         photos = [photo for source in chosen.sources for photo in _photos(source, stack)]
         if not photos:
@@ -70,6 +71,8 @@ def predict(chosen: Namespace) -> int:
             raise UserError(
                 f"{chosen.model}: {classifier.metadata['model']} does not tell where it looked; leave out --heatmap"
             )
+        if chosen.annotate:
+            _check_annotated(photos, chosen.annotate)
         known = {class_key(name): name for name in classifier.class_names}
         photos = [Photo(photo.name, known.get(class_key(photo.truth), ""), photo.read) for photo in photos]
         writer = WRITERS[chosen.format](sys.stdout, photos, min(chosen.top, len(known)))
@@ -101,7 +104,7 @@ def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, c
                 except UnreadableImage as error:  # it ends early, where a decoder forgives
                     outcomes[place] = Outcome(photo, None, str(error))
                     continue
-                write_bytes(chosen.annotate / _safe(photo.name), annotated)
+                write_bytes(_annotated_file(chosen.annotate, photo), annotated)
         return outcomes
 
     with ThreadPoolExecutor(n_workers) as pool:
@@ -151,8 +154,11 @@ def _photos(source: str, stack: ExitStack) -> Iterator[Photo]:
         return
     path = Path(source)
     if path.is_dir():
-        for parent, folders, files in os.walk(path):
+        for parent, folders, files in os.walk(path, onerror=_refuse):
             folders.sort()
+            for folder in (Path(parent, each) for each in folders):
+                if folder.is_symlink():
+                    raise UserError(f"{folder}: is a link to a folder, which is not followed; give that folder itself")
             for file in sorted(files):
                 inner = Path(parent, file)
                 if is_image(inner.relative_to(path).as_posix()):
@@ -161,6 +167,10 @@ def _photos(source: str, stack: ExitStack) -> Iterator[Photo]:
         yield from _zipped(source, path, stack)
     else:
         yield Photo(path.as_posix(), path.absolute().parent.name, lambda: _bytes(path))
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); permit it or leave it out") from error
 
 
 def _zipped(source: str, file: Path | io.BytesIO, stack: ExitStack) -> Iterator[Photo]:
@@ -200,15 +210,25 @@ def _annotated(encoded: bytes, photo: Photo, prediction: Prediction, heatmap: bo
     return encode_jpeg(captioned(rgb, lines, ANNOTATED_PX), 2 * ANNOTATED_PX)
 
 
-def _safe(name: str) -> Path:
-    """A relative path below any folder, for a name that may come from an archive."""
-    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "..")]
-    path = Path(*(part.replace(":", "_") for part in parts))
+def _annotated_file(folder: Path, photo: Photo) -> Path:
+    """Where an annotated photograph goes: below `folder`, also where its name comes from an archive."""
+    parts = [part for part in PurePosixPath(photo.name.replace("\\", "/")).parts if part not in ("/", "..")]
+    path = folder.joinpath(*(part.replace(":", "_") for part in parts))
     return path if path.suffix.lower() in (".jpg", ".jpeg") else path.with_name(f"{path.name}.jpg")
 
 
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _check_annotated(photos: list[Photo], folder: Path) -> None:
+    """Raises `UserError` where an annotated photograph would take the place of a photograph, or of another one's."""
+    given = {os.path.realpath(photo.name) for photo in photos}
+    made: dict[str, str] = {}
+    for photo in photos:
+        target = os.path.realpath(_annotated_file(folder, photo))
+        if target in given:
+            raise UserError(f"--annotate {folder}: {photo.name} itself would be overwritten; give another folder")
+        if made.setdefault(target, photo.name) != photo.name:
+            raise UserError(
+                f"--annotate {folder}: {made[target]} and {photo.name} would both be {target}; take them in two runs"
+            )
 
 
 class Writer(ABC):

@@ -4,13 +4,13 @@ Imports no more than prediction has at hand, so that a file's path never waits f
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fieldguide.errors import UserError
 from fieldguide.files import atomic_path, file_hash
@@ -67,11 +67,11 @@ class Registry:
         """Every training run of which a model was exported, the latest first."""
         tracking = _tracking()
         models: dict[str | None, LoggedModel] = {}
-        for model in _all(self.client.search_logged_models, [self.experiment_id], f"name = '{tracking.MODEL}'"):
+        for model in tracking.all_pages(self.client.search_logged_models, [self.experiment_id], f"name = '{tracking.MODEL}'"):
             if model.status == "READY" and self.onnx_tag in model.tags:
                 known = models.setdefault(model.source_run_id, model)
                 models[model.source_run_id] = max(known, model, key=lambda one: one.creation_timestamp)
-        runs = _all(self.client.search_runs, [self.experiment_id], f"tags.`{tracking.STAGE_TAG}` = 'train'")
+        runs = tracking.all_pages(self.client.search_runs, [self.experiment_id], f"tags.`{tracking.STAGE_TAG}` = 'train'")
         found = [Exported(run, models[run.info.run_id]) for run in runs if run.info.run_id in models]
         return sorted(found, key=lambda one: one.run.info.start_time, reverse=True)
 
@@ -102,7 +102,9 @@ class Registry:
                 self.client.create_registered_model(NAME, description="Species on photographs, as an ONNX file")
             except MlflowException:  # another process was first
                 self.client.get_registered_model(NAME)
-        versions = _all(self.client.search_model_versions, f"name = '{NAME}' AND tags.`{self.onnx_tag}` = '{exported.md5}'")
+        versions = _tracking().all_pages(
+            self.client.search_model_versions, f"name = '{NAME}' AND tags.`{self.onnx_tag}` = '{exported.md5}'"
+        )
         if versions:
             version = versions[0]
             for key, value in tags.items():
@@ -212,13 +214,3 @@ def _tracking() -> ModuleType:
     tracking.prepare()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return tracking
-
-
-def _all(search: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """All pages of what MLflow finds."""
-    found = search(*arguments)
-    everything = list(found)
-    while found.token:
-        found = search(*arguments, page_token=found.token)
-        everything += found
-    return everything

@@ -17,7 +17,17 @@ import yaml
 
 from fieldguide.errors import UserError
 from fieldguide.paths import CHECKPOINT, LOCK, METRICS, PARAMS, project_root
-from fieldguide.tracking import CHECKPOINT_TAG, EXPERIMENT_TAG, STAGE_TAG, Store, flat, opened_store, send_all, store_name
+from fieldguide.tracking import (
+    CHECKPOINT_TAG,
+    EXPERIMENT_TAG,
+    STAGE_TAG,
+    Store,
+    all_pages,
+    flat,
+    opened_store,
+    send_all,
+    store_name,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as StoredRun
@@ -149,12 +159,9 @@ def compare(store: Store, all_commits: bool = False) -> list[Row]:
 
 def training_runs(store: Store) -> list[TrackedRun]:
     """All that are in the store, the latest first."""
-    stored: list[StoredRun] = []
-    page = None
-    while page is None or page.token:
-        token = page.token if page is not None else None
-        page = store.client.search_runs([store.experiment_id], order_by=["attributes.start_time DESC"], page_token=token)
-        stored += page
+    stored: list[StoredRun] = all_pages(
+        store.client.search_runs, [store.experiment_id], order_by=["attributes.start_time DESC"]
+    )
     children: dict[str, list[TrackedRun]] = {}
     for run in reversed(stored):
         children.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(_tracked(run))

@@ -90,11 +90,6 @@ class Shot(NamedTuple):
     seed: int
 
 
-def species_names(n_species: int, seed: int) -> list[str]:
-    """Sorted; a larger `n_species` keeps the names of a smaller one. Raises `ValueError` when names run out."""
-    return sorted(species.name for species in _catalogue(n_species, seed))
-
-
 def photographs(
     *,
     n_species: int,

@@ -47,6 +47,7 @@ POLL_SECONDS = 0.5
 WARMUP_SHARE = 0.25  # of the epochs in which no trial is ended: growing pictures and averaged weights are slow to show
 HOPELESS = 3  # trials that fail before any has come through an epoch: it is not their values
 DIGITS = 4  # of a proposed number: enough to tell two apart, and a command stays readable
+EXPERIMENT_REF = re.compile(r"(\w+) refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)")  # DVC's: by the commit on which it was made
 DIVERGED = re.compile(r"loss is (nan|-?inf)")  # what a training says that ends so: a bad trial, not a mistake
 SPACE = re.compile(r"(choice|uniform|log|int)\((.*)\)")
 
@@ -110,8 +111,13 @@ class Setting(NamedTuple):
         return f"{trial.suggest_float(key, lower, upper, log=self.kind == 'log'):.{DIGITS}g}"
 
     def ends(self) -> list[Any]:
-        """Values that params.yaml must take for it to take all between them."""
-        return [_scalar(part) for part in (self.parts[:2] if self.kind == "int" else self.parts)]
+        """Values that params.yaml must take for it to take all between them; raises `ValueError` for what is no YAML."""
+        match self.kind:
+            case "int":
+                return [int(part) for part in self.parts[:2]]
+            case "uniform" | "log":  # never whole numbers, though 16 would look like one
+                return [float(part) for part in self.parts]
+        return [_scalar(part) for part in self.parts]
 
 
 def settings_of(arguments: Sequence[str]) -> dict[str, Setting]:
@@ -123,6 +129,7 @@ def settings_of(arguments: Sequence[str]) -> dict[str, Setting]:
             raise UserError(f"-S {argument}: give each parameter once, as section.key=value")
         try:
             found[key] = Setting.of(text)
+            found[key].ends()
         except ValueError as error:
             kinds = "uniform(low,high), log(low,high) with low above 0, int(low,high[,step]) or choice(a,b,…)"
             raise UserError(f"-S {argument}: no space; give {kinds}") from error
@@ -160,13 +167,16 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _scalar(text: str) -> Any:
-    """As YAML 1.2 reads it, which PyYAML does not do with 1e-05."""
+    """As YAML 1.2 reads it, which PyYAML does not do with 1e-05; raises `ValueError` for what is no YAML."""
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
-    return yaml.safe_load(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(text) from error
 
 
 def search(chosen: argparse.Namespace) -> None:
@@ -191,7 +201,7 @@ def search(chosen: argparse.Namespace) -> None:
             load_if_exists=True,
             pruner=_pruner(chosen, settings),
         )
-        _same_search(study, chosen, settings)
+        _same_search(study, chosen)
         study.sampler = optuna.samplers.TPESampler(seed=chosen.seed + len(study.trials))  # else a later start proposes the same
         for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):  # their search was killed
             _end_process(*trial.user_attrs.get("process", (0, 0)))
@@ -336,19 +346,22 @@ def mark(key: str, name: str, status: str, tags: dict[str, str]) -> None:
 
 
 def experiment(name: str) -> str:
-    """The commit of an experiment on the present one; nothing where there is none."""
+    """The commit of an experiment on any commit (a new one may be made during a search); nothing where there is none."""
     return _experiments().get(name, "")
 
 
 def file_of(name: str, file: Path) -> str:
     """The text of a file as an experiment left it in git."""
-    return _git("show", f"{experiment(name)}:./{file}")
+    commit = experiment(name)
+    if not commit:
+        raise UserError(f"experiment {name} is not there any more, though it came to its end; begin a search of another --name")
+    return _git("show", f"{commit}:./{file}")
 
 
 def _experiments() -> dict[str, str]:
-    head = _git("rev-parse", "HEAD").strip()
-    lines = _git("for-each-ref", "--format=%(objectname) %(refname:lstrip=4)", f"refs/exps/{head[:2]}/{head[2:]}").splitlines()
-    return {name: commit for commit, _, name in (line.partition(" ") for line in lines)}
+    lines = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
+    found = (EXPERIMENT_REF.fullmatch(line) for line in lines)
+    return {match[2]: match[1] for match in found if match}
 
 
 def _git(*arguments: str) -> str:
@@ -372,7 +385,7 @@ def _pruner(chosen: argparse.Namespace, settings: dict[str, Setting]) -> "BasePr
     return pruners.NopPruner()
 
 
-def _same_search(study: "Study", chosen: argparse.Namespace, settings: dict[str, Setting]) -> None:
+def _same_search(study: "Study", chosen: argparse.Namespace) -> None:
     """Raises `UserError` where a search of this name was begun with other settings, or its experiments are there already."""
     asked = {"-S": sorted(chosen.set_param), "--metric": chosen.metric}
     begun = study.user_attrs.get("asked")
@@ -463,13 +476,16 @@ def shown(value: object) -> str:
 
 def draw_runs(query: str, metric: str, picture: Path) -> None:
     """The trainings in MLflow that match a filter, as parallel coordinates of the params in which they differ."""
-    store = tracking.Store()
     of_train = f"tags.`{tracking.STAGE_TAG}` = 'train'" + (f" and {query}" if query else "")
-    runs = [run for run in store.client.search_runs([store.experiment_id], of_train) if metric in run.data.metrics]
+    with tracking.opened_store() as store:
+        found = tracking.all_pages(store.client.search_runs, [store.experiment_id], of_train)
+    runs = [run for run in found if metric in run.data.metrics]
     if len(runs) < 2:
         raise UserError(f"--runs {query!r}: {len(runs)} trainings with {metric} match; give a filter that more do")
-    table = pd.DataFrame([run.data.params for run in runs])
-    table = table.loc[:, table.nunique(dropna=False) > 1].apply(_numbers)
+    table = pd.DataFrame([run.data.params for run in runs]).fillna("not told")  # by runs of an older version
+    table = table.loc[:, table.nunique() > 1].apply(_numbers)
+    if table.empty:
+        raise UserError(f"--runs {query!r}: {len(runs)} trainings match, and no parameter differs; give another filter")
     figures = [run.data.metrics[metric] for run in runs]
     is_pruned = [PRUNED_TAG in run.data.tags for run in runs]
     higher = not metric.endswith(("loss", "ece", "ms", "bytes"))

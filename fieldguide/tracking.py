@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -312,13 +313,13 @@ class Store:
 
         root, uri = project_root(), os.environ.get("MLFLOW_TRACKING_URI", "")
         artifacts = None if uri else (root / "mlartifacts").as_uri()
-        uri = uri or f"sqlite:///{quote(str(root / 'mlflow.db'))}"
+        uri = uri or _sqlite(root / "mlflow.db")
         self.is_remote = uri.startswith("http")
         self.at_file = False  # whether the last entry was a file
         self.ids: dict[str, str] = {}  # MLflow's own id of a run, by its key or the checkpoint's digest
         with ExitStack() as stack:
             if not self.is_remote:  # MlflowClient makes the tables: several processes at once would break them
-                database = Path(urlsplit(uri).path[1:]) if uri.startswith("sqlite:") else root / "mlflow.db"
+                database = Path(unquote(urlsplit(uri).path[1:])) if uri.startswith("sqlite:") else root / "mlflow.db"
                 stack.enter_context(FileLock(f"{database}.lock", thread_local=False))
                 if uri.startswith("sqlite:") and not database.exists():
                     _make_tables(database)
@@ -468,6 +469,16 @@ def opened_store() -> Iterator[Store]:
         raise UserError(f"MLflow: {name}: {_words(error)}; start the server or set MLFLOW_TRACKING_URI") from error
 
 
+def all_pages(search: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
+    """All that MLflow finds, of whose answers each is one page."""
+    found = search(*arguments, **options)
+    everything = list(found)
+    while found.token:
+        found = search(*arguments, **options, page_token=found.token)
+        everything += found
+    return everything
+
+
 def prepare() -> None:
     """MLflow's settings for this process; before its first import, which starts its telemetry."""
     for variable, value in DEFAULTS.items():
@@ -518,12 +529,17 @@ def _journal(key: str, stack: ExitStack) -> Journal:
     return made
 
 
+def _sqlite(database: Path) -> str:
+    """Its address, in which only what means something there is quoted: MLflow makes the folder as the address spells it."""
+    return "sqlite:///" + re.sub("[%?#]", lambda match: quote(match[0]), str(database))
+
+
 def _make_tables(database: Path) -> None:
     """A store whole or not at all: with half of its tables, MLflow would refuse it for ever."""
     from mlflow import MlflowClient
 
     with atomic_path(database) as temporary:
-        client = MlflowClient(f"sqlite:///{quote(str(temporary))}")
+        client = MlflowClient(_sqlite(temporary))
         client.search_experiments(max_results=1)
         client._tracking_client.store.engine.dispose()
 

@@ -13,10 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from fieldguide import kaggle, sample
-from fieldguide.archive import Source, check_free_space, open_source, pack
+from fieldguide.archive import Source, open_source, pack
 from fieldguide.catalog import CATALOG, matching_release
 from fieldguide.errors import UserError, run_command
-from fieldguide.files import file_hash, write_bytes, write_json
+from fieldguide.files import check_free_space, file_hash, write_bytes, write_json
 from fieldguide.layout import (
     SPLITS,
     check_class_folders,

@@ -22,7 +22,7 @@ from fieldguide.calibration import Calibration, load_calibration
 from fieldguide.checkpoint import Checkpoint, load_checkpoint
 from fieldguide.classifier import OnnxClassifier
 from fieldguide.errors import UserError, run_command
-from fieldguide.files import file_hash, read_json, write_json
+from fieldguide.files import atomic_path, file_hash, read_json, write_json
 from fieldguide.images import RESIZE_RULE
 from fieldguide.loader import decode_all
 from fieldguide.manifest import Classes, held_out, read_manifest, rows_of
@@ -33,6 +33,7 @@ from fieldguide.paths import (
     CALIBRATION,
     CHECKPOINT,
     EVALUATE,
+    LOCK,
     MANIFEST,
     ONNX,
     ONNX_FP16,
@@ -44,7 +45,6 @@ from fieldguide.paths import (
 from fieldguide.quantize import METHODS, to_fp16, to_int8
 from fieldguide.standalone import BATCH_SIZES, probabilities_alone
 
-DVC_LOCK = Path("dvc.lock")
 UPSTREAM = ("download", "split_check", "train", "evaluate")  # the stages whose record in dvc.lock says where a model is from
 TIE = 1e-4  # a lead of the first answer over the second below which rounding may exchange them
 
@@ -60,17 +60,13 @@ def main() -> None:
     images = decode_all(rows, RAW, facts.image_px, n_workers).permute(0, 2, 3, 1).contiguous()  # [N, H, W, 3]
     exported = Exported(model, calibration, facts.image_px).eval()
     metadata = onnx_metadata(facts, calibration, evaluated, params.model)
-    export(exported, facts.image_px, params.export.opset, metadata, ONNX)
-
     places = list(rows[["file", "offset", "length"]].itertuples(index=False, name=None))
+    targets = facts.classes.targets(rows)
     with torch.inference_mode():
         expected = torch.cat([exported(part)[0] for part in images.split(max(BATCH_SIZES))]).numpy()
-    targets = facts.classes.targets(rows)
-    try:
-        metrics = proof(expected, probabilities_alone(ONNX, RAW, places), targets, evaluated, params.export)
-    except UserError:
-        ONNX.unlink()
-        raise
+    with atomic_path(ONNX) as unproved:
+        export(exported, facts.image_px, params.export.opset, metadata, unproved)
+        metrics = proof(expected, probabilities_alone(unproved, RAW, places), targets, evaluated, params.export)
     metrics |= {"bytes": ONNX.stat().st_size, "opset": params.export.opset}
     metrics |= smaller_forms(manifest, facts.classes, images.numpy(), targets, metadata, params.export, n_workers)
 
@@ -141,7 +137,7 @@ def pipeline_hash() -> str | None:
     Not of the whole file, in which this stage's own result is to stand.
     """
     try:
-        stages = yaml.safe_load(DVC_LOCK.read_text())["stages"]
+        stages = yaml.safe_load(LOCK.read_text())["stages"]
         recorded = {name: stages[name] for name in UPSTREAM}
         made = {out["path"]: out["md5"] for out in recorded["train"]["outs"]}[str(CHECKPOINT)]
     except (OSError, KeyError, TypeError, yaml.YAMLError):
@@ -187,15 +183,15 @@ def proof(
     agreement, difference = float(same.mean()), float(np.abs(alone - expected).max())
     if agreement < 1 or difference > settings.max_abs_difference:
         raise UserError(
-            f"{ONNX}: ONNX Runtime and torch agree on {agreement:.2%} of the test images and differ by up to {difference:.1e}"
-            f" (allowed {settings.max_abs_difference:.1e}); the file was removed, try another export.opset"
+            f"{ONNX}: ONNX Runtime and torch agree on {agreement:.2%} of the {evaluated['split']} images and differ by up to"
+            f" {difference:.1e} (allowed {settings.max_abs_difference:.1e}); no file was written, try another export.opset"
         )
     n_right = int((alone[-1].argmax(axis=1) == targets).sum())
     n_reported = round(evaluated["accuracy"] * evaluated["n"])
     if evaluated["n"] != len(targets) or abs(n_right - n_reported) > ties.sum():
         raise UserError(
             f"{ONNX}: alone it has {n_right} of {len(targets)} {evaluated['split']} images right, evaluate reported "
-            f"{n_reported} of {evaluated['n']}; the file was removed, run: dvc repro -f evaluate"
+            f"{n_reported} of {evaluated['n']}; no file was written, run: dvc repro -f evaluate"
         )
     return {
         "top1_agreement": agreement,

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from fieldguide import augment, distributed, plots, tracking
-from fieldguide.checkpoint import Checkpoint, load_weights
+from fieldguide.checkpoint import Checkpoint, load_weights, weights_file
 from fieldguide.device import device_name, pick_device, pick_dtype
 from fieldguide.distributed import World
 from fieldguide.errors import UserError, run_command
@@ -28,7 +28,7 @@ from fieldguide.manifest import Classes, classes_of, read_manifest, rows_of
 from fieldguide.models import build, runs_at
 from fieldguide.optim import lr_at, make_optimizer
 from fieldguide.params import Params, read_params
-from fieldguide.paths import BATCH_PNG, CHECKPOINT, CURVES_PNG, HISTORY_CSV, MANIFEST, RAW, project_root, stage_metrics
+from fieldguide.paths import BATCH_PNG, CHECKPOINT, CURVES_PNG, HISTORY_CSV, MANIFEST, RAW, stage_metrics
 from fieldguide.resume import State, States, states_of, stop_signals
 from fieldguide.tracking import Run
 
@@ -155,10 +155,10 @@ def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame], wo
 def depends_on(params: Params, training: Training) -> dict[str, Any]:
     """All that a training's bytes depend on: a state is found again only where none of it has changed."""
     sections = {name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "augment")}
-    weights = project_root() / params.model.weights
+    weights = weights_file(params.model)
     return sections | {
         "manifest": file_hash(MANIFEST),
-        "weights": file_hash(weights) if weights.is_file() else "",
+        "weights": file_hash(weights) if weights and weights.is_file() else "",
         "code": {path.name: file_hash(path) for path in (Path(__file__), *sorted(Path(augment.__file__).parent.glob("*.py")))},
         "device": [device_name(training.device), str(training.dtype), training.world.size],
         "versions": {package: version(package) for package in ("torch", "numpy", "pillow", "timm", "torchvision")},

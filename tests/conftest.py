@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL_DATA = ROOT.parent / "shared" / "data"
+REAL_DATA = Path(os.environ.get("FIELDGUIDE_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:  # an inherited DVC_ROOT would be kept
     del os.environ[name]

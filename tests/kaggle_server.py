@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 GOOD_TOKEN = "KGAT_good_0123456789"
 API = "/api/v1/"
-HOLD_S = 10.0
+HOLD_S = 60.0
 DATE = "2020-02-07T00:00:00.000Z"
 MODIFIED = "Wed, 01 Jan 2025 00:00:00 GMT"
 

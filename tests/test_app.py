@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import io
+import itertools
 import json
 import re
 import struct
@@ -28,9 +29,10 @@ import app
 from app import uploads
 from app.batching import Batcher, Slots
 from app.examples import Examples
+from app.model import Watched
 from app.problems import MEDIA_TYPE, STATUS, Problem, code_of
 from app.settings import Settings
-from app.web import HEADERS, common_name, create_app, percent, roman
+from app.web import HEADERS, bare_host, common_name, create_app, percent, roman
 from fieldguide.classifier import OnnxClassifier, Prediction
 from fieldguide.errors import UserError
 from fieldguide.images import FORMATS, decode
@@ -239,6 +241,31 @@ def test_only_hosts_that_are_allowed_are_answered(settings: Settings) -> None:
     assert client.get("/healthz", base_url="http://rebound.example").status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("given", "bare"),
+    [
+        ("Guide.Example.org", "guide.example.org"),
+        ("guide.example.org:8080", "guide.example.org"),
+        ("127.0.0.1:8000", "127.0.0.1"),
+        ("[::1]:8000", "[::1]"),
+        ("::1", "[::1]"),
+    ],
+)
+def test_hosts_are_compared_without_port_and_case(given: str, bare: str) -> None:
+    assert bare_host(given) == bare
+
+
+def test_all_of_an_answer_is_of_one_model(client: FlaskClient, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Watched(settings.model, 3600, lambda worked: None).current
+    write_model(settings.model.parent, ("SCARLET", *NAMES[1:]))
+    new = Watched(settings.model, 3600, lambda worked: None).current
+    models = itertools.cycle((old, new))  # as if another were taken up at each look
+    monkeypatch.setattr(Watched, "current", property(lambda _: next(models)), raising=False)
+    first, second = (client.get("/api/model").json for _ in range(2))
+    assert (first["sha256"], first["class_names"][0]) == (old.sha256, "RED")
+    assert (second["sha256"], second["class_names"][0]) == (new.sha256, "SCARLET")
+
+
 def test_a_fault_of_ours_is_told_without_its_traceback(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxClassifier, "predict_pixels", lambda *_: 1 / 0)
     answer = client.post("/api/predict", **raw(png()))
@@ -343,8 +370,17 @@ def test_accuracy_is_shown_with_its_interval_and_number(tmp_path: Path, settings
     measured = {"accuracy": 0.962, "accuracy_low": 0.929, "accuracy_high": 0.98, "n": 1235}
     model = write_model(tmp_path, evaluate=measured)
     shown = text_of(create_app(Settings(**{**vars(settings), "model": model})).test_client().get("/model"))
-    for words in ("96.2 %", "1,235 test photographs", "92.9 % to 98.0 %"):
+    for words in ("96.2 %", "1,235 test photographs,", "which it had never seen", "92.9 % to 98.0 %"):
         assert words in shown
+
+
+def test_an_accuracy_of_valid_is_not_told_as_one_of_test(tmp_path: Path, settings: Settings) -> None:
+    measured = {"split": "valid", "accuracy": 0.962, "accuracy_low": 0.929, "accuracy_high": 0.98, "n": 733}
+    model = write_model(tmp_path, evaluate=measured)
+    shown = text_of(create_app(Settings(**{**vars(settings), "model": model})).test_client().get("/model"))
+    assert "733 valid photographs," in shown
+    assert "by which its best epoch and its thresholds were chosen" in shown
+    assert "never seen" not in shown
 
 
 @pytest.mark.parametrize(
@@ -405,6 +441,23 @@ def test_examples_that_are_gone_or_changed_are_absent(tmp_path: Path) -> None:
     ]  # BLUE's bytes are not the manifest's
     (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
     assert "RED" not in Examples(tmp_path / "odd.csv", tmp_path)
+
+
+def test_examples_of_data_that_have_changed_are_the_new_ones(tmp_path: Path) -> None:
+    _, manifest = write_examples(tmp_path)
+    examples = Examples(manifest, tmp_path)
+    first = examples.jpeg("RED")
+    content = png((0, 0, 255))
+    (tmp_path / "shard").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    head = manifest.read_text().splitlines()[0]
+    manifest.write_text(f"{head}\ntrain,0,RED,a,shard,0,{len(content)},1,1,{digest},,True,\n")
+    second = examples.jpeg("RED")
+    assert first is not None and second is not None
+    assert np.abs(decode(second, 16).astype(int) - (0, 0, 255)).max() < 6
+    assert "BLUE" not in examples
+    manifest.unlink()
+    assert "RED" not in examples
 
 
 # the queue

@@ -127,9 +127,22 @@ def test_names_of_hosts_that_are_not_ours_are_refused(served: Served) -> None:
 
 
 def test_hosts_can_be_allowed(tmp_path: Path) -> None:
-    with serving(write_model(tmp_path), "--allowed-host", "guide.example", "--allowed-host", "127.0.0.1") as server:
+    with serving(write_model(tmp_path), "--allowed-host", "Guide.Example:80", "--allowed-host", "127.0.0.1") as server:
         assert server.ask("GET", "/healthz", Host="guide.example")[0] == 200
         assert server.ask("GET", "/healthz", Host="localhost")[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--workers", "-1"), "--workers must be at least 0, got -1"),
+        (("--port", "70000"), "--port must be 0 to 65535, got 70000"),
+        (("--max-files", "0"), "--max-files must be at least 1, got 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(option: tuple[str, str], said: str) -> None:
+    ended = subprocess.run([sys.executable, "-m", "app", *option], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (2, f"python -m app: error: {said}")
 
 
 def test_dripping_clients_do_not_starve_the_others(served: Served) -> None:

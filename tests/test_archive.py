@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from fieldguide.archive import check_free_space, open_source, pack, stored_members
+from fieldguide.archive import open_source, pack, stored_members
 from fieldguide.errors import UserError
 
 BOUND = 10**9
@@ -390,12 +390,6 @@ def as_nobody(folder: Path, command: list[str]) -> subprocess.CompletedProcess[s
     if able.returncode:
         pytest.skip("another user cannot run this Python")
     return subprocess.run([*prefix, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_too_little_space_is_said_beforehand(tmp_path: Path) -> None:
-    check_free_space(tmp_path, 1)
-    with pytest.raises(UserError, match=r": 1000000000\.00 GB are needed and [0-9.]+ GB are free; free some space$"):
-        check_free_space(tmp_path, 10**18)
 
 
 def test_packing_gives_an_ordinary_zip_of_the_same_bytes_whenever_it_is_done(

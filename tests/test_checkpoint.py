@@ -23,7 +23,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
-from fieldguide.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from fieldguide.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, weights_file
 from fieldguide.errors import UserError
 from fieldguide.files import UNSEALED, sealed
 from fieldguide.models import NETWORKS, Classifier, build
@@ -519,6 +519,28 @@ def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: object
     else:
         torch.save(content, source)
     assert re.search(rf"^params\.yaml: model\.weights is .*{re.escape(str(source))} {reason}", refusal("resnet18", source))
+
+
+def test_training_never_begins_with_weights_of_a_damaged_checkpoint(tmp_path: Path) -> None:
+    source = tmp_path / "model.safetensors"
+    save_checkpoint(source, build("cnn", 3), FACTS)
+    load_weights(build("cnn", 3), settings("cnn", source))
+    content = bytearray(source.read_bytes())
+    content[-5] ^= 1
+    source.write_bytes(content)
+    assert refusal("cnn", source) == (
+        f"params.yaml: model.weights is {source}: the bytes of {source} are not those that were written; copy or make it again"
+    )
+
+
+@pytest.mark.parametrize("weights", ["~/own.safetensors", "own.safetensors"])
+def test_a_file_of_weights_is_found_in_the_home_folder_or_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert weights_file(settings("cnn", weights)) == tmp_path / "own.safetensors"
+    assert weights_file(settings("cnn", "none")) is weights_file(settings("cnn", "imagenet")) is None
 
 
 def test_what_is_no_safetensors_file_or_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -1,15 +1,27 @@
 """What the export stage writes into the file about its origin: the same for the same inputs, whenever it runs."""
 
+import hashlib
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
 
+from fieldguide.calibration import Calibration, save_calibration
+from fieldguide.checkpoint import Checkpoint, save_checkpoint
 from fieldguide.errors import UserError
 from fieldguide.files import file_hash, write_json
+from fieldguide.manifest import COLUMNS, write_manifest
+from fieldguide.models import build
 from fieldguide.params import Model
+from fieldguide.paths import CALIBRATION, CHECKPOINT, MANIFEST, ONNX
+from fieldguide.standalone import probabilities_alone
+from stages import export_onnx
 from stages.export_onnx import UPSTREAM, evaluation, git_blob, licence, pipeline_hash
 
 
@@ -81,3 +93,52 @@ def test_the_evaluation_comes_with_its_interval(project: Path) -> None:
     assert found["accuracy_high"] == pytest.approx(0.982, abs=0.001)
     with pytest.raises(UserError, match=r"evaluate.json: nothing is said of test; make it again with: dvc repro -f evaluate"):
         evaluation("test")
+
+
+def test_a_model_that_is_not_proved_never_stands_in_the_place_of_the_model(
+    project: Path, make_jpeg: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [make_jpeg(seed, 32, 32) for seed in range(3)]
+    digests = [hashlib.sha256(photo).hexdigest() for photo in photos]
+    (project / "data" / "raw").mkdir(parents=True)
+    (project / "data" / "raw" / "shard").write_bytes(b"".join(photos))
+    starts = [sum(map(len, photos[:number])) for number in range(3)]
+    rows = [
+        [
+            "test",
+            label,
+            "ABC"[label],
+            f"{label}",
+            "shard",
+            starts[label],
+            len(photos[label]),
+            32,
+            32,
+            digests[label],
+            "0",
+            True,
+            "",
+        ]
+        for label in range(3)
+    ]
+    write_manifest(pd.DataFrame(rows, columns=list(COLUMNS)), MANIFEST)
+    receipt = dict.fromkeys(("dataset", "title", "home", "licence", "version", "release"), "")
+    write_json(project / "data" / "raw" / "receipt.json", receipt)
+    save_checkpoint(CHECKPOINT, build("cnn", 3), Checkpoint("cnn", 32, tuple("ABC"), (0, 1, 2), 1, "00"))
+    save_calibration(CALIBRATION, Calibration("none", 1.0, 0.5, "probability", 0.1, {}))
+    write_json(project / "metrics" / "evaluate.json", {"test": {"accuracy": 0.5, "n": 4}})  # which cannot be: there are 3
+    shutil.copy(ROOT / "params.yaml", project)
+    (project / "fieldguide").symlink_to(ROOT / "fieldguide")
+    ONNX.write_bytes(b"the model in use")
+    seen = []
+
+    def alone(model: Path, raw: Path, places: list[tuple[str, int, int]]) -> np.ndarray:
+        seen.append((ONNX.read_bytes(), model != ONNX))
+        return probabilities_alone(model, raw, places)
+
+    monkeypatch.setattr(export_onnx, "probabilities_alone", alone)
+    with pytest.raises(UserError, match=r"model\.onnx: alone it has \d of 3 test images right, evaluate reported 2 of 4"):
+        export_onnx.main()
+    assert seen == [(b"the model in use", True)]
+    assert ONNX.read_bytes() == b"the model in use"
+    assert [file.name for file in ONNX.parent.iterdir() if file.suffix != ".safetensors"] == ["model.onnx"]

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from fieldguide.errors import UserError
-from fieldguide.files import CHUNK_BYTES, atomic_path, file_hash, read_json, write_bytes, write_json
+from fieldguide.files import CHUNK_BYTES, atomic_path, check_free_space, file_hash, read_json, write_bytes, write_json
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -214,3 +214,9 @@ def test_hashing_in_chunks_is_hashing_at_once(tmp_path: Path, n_bytes: int, algo
     content = (bytes(range(251)) * (n_bytes // 251 + 1))[:n_bytes]
     (tmp_path / "a").write_bytes(content)
     assert file_hash(tmp_path / "a", algorithm) == hashlib.new(algorithm, content).hexdigest()
+
+
+def test_too_little_space_is_said_beforehand(tmp_path: Path) -> None:
+    check_free_space(tmp_path, 1)
+    with pytest.raises(UserError, match=r": 1000000000\.000 GB are needed, [0-9.]+ GB are free; free some space$"):
+        check_free_space(tmp_path, 10**18)

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from test_classifier import mean_colour_network, save
 
+from fieldguide.errors import UserError
 from fieldguide.footprint import footprint, peak_bytes
 
 
@@ -15,3 +17,8 @@ def test_time_and_memory_are_those_of_a_fresh_process(tmp_path: Path) -> None:
     assert found["import_s"] + found["load_s"] < found["first_answer_s"]
     assert 10_000_000 < found["peak_bytes"] < 300_000_000
     assert peak_bytes() > held.nbytes
+
+
+def test_a_process_that_fails_is_a_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the process that measures its memory failed \(error: \S+none\.onnx: No such file"):
+        footprint("onnx", str(tmp_path / "none.onnx"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 
-from fieldguide.heatmap import OPACITY, colours, overlay
+from fieldguide.heatmap import OPACITY, colours, overlay, supporting
 from fieldguide.images import upscaled
 
 
@@ -55,3 +55,8 @@ def test_scaling_up_is_bicubic_and_keeps_a_level_plane() -> None:
     assert ramp.shape == (80, 80)
     assert ramp.dtype == np.float32
     assert ramp[40, 40] == pytest.approx(40.5 / 10 - 0.5, abs=0.02)  # the centres of pixels, not their corners
+
+
+@pytest.mark.parametrize(("values", "expected"), [([[-1, 2], [4, 0]], [[0, 0.5], [1, 0]]), ([[-1, -2]], [[0, 0]])])
+def test_activation_is_scaled_to_its_largest_value(values: list, expected: list) -> None:
+    assert supporting(np.array(values, np.float32)).tolist() == expected

@@ -19,7 +19,7 @@ from conftest import ROOT
 from PIL import Image, ImageFile
 
 from fieldguide import images
-from fieldguide.images import MAX_PIXELS, ImageFacts, UnreadableImage, captioned, decode, encode_png, read_encoded, resized
+from fieldguide.images import MAX_PIXELS, ImageFacts, UnreadableImage, captioned, decode, read_encoded, resized
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
 LOSSLESS = {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True}}
@@ -455,12 +455,6 @@ def test_decoding_needs_pillow_and_numpy_only() -> None:
     code = "import sys, fieldguide.images; print(sorted({'torch', 'pandas', 'mlflow', 'dvc', 'pydantic'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-
-
-def test_a_png_gives_back_its_pixels() -> None:
-    with Image.open(io.BytesIO(encode_png(NOISE))) as image:
-        assert image.format == "PNG"
-        assert (np.asarray(image) == NOISE).all()
 
 
 @pytest.mark.parametrize("shape", [(60, 90), (300, 200), (10, 10)])

@@ -87,3 +87,9 @@ def test_folders_that_differ_in_case_take_the_spelling_of_most_images() -> None:
 
 def test_a_tie_of_spellings_is_decided_by_the_alphabet() -> None:
     assert united_classes(pd.DataFrame({"class_name": ["b", "B"]})).tolist() == ["B", "B"]
+
+
+def test_shards_without_a_record_are_one_line(tmp_path: Path) -> None:
+    files = shard(tmp_path, "train"), shard(tmp_path, "valid")
+    with pytest.raises(UserError, match=r": 2 shards hold no record at all; give others in data\.path$"):
+        index_shards(receipt(*files), tmp_path)

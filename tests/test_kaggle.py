@@ -440,7 +440,7 @@ def test_page_of_a_proxy(server, cache):
 def test_disk_too_small(server, cache, monkeypatch):
     monkeypatch.setattr(kaggle.shutil, "disk_usage", lambda _: SimpleNamespace(free=len(NEW) - 1))
     line = refused(lambda: kaggle.download_dataset(SLUG, version="2", cache=cache))
-    assert line == f"{cache}/datasets/{SLUG}: 0.001 GB are to come, 0.001 GB are free; free some space"
+    assert line == f"{cache}/datasets/{SLUG}: 0.001 GB are needed, 0.001 GB are free; free some space"
     assert left_over(cache) == [f"datasets/{SLUG}/2.zip.part.json"]
     kaggle.download_dataset(SLUG, version="1", cache=cache)
 
@@ -548,7 +548,7 @@ def test_too_many_requests_between_pages(server, cache, naps):
 def test_competition_checks_the_disk_for_all_files(server, cache, monkeypatch):
     total = sum(len(content) for path, content in FLOWERS.items() if "512" not in path)
     monkeypatch.setattr(kaggle.shutil, "disk_usage", lambda _: SimpleNamespace(free=total - 1))
-    assert "GB are to come" in refused(lambda: download_flowers(cache, 192))
+    assert "GB are needed" in refused(lambda: download_flowers(cache, 192))
     assert not server.calls("DownloadDataFile")
 
 

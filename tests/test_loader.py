@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -311,6 +312,27 @@ def test_a_resident_source_holds_the_decoded_images(tmp_path: Path) -> None:
 def test_free_memory_of_the_machine_is_between_nothing_and_all_of_it() -> None:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < loader.free_memory(CPU) <= pages
+
+
+def test_of_a_gpu_and_its_machine_the_smaller_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_machine = SimpleNamespace(available=8)
+    monkeypatch.setattr(loader.psutil, "virtual_memory", lambda: of_machine)
+    for of_gpu, expected in ((24, 8), (5, 5)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=of_gpu: (free, 80))
+        assert loader.free_memory(torch.device("cuda", 0)) == expected
+    assert loader.free_memory(CPU) == 8
+
+
+@pytest.mark.parametrize("error", [MemoryError("no 11 GiB"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_images_that_do_not_fit_after_all_are_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def decode_all(*_: object) -> torch.Tensor:
+        raise error
+
+    rows = write_shard(tmp_path, [noise_png(seed) for seed in range(5)])
+    monkeypatch.setattr(loader, "decode_all", decode_all)
+    train = Train(**(TRAIN.model_dump() | {"loader": "resident"}))
+    with pytest.raises(UserError, match=r"^out of memory with 5 images at 16 px, 0\.0 GiB; set train\.loader=streaming"):
+        open_source(rows, tmp_path, 16, 2, CPU, train)
 
 
 def test_an_image_with_a_flipped_bit_is_refused_though_it_can_be_decoded(

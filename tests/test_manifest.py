@@ -178,6 +178,13 @@ def test_classes_are_in_the_order_of_their_numbers_with_gaps_kept() -> None:
     assert targets.tolist() == [2, 0, 2, 1]
 
 
+@pytest.mark.parametrize("changes", [{"label": 3}, {"label": 9}, {"class_name": "Other"}])
+def test_a_class_that_the_network_does_not_have_is_refused(changes: dict[str, Any]) -> None:
+    classes = classes_of(table(row(label=2, class_name="A"), row(label=7, class_name="A")))
+    with pytest.raises(UserError, match=r"^data/manifest\.csv: class \d, \w+, is none of the 2 that the network was trained"):
+        classes.targets(table(row(label=2, class_name="A"), row(**{"label": 7, "class_name": "A"} | changes)))
+
+
 def test_dropping_a_class_does_not_renumber_the_others() -> None:
     rows = [row(label=label, class_name=name) for label, name in enumerate("ABC")]
     rows[1]["use"] = False

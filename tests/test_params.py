@@ -220,6 +220,11 @@ def test_the_ends_of_a_range_are_taken(written: Callable[[str], Path], key: str,
             {"train.warmup": "0.6", "train.hold": "0.5"},
             "train.warmup and train.hold are 0.6 and 0.5 of the steps; together at most 1",
         ),
+        (
+            {"train.optimizer": "adam", "train.weight_decay": "1.0"},
+            "train.weight_decay is 1.0, with which adam learns nothing; set 0 to 0.1 (0.0005 is usual), and a train.lr that"
+            " suits the optimizer",
+        ),
     ],
 )
 def test_keys_that_contradict_each_other_are_named(written: Callable[[str], Path], changes: dict[str, str], said: str) -> None:

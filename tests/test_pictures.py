@@ -23,7 +23,7 @@ from fieldguide.paths import (
     confusion_csv,
     confusion_png,
 )
-from fieldguide.pictures import THUMBNAIL_PX, Answers, confused_pairs, reliability_of, save_pictures, scaled
+from fieldguide.pictures import THUMBNAIL_PX, Answers, confused_pairs, reliability_of, save_pictures
 
 NAMES = ["RED ADMIRAL", "PEACOCK", "<b>COMMA</b>"]
 
@@ -188,11 +188,6 @@ def test_activation_is_asked_for_the_answer_and_laid_over_the_photograph(folder:
     change = np.abs(photograph - overlay).sum(axis=2)
     assert change[:20, :20].mean() > 100
     assert change[-20:, -20:].mean() < 10
-
-
-@pytest.mark.parametrize(("values", "expected"), [([[-1, 2], [4, 0]], [[0, 0.5], [1, 0]]), ([[-1, -2]], [[0, 0]])])
-def test_activation_is_scaled_to_its_largest_value(values: list, expected: list) -> None:
-    assert scaled(np.array(values, np.float32)).tolist() == expected
 
 
 def test_the_gallery_bounds_its_photographs_and_spreads_the_right_ones(folder: Path) -> None:

@@ -175,6 +175,48 @@ def test_annotated_photographs_keep_their_place_and_carry_a_caption(folder: Path
     assert pixels[35:].max() > 200  # letters
 
 
+@pytest.mark.parametrize("into", [".", "photos/.."])
+def test_photographs_are_never_overwritten_by_their_annotated_forms(
+    folder: Path, into: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.read_bytes() for file in folder.rglob("*.jpg")}
+    with pytest.raises(UserError, match=r"^--annotate \S+: photos/Blue/0.jpg itself would be overwritten; give another"):
+        main(["predict", "photos", "--annotate", into])
+    assert {file: file.read_bytes() for file in folder.rglob("*.jpg")} == before
+    assert not capsys.readouterr().out
+
+
+def test_two_photographs_never_share_an_annotated_file(folder: Path) -> None:
+    shutil.copy("photos/Red/0.jpg", "0.png")
+    shutil.copy("photos/Red/0.jpg", "0.png.jpg")
+    with pytest.raises(
+        UserError, match=r"^--annotate out: 0.png and 0.png.jpg would both be \S+/out/0.png.jpg; take them in two"
+    ):
+        main(["predict", "0.png", "0.png.jpg", "--annotate", "out"])
+    assert not Path("out").exists()
+    main(["predict", "0.png", "0.png", "--annotate", "out"])  # the same one twice
+    assert [file.name for file in Path("out").iterdir()] == ["0.png.jpg"]
+
+
+def test_a_folder_that_is_a_link_is_not_passed_over_in_silence(folder: Path) -> None:
+    Path("photos/more").symlink_to(folder / "photos/Red")
+    with pytest.raises(UserError, match=r"^photos/more: is a link to a folder, which is not followed; give that folder"):
+        main(["predict", "photos"])
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over_in_silence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name == "Green":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"^photos/Green: cannot be read \(Permission denied\); permit it or leave it out$"):
+        main(["predict", "photos"])
+
+
 def test_nothing_is_written_outside_the_folder_whatever_an_archive_calls_its_members(folder: Path) -> None:
     with zipfile.ZipFile("some.zip", "w") as archive:
         for name in ("../../evil.jpg", "a/../../evil.jpg", "/abs/x.png", "C:\\y.jpg"):

@@ -1,10 +1,12 @@
 """A search through real DVC experiments: bad trials end early, a killed search goes on, MLflow has it all."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,11 +14,11 @@ import pytest
 from conftest import ROOT
 from test_pipeline import TINY, copy_project, run, tracked_runs
 
-from fieldguide import plots
+from fieldguide import plots, tracking
 from fieldguide.__main__ import main
 from fieldguide.errors import UserError
 from fieldguide.journal import new_journal
-from fieldguide.search import DIVERGED, live_curve, reason, settings_of
+from fieldguide.search import DIVERGED, draw_runs, experiment, file_of, live_curve, reason, settings_of
 
 optuna = pytest.importorskip("optuna", reason="a search needs Optuna")
 
@@ -35,12 +37,17 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
         (["train.batch_size=int(16,32,0)"], "no space"),
         (["train.lr=log(0.1,20)"], r"-S train.lr: train.lr must be in \(0, 10\], got 20"),
         (["train.lrr=uniform(0,1)"], "-S train.lrr: train.lrr is not a known key"),
-        (["train.optimizer=choice(sgd,foo)"], "train.optimizer must be one of sgd, adam, adamw, muon, got 'foo'"),
+        (["train.optimizer=choice(foo,muon)"], "train.optimizer must be one of sgd, adam, adamw, muon, got 'foo'"),
         (["train.lr=uniform(0.1,1)", "train.epochs=0"], r"-S train.epochs: train.epochs must be a whole number in \[1"),
         (["evaluate.accept=uniform(0,1)"], "trials only train; search among model, train, augment"),
         (["train.epochs=3"], "nothing to search"),
         (["train.lr"], "give each parameter once, as section.key=value"),
         (["train.lr=log(0.1,1)", "train.lr=0.1"], "give each parameter once"),
+        (["train.batch_size=log(16,64)"], r"train.batch_size must be a whole number in \[2, 65536\], got 16.0"),
+        (["model.image_px=uniform(64,128)"], "model.image_px must be a whole number"),
+        (["train.lr=choice({,1)"], r"-S train.lr=choice\({,1\): no space; give"),
+        (["train.lr=log(0.1,1)", "train.schedule=: ["], "no space"),
+        (["train.optimizer=choice(sgd,muon)"], "train.weight_decay is 1.0, with which sgd learns nothing"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_in_a_line(at_root: None, arguments: list[str], message: str) -> None:
@@ -50,7 +57,13 @@ def test_settings_that_make_no_sense_are_refused_in_a_line(at_root: None, argume
 
 def test_settings_propose_within_their_bounds_and_keep_single_values(at_root: None) -> None:
     found = settings_of(
-        ["train.lr=log(1e-05,0.1)", "train.batch_size=int(16,64,16)", "train.optimizer=choice(sgd, muon)", "train.epochs=3"]
+        [
+            "train.lr=log(1e-05,0.1)",
+            "train.batch_size=int(16,64,16)",
+            "train.optimizer=choice(sgd, muon)",
+            "train.weight_decay=0.05",
+            "train.epochs=3",
+        ]
     )
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     asked = [study.ask() for _ in range(40)]
@@ -68,6 +81,36 @@ def test_a_search_is_judged_on_valid_alone(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(["search", "-S", "train.lr=log(0.1,1)", "--metric", "evaluate.test.accuracy"])
     assert "test is not for choosing" in capsys.readouterr().err
+
+
+def test_a_seed_that_cannot_be_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["search", "-S", "train.lr=log(0.1,1)", "--seed", "-1"])
+    assert "-1 is no whole number from 0 to 2147483647" in capsys.readouterr().err
+
+
+def test_results_are_those_of_the_experiment_also_after_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        own = ["-c", "user.name=a", "-c", "user.email=a@b.example"]
+        return subprocess.run(["git", *own, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    figures = tmp_path / "metrics.json"
+    git("init", "--quiet")
+    for text in ("committed", "of the trial"):
+        figures.write_text(text)
+        git("add", "metrics.json")
+        git("commit", "--quiet", "--message", text)
+    base = git("rev-parse", "HEAD~1")
+    git("update-ref", f"refs/exps/{base[:2]}/{base[2:]}/rate-0", "HEAD")  # as DVC keeps it
+    git("update-ref", "refs/exps/exec/EXEC_HEAD", "HEAD")
+    figures.write_text("committed since")
+    git("commit", "--quiet", "--all", "--message", "while the trial trained")
+    assert experiment("rate-0") == git("rev-parse", "HEAD~1")
+    assert file_of("rate-0", Path("metrics.json")) == "of the trial"
+    assert experiment("EXEC_HEAD") == ""
+    with pytest.raises(UserError, match="experiment rate-1 is not there any more"):
+        file_of("rate-1", Path("metrics.json"))
 
 
 def test_without_optuna_a_line_says_what_to_install(at_root: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +158,53 @@ def test_parallel_coordinates_stand_at_their_values() -> None:
     assert best.get_linewidth() == max(line.get_linewidth() for line in lines.values())
     assert early.get_linestyle() == "--"
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["lr", "share", "how", "same", "valid.accuracy"]
+
+
+Page = type("Page", (list,), {"token": None})
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ([], "--runs 'all': 0 trainings with valid.loss match; give a filter that more do"),
+        ([{"lr": "1"}, {"lr": "1"}], "--runs 'all': 2 trainings match, and no parameter differs; give another filter"),
+    ],
+)
+def test_runs_that_make_no_picture_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: list[dict[str, str]], said: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        draw(tmp_path / "picture.png", monkeypatch, params)
+    assert str(caught.value) == said
+    assert not (tmp_path / "picture.png").exists()
+
+
+def test_runs_of_several_pages_and_of_an_older_version_are_in_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+    drawn = plots.parallel_coordinates
+    monkeypatch.setattr(plots, "parallel_coordinates", lambda table, *more: seen.append(table) or drawn(table, *more))
+    draw(tmp_path / "picture.png", monkeypatch, [{"lr": "1", "ema": "0.9"}, {"lr": "2"}, {"lr": "3", "ema": "0.9"}])
+    assert seen[0]["lr"].tolist() == [1, 2, 3]
+    assert seen[0]["ema"].tolist() == ["0.9", "not told", "0.9"]
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def draw(picture: Path, monkeypatch: pytest.MonkeyPatch, params: list[dict[str, str]]) -> None:
+    """`search --runs all` on a store with these runs, two a page."""
+    data = [SimpleNamespace(params=each, metrics={"valid.loss": 0.5 + place}, tags={}) for place, each in enumerate(params)]
+
+    def search_runs(experiments: list[str], query: str, page_token: str | None = None) -> list:
+        assert query == "tags.`fieldguide.stage` = 'train' and all"
+        first = int(page_token or 0)
+        page = Page(SimpleNamespace(data=each) for each in data[first : first + 2])
+        page.token = str(first + 2) if first + 2 < len(data) else None
+        return page
+
+    store = SimpleNamespace(client=SimpleNamespace(search_runs=search_runs), experiment_id="1")
+    monkeypatch.setattr(tracking, "opened_store", lambda: contextlib.nullcontext(store))
+    draw_runs("all", "valid.loss", picture)
 
 
 def search(project: Path, *more: str) -> subprocess.Popen[bytes]:

@@ -182,6 +182,7 @@ def test_data_stages_reach_no_torch(stage: str) -> None:
 
 TESTED_BY = {
     "errors": "files",
+    "cores": "params",
     "paths": "structure",
     "checks": "split_check",
     "fit": "train",

@@ -11,12 +11,13 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from conftest import REAL_DATA
 from PIL import Image
 
 from fieldguide.errors import UserError
 from fieldguide.tfrecord import Record, count_in_name, read_shard
 
-FLOWERS = Path(__file__).resolve().parents[2] / "shared/data/flowers.zip"
+FLOWERS = REAL_DATA / "flowers.zip"
 JPEG = b"\xff\xd8 stands for an image \xff\xd9"
 WRITTEN_BY_TENSORFLOW = bytes.fromhex("f531000000000000 d2ff53f5")  # first header of train/00-192x192-360.tfrec
 

@@ -186,16 +186,19 @@ def test_without_dvc_the_root_is_the_working_folder(copied_root: Path, monkeypat
     assert n_runs(copied_root / "mlflow.db") == before + 1
 
 
-@pytest.mark.parametrize("name", ["50%20 off", "a?b", "#1"])
+@pytest.mark.parametrize("name", ["50%20 off", "a?b", "#1", "Müller und Söhne"])
 def test_the_store_lies_at_a_root_with_signs_that_mean_something_in_an_address(
     copied_root: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # or MLflow would try for 100 seconds
     odd = copied_root.rename(copied_root.parent / name)
-    before = n_runs(odd / "mlflow.db")
+    before, beside = n_runs(odd / "mlflow.db"), sorted(odd.parent.iterdir())
     monkeypatch.setenv("DVC_ROOT", str(odd))
     start_run()
     assert n_runs(odd / "mlflow.db") == before + 1
+    assert {each for each in odd.parent.iterdir() if any(each.iterdir())} <= {*beside}  # no second store, nor its lock
+    if name == "Müller und Söhne":
+        assert sorted(odd.parent.iterdir()) == beside  # nor the empty folder that MLflow makes of % ? #
 
 
 def test_a_training_run_has_every_param_under_its_dotted_name(root: Path) -> None:
