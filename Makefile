@@ -1,8 +1,8 @@
 # make run    sets up .venv and runs the whole pipeline on the embedded sample
 # make serve  opens the web page on models/model.onnx: http://127.0.0.1:8000
-# make test   sets up .venv and passes the tests
+# make test   sets up .venv and runs the tests
 # make lint   checks style and types
-# make coverage  passes the tests and says which lines none of them runs
+# make coverage  runs the tests and says which lines none of them runs
 # make pins   resolves requirements.txt again from pyproject.toml
 
 SHELL := /bin/sh

@@ -90,8 +90,9 @@ def test_every_package_that_is_imported_is_declared() -> None:
     providers = packages_distributions()
     through = {"kagglesdk": "kaggle", "werkzeug": "flask"}  # parts of these, pinned by them
     own = {"fieldguide", "stages", "app"}
+    own |= {file.stem for folder in ("tests", "benchmarks") for file in (ROOT / folder).glob("*.py")}
     names = {name.lower() for name in declared()}
-    for folder in own:
+    for folder in ("fieldguide", "stages", "app", "benchmarks", "docs", "tests"):
         for file in (ROOT / folder).rglob("*.py"):
             for module in third_party(file) - own - set(sys.stdlib_module_names):
                 given = {through.get(module, ""), *(name.lower().replace("_", "-") for name in providers.get(module, []))}
