@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from fieldguide.errors import UserError
 from fieldguide.files import atomic_path
-from fieldguide.layout import is_image, wrapper_of
+from fieldguide.layout import is_hidden, is_image, wrapper_of
 
 ZIP_ERRORS = (  # what zipfile raises on damaged archives
     zipfile.BadZipFile,
@@ -110,7 +110,7 @@ def _folder_members(path: Path, keep: Callable[[str], bool]) -> Members:
 
     for parent, subfolders, files in os.walk(path, onerror=refuse):
         for entry in subfolders + [entry for entry in files if keep(entry)]:
-            if os.path.islink(os.path.join(parent, entry)):
+            if os.path.islink(os.path.join(parent, entry)) and not is_hidden(PurePosixPath(entry)):
                 raise UserError(f"{os.path.join(parent, entry)}: is a link, which is refused; put the files themselves there")
         folders.update(Path(parent, entry).relative_to(path).as_posix() for entry in subfolders if _writable(entry))
         for entry in files:

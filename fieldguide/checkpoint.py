@@ -123,7 +123,7 @@ def _read(source: Path, where: str) -> Mapping[str, Any]:
     try:
         if source.suffix == ".safetensors":
             encoded = source.read_bytes()
-            if HEADER_KEY.encode() in encoded[:HEADER_BEGIN] and is_damaged(encoded):
+            if HEADER_KEY.encode() in encoded[:HEADER_BEGIN] and not is_whole(encoded):
                 raise UserError(f"{where}: the bytes of {source} are not those that were written; copy or make it again")
             return load(encoded)
         content: Any = torch.load(source, map_location="cpu", weights_only=True)

@@ -26,13 +26,13 @@ RESOLUTION = re.compile(r"tfrecords-jpeg-(\d+)x\d+")  # the folders of the flowe
 def is_image(name: str) -> bool:
     """Whether a member is an image by its suffix; hidden files and what macOS leaves in archives are not."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not _hidden(path)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path)
 
 
 def is_shard(name: str) -> bool:
     """Whether a member is a TFRecord shard by its name."""
     path = PurePosixPath(name)
-    return SHARD.fullmatch(path.name) is not None and not _hidden(path)
+    return SHARD.fullmatch(path.name) is not None and not is_hidden(path)
 
 
 def resolution_of(name: str) -> int | None:
@@ -41,7 +41,7 @@ def resolution_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _hidden(path: PurePosixPath) -> bool:
+def is_hidden(path: PurePosixPath) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
@@ -121,5 +121,5 @@ def check_class_folders(names: Iterable[str], folders: Iterable[str], where: str
     for folder in sorted(folders):
         path = PurePosixPath(folder)
         within_splits = depth == 1 or path.parts[0].casefold() in SPLIT_NAMES
-        if len(path.parts) == depth and within_splits and not _hidden(path) and path not in filled:
+        if len(path.parts) == depth and within_splits and not is_hidden(path) and path not in filled:
             raise UserError(f"{where}: class folder {folder} holds no image; add images or remove the folder")

@@ -256,6 +256,9 @@ def open_source(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of the machine; with CUDA of the device, where it has fewer: images are decoded in the machine's memory."""
-    of_machine = psutil.virtual_memory().available
+    """Bytes of this process's share of the machine; with CUDA of the device, where that is less.
+
+    Images are decoded in the machine's memory, also those that go to a device.
+    """
+    of_machine = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(of_machine, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else of_machine

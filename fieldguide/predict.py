@@ -31,7 +31,7 @@ from fieldguide.errors import UserError
 from fieldguide.files import write_bytes
 from fieldguide.heatmap import overlay
 from fieldguide.images import UnreadableImage, captioned, decode, encode_jpeg, inspect
-from fieldguide.layout import class_key, is_image
+from fieldguide.layout import class_key, is_hidden, is_image
 
 BATCH = 16  # images; small enough that two threads soon have work, large enough for full speed
 AHEAD = 2  # batches that wait for each thread
@@ -155,7 +155,7 @@ def _photos(source: str, stack: ExitStack) -> Iterator[Photo]:
     path = Path(source)
     if path.is_dir():
         for parent, folders, files in os.walk(path, onerror=_refuse):
-            folders.sort()
+            folders[:] = sorted(each for each in folders if not is_hidden(PurePosixPath(each)))
             for folder in (Path(parent, each) for each in folders):
                 if folder.is_symlink():
                     raise UserError(f"{folder}: is a link to a folder, which is not followed; give that folder itself")
@@ -179,8 +179,12 @@ def _zipped(source: str, file: Path | io.BytesIO, stack: ExitStack) -> Iterator[
     except ZIP_ERRORS as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{source}: not a whole zip ({reason}); download it again or give another") from error
+    names: set[str] = set()
     for info in archive.infolist():
         if not info.is_dir() and is_image(info.filename):
+            if info.filename in names:
+                raise UserError(f"{source}: member {info.filename} is there twice; pack the archive anew")
+            names.add(info.filename)
             yield Photo(
                 f"{source}/{info.filename}",
                 PurePosixPath(info.filename).parent.name,
@@ -225,9 +229,9 @@ def _check_annotated(photos: list[Photo], folder: Path) -> None:
         target = os.path.realpath(_annotated_file(folder, photo))
         if target in given:
             raise UserError(f"--annotate {folder}: {photo.name} itself would be overwritten; give another folder")
-        if made.setdefault(target, photo.name) != photo.name:
+        if made.setdefault(target.casefold(), photo.name) != photo.name:  # some disks know no capitals
             raise UserError(
-                f"--annotate {folder}: {made[target]} and {photo.name} would both be {target}; take them in two runs"
+                f"--annotate {folder}: {made[target.casefold()]} and {photo.name} would both be {target}; take them in two runs"
             )
 
 

@@ -9,6 +9,7 @@ goes on with a search that was ended or killed. While a trial trains, its valida
 import argparse
 import copy
 import io
+import itertools
 import json
 import os
 import re
@@ -47,6 +48,7 @@ POLL_SECONDS = 0.5
 WARMUP_SHARE = 0.25  # of the epochs in which no trial is ended: growing pictures and averaged weights are slow to show
 HOPELESS = 3  # trials that fail before any has come through an epoch: it is not their values
 DIGITS = 4  # of a proposed number: enough to tell two apart, and a command stays readable
+MAX_COMBINATIONS = 256  # of the ends of spaces, tried where one contradicts something
 EXPERIMENT_REF = re.compile(r"(\w+) refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)")  # DVC's: by the commit on which it was made
 DIVERGED = re.compile(r"loss is (nan|-?inf)")  # what a training says that ends so: a bad trial, not a mistake
 SPACE = re.compile(r"(choice|uniform|log|int)\((.*)\)")
@@ -142,21 +144,38 @@ def settings_of(arguments: Sequence[str]) -> dict[str, Setting]:
 
 
 def _check(settings: dict[str, Setting]) -> None:
-    """Raises `UserError` unless params.yaml takes the single values with both ends of each space."""
+    """Raises `UserError` unless params.yaml takes the single values with both ends of each space.
+
+    Keys may contradict each other: an end is refused where it goes with none of the ends of the other spaces.
+    """
     tree = read_params().model_dump(mode="json")
+    for key, setting in settings.items():
+        if not setting.kind:
+            _put(tree, key, setting.ends()[0])
+    spaces = {key: setting.ends() for key, setting in settings.items() if setting.kind}
+    for key, ends in spaces.items():
+        others = {other: values for other, values in spaces.items() if other != key}
+        for end in ends:
+            combinations = itertools.islice(itertools.product(*others.values()), MAX_COMBINATIONS)
+            refusals = (_refusal(tree, {key: end} | dict(zip(others, values, strict=True))) for values in combinations)
+            first = next(refusals)
+            if first and all(refusals):
+                raise UserError(f"-S {next((known for known in settings if first.startswith(f'{known} ')), key)}: {first}")
+
+
+def _refusal(tree: dict[str, Any], values: dict[str, Any]) -> str:
+    """What is wrong with params.yaml when these values stand in it; nothing where it is right."""
+    tried = copy.deepcopy(tree)
+    for key, value in values.items():
+        _put(tried, key, value)
     with tempfile.TemporaryDirectory() as folder:
         changed = Path(folder, PARAMS.name)
-        for key, setting in sorted(settings.items(), key=lambda item: bool(item[1].kind)):  # single values first
-            for end in setting.ends():
-                tried = copy.deepcopy(tree)
-                _put(tried, key, end)
-                changed.write_text(yaml.safe_dump(tried), encoding="utf-8")
-                try:
-                    read_params(changed)
-                except UserError as error:
-                    raise UserError(f"-S {key}: {str(error).removeprefix(f'{changed}: ')}") from error
-            if not setting.kind:
-                tree = tried
+        changed.write_text(yaml.safe_dump(tried), encoding="utf-8")
+        try:
+            read_params(changed)
+        except UserError as error:
+            return str(error).removeprefix(f"{changed}: ")
+    return ""
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -476,9 +495,8 @@ def shown(value: object) -> str:
 
 def draw_runs(query: str, metric: str, picture: Path) -> None:
     """The trainings in MLflow that match a filter, as parallel coordinates of the params in which they differ."""
-    of_train = f"tags.`{tracking.STAGE_TAG}` = 'train'" + (f" and {query}" if query else "")
     with tracking.opened_store() as store:
-        found = tracking.all_pages(store.client.search_runs, [store.experiment_id], of_train)
+        found = store.trainings(query)
     runs = [run for run in found if metric in run.data.metrics]
     if len(runs) < 2:
         raise UserError(f"--runs {query!r}: {len(runs)} trainings with {metric} match; give a filter that more do")

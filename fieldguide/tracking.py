@@ -42,6 +42,7 @@ from fieldguide.paths import LOCK, MANIFEST, RECEIPT, journals, project_root, st
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as StoredRun
 
 EXPERIMENT = "fieldguide"
 CHECKPOINT_TAG = "fieldguide.checkpoint_md5"
@@ -336,6 +337,18 @@ class Store:
             self.client.log_batch(run_id, params=[Param(name, str(params[name])) for name in chunk])
         now = int(time.time() * 1000)
         self.client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
+
+    def trainings(self, query: str) -> list["StoredRun"]:
+        """The training runs that match a filter of MLflow, "" being all; raises `UserError` for what is no filter."""
+        from mlflow.exceptions import MlflowException
+
+        of_train = f"tags.`{STAGE_TAG}` = 'train'" + (f" and {query}" if query else "")
+        try:
+            return all_pages(self.client.search_runs, [self.experiment_id], of_train)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise UserError(f"{query!r} is no filter of MLflow ({_words(error)}); correct it") from error
 
     def take(self, journal: Journal, entry: dict[str, Any]) -> None:
         """One entry; one that the store will never take is named and left out."""

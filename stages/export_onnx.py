@@ -10,9 +10,11 @@ Run it with `dvc repro export_onnx`.
 import hashlib
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import torch
 import yaml
@@ -22,7 +24,7 @@ from fieldguide.calibration import Calibration, load_calibration
 from fieldguide.checkpoint import Checkpoint, load_checkpoint
 from fieldguide.classifier import OnnxClassifier
 from fieldguide.errors import UserError, run_command
-from fieldguide.files import atomic_path, file_hash, read_json, write_json
+from fieldguide.files import file_hash, read_json, write_bytes, write_json
 from fieldguide.images import RESIZE_RULE
 from fieldguide.loader import decode_all
 from fieldguide.manifest import Classes, held_out, read_manifest, rows_of
@@ -64,9 +66,11 @@ def main() -> None:
     targets = facts.classes.targets(rows)
     with torch.inference_mode():
         expected = torch.cat([exported(part)[0] for part in images.split(max(BATCH_SIZES))]).numpy()
-    with atomic_path(ONNX) as unproved:
+    with TemporaryDirectory() as folder:
+        unproved = Path(folder, ONNX.name)
         export(exported, facts.image_px, params.export.opset, metadata, unproved)
         metrics = proof(expected, probabilities_alone(unproved, RAW, places), targets, evaluated, params.export)
+        write_bytes(ONNX, unproved.read_bytes())
     metrics |= {"bytes": ONNX.stat().st_size, "opset": params.export.opset}
     metrics |= smaller_forms(manifest, facts.classes, images.numpy(), targets, metadata, params.export, n_workers)
 
@@ -219,8 +223,11 @@ def smaller_forms(
     spread = np.unique(np.linspace(0, len(train) - 1, settings.int8_images).astype(int))  # rows stand by class
     train_pixels = decode_all(train.iloc[spread].reset_index(drop=True), RAW, image_px, n_workers).permute(0, 2, 3, 1).numpy()
 
-    def right(classifier: OnnxClassifier, pixels: np.ndarray, truth: np.ndarray) -> tuple[int, float]:
+    def right(form: onnx.ModelProto, told: dict[str, Any], pixels: np.ndarray, truth: np.ndarray) -> tuple[int, float]:
         """Number of right answers, and minus the mean cross-entropy, which decides between equals."""
+        with TemporaryDirectory() as folder:
+            save_model(form, told, Path(folder, "form.onnx"))
+            classifier = OnnxClassifier(Path(folder, "form.onnx"))
         batches = range(0, len(pixels), max(BATCH_SIZES))
         parts = [classifier.probabilities(pixels[start : start + max(BATCH_SIZES)]) for start in batches]
         probabilities = np.concatenate(parts)
@@ -231,16 +238,14 @@ def smaller_forms(
     candidates = {}
     for method in METHODS:
         form = to_int8(ONNX, train_pixels, method)
-        save_model(form, metadata, ONNX_INT8)
-        candidates[method] = (right(OnnxClassifier(ONNX_INT8), valid_pixels, classes.targets(valid)), form)
+        candidates[method] = (right(form, metadata, valid_pixels, classes.targets(valid)), form)
     method = max(candidates, key=lambda name: candidates[name][0])
     for name, form, target, how in (
         ("fp16", to_fp16(ONNX), ONNX_FP16, {}),
         ("int8", candidates[method][1], ONNX_INT8, {"method": method}),
     ):
         told = metadata | {"precision": name} | how
-        save_model(form, told, target)
-        n_right, _ = right(OnnxClassifier(target), test_pixels, targets)
+        n_right, _ = right(form, told, test_pixels, targets)
         save_model(form, told | {"evaluate": measured(metadata["evaluate"]["split"], n_right, len(targets))}, target)
         metrics[name] = {"accuracy": n_right / len(targets), "bytes": target.stat().st_size} | how
     metrics["int8"]["valid_accuracy"] = {name: score[0] / len(valid) for name, (score, _) in candidates.items()}

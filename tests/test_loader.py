@@ -321,6 +321,8 @@ def test_of_a_gpu_and_its_machine_the_smaller_memory_counts(monkeypatch: pytest.
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=of_gpu: (free, 80))
         assert loader.free_memory(torch.device("cuda", 0)) == expected
     assert loader.free_memory(CPU) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert loader.free_memory(CPU) == 2
 
 
 @pytest.mark.parametrize("error", [MemoryError("no 11 GiB"), torch.OutOfMemoryError("CUDA out of memory")])

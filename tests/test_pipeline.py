@@ -10,6 +10,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -97,7 +98,7 @@ def outputs(project: Path) -> dict[str, str]:
 
 def tracked_runs(project: Path) -> pd.DataFrame:
     """The runs in the project's own store: name, status and tags."""
-    with sqlite3.connect(project / "mlflow.db") as store:
+    with closing(sqlite3.connect(project / "mlflow.db")) as store:
         runs = pd.read_sql("select run_uuid, name, status from runs", store)
         tags = pd.read_sql("select run_uuid, key, value from tags", store)
     wide = tags.pivot(index="run_uuid", columns="key", values="value")
@@ -106,7 +107,7 @@ def tracked_runs(project: Path) -> pd.DataFrame:
 
 def values(project: Path, table: str, run_uuid: str) -> dict[str, str]:
     """The params or latest metrics of one run."""
-    with sqlite3.connect(project / "mlflow.db") as store:
+    with closing(sqlite3.connect(project / "mlflow.db")) as store:
         return dict(store.execute(f"select key, value from {table} where run_uuid = ?", [run_uuid]).fetchall())
 
 

@@ -204,6 +204,30 @@ def test_a_folder_that_is_a_link_is_not_passed_over_in_silence(folder: Path) -> 
         main(["predict", "photos"])
 
 
+def test_hidden_folders_are_not_looked_into(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos/.venv").mkdir()
+    Path("photos/.venv/lib64").symlink_to(folder / "photos/Red")
+    main(["predict", "photos", "--format", "csv"])
+    assert len(rows(capsys.readouterr().out)) == 6
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_that_names_two_photographs_alike_is_refused(folder: Path) -> None:
+    with zipfile.ZipFile("twice.zip", "w") as archive:
+        for colour in ("RED", "BLUE"):
+            archive.writestr("x/1.jpg", photo(COLOURS[colour]))
+    with pytest.raises(UserError, match=r"^twice.zip: member x/1.jpg is there twice; pack the archive anew$"):
+        main(["predict", "twice.zip"])
+
+
+def test_photographs_told_apart_by_capitals_alone_are_not_annotated_together(folder: Path) -> None:
+    with zipfile.ZipFile("some.zip", "w") as archive:
+        for name in ("a.jpg", "A.JPG"):
+            archive.writestr(name, photo(COLOURS["RED"]))
+    with pytest.raises(UserError, match=r"some.zip/a.jpg and some.zip/A.JPG would both be"):
+        main(["predict", "some.zip", "--annotate", "out"])
+
+
 def test_a_folder_that_cannot_be_read_is_not_passed_over_in_silence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = os.scandir
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from test_pipeline import TINY, copy_project, run, tracked_runs
 
 from fieldguide import plots, tracking
@@ -75,6 +77,22 @@ def test_settings_propose_within_their_bounds_and_keep_single_values(at_root: No
     assert {value["train.optimizer"] for value in values} == {"sgd", "muon"}
     assert {value["train.epochs"] for value in values} == {"3"}
     assert all(len(value["train.lr"].replace(".", "").lstrip("0").split("e")[0]) <= 4 for value in values)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train.optimizer=sgd", "train.weight_decay=0.0005", "train.lr=log(0.01,0.3)"],
+        ["train.lr=log(0.01,0.3)", "train.weight_decay=0.0005", "train.optimizer=sgd"],
+        ["train.optimizer=choice(sgd,muon)", "train.weight_decay=log(0.0001,0.1)"],
+        [
+            "train.optimizer=choice(sgd,muon)",
+            "train.weight_decay=log(0.0001,1.0)",
+        ],  # sgd with 1.0 fails as a trial
+    ],
+)
+def test_values_that_only_go_together_are_taken_in_any_order(at_root: None, arguments: list[str]) -> None:
+    assert list(settings_of(arguments)) == [argument.partition("=")[0] for argument in arguments]
 
 
 def test_a_search_is_judged_on_valid_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,6 +209,15 @@ def test_runs_of_several_pages_and_of_an_older_version_are_in_the_picture(
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
+def test_what_is_no_filter_of_mlflow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def search_runs(*_: object, **__: object) -> list:
+        raise MlflowException("Invalid comparator '=='", error_code=INVALID_PARAMETER_VALUE)
+
+    draw_from(search_runs, monkeypatch)
+    with pytest.raises(UserError, match=r"^'a == 1' is no filter of MLflow \(.*Invalid comparator '=='\); correct it$"):
+        draw_runs("a == 1", "valid.loss", tmp_path / "picture.png")
+
+
 def draw(picture: Path, monkeypatch: pytest.MonkeyPatch, params: list[dict[str, str]]) -> None:
     """`search --runs all` on a store with these runs, two a page."""
     data = [SimpleNamespace(params=each, metrics={"valid.loss": 0.5 + place}, tags={}) for place, each in enumerate(params)]
@@ -202,9 +229,15 @@ def draw(picture: Path, monkeypatch: pytest.MonkeyPatch, params: list[dict[str, 
         page.token = str(first + 2) if first + 2 < len(data) else None
         return page
 
-    store = SimpleNamespace(client=SimpleNamespace(search_runs=search_runs), experiment_id="1")
-    monkeypatch.setattr(tracking, "opened_store", lambda: contextlib.nullcontext(store))
+    draw_from(search_runs, monkeypatch)
     draw_runs("all", "valid.loss", picture)
+
+
+def draw_from(search_runs: Callable[..., list], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store whose client answers so."""
+    store = object.__new__(tracking.Store)
+    store.client, store.experiment_id = SimpleNamespace(search_runs=search_runs), "1"
+    monkeypatch.setattr(tracking, "opened_store", lambda: contextlib.nullcontext(store))
 
 
 def search(project: Path, *more: str) -> subprocess.Popen[bytes]:

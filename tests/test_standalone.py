@@ -75,7 +75,7 @@ def test_a_difference_above_the_bound_at_one_batch_size_is_refused(answers: np.n
     off = answers.copy()
     off[0] += [2e-4, -1e-4, -1e-4]
     with pytest.raises(
-        UserError, match=r"agree on 100.00% .* differ by up to 2.0e-04 \(allowed 1.0e-04\); the file was removed"
+        UserError, match=r"agree on 100.00% .* differ by up to 2.0e-04 \(allowed 1.0e-04\); no file was written"
     ):
         proof(answers, np.stack([answers, off, answers, answers]), TARGETS, evaluated(4), SETTINGS)
 

@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -139,7 +139,7 @@ def id_of(root: Path, run: tracking.Run | str) -> str:
     key = run if isinstance(run, str) else run.key
     for _ in range(200):
         if (root / "mlflow.db").exists():
-            with sqlite3.connect(root / "mlflow.db") as store, suppress(sqlite3.OperationalError):
+            with closing(sqlite3.connect(root / "mlflow.db")) as store, suppress(sqlite3.OperationalError):
                 query = "select run_uuid from tags where key = 'fieldguide.run' and value = ?"
                 if found := store.execute(query, [key]).fetchone():
                     return found[0]
@@ -158,12 +158,12 @@ def children(root: Path, run_id: str) -> list[StoredRun]:
 
 
 def count_of_runs_with(root: Path, key: str) -> int:
-    with sqlite3.connect(root / "mlflow.db") as store:
+    with closing(sqlite3.connect(root / "mlflow.db")) as store:
         return store.execute("select count(*) from tags where key = 'fieldguide.run' and value = ?", [key]).fetchone()[0]
 
 
 def n_runs(store: Path) -> int:
-    with sqlite3.connect(store) as connection:
+    with closing(sqlite3.connect(store)) as connection:
         return connection.execute("select count(*) from runs").fetchone()[0]
 
 
@@ -621,7 +621,7 @@ class Server:
             self.process = None
 
     def rows(self, query: str) -> list[tuple]:
-        with sqlite3.connect(self.folder / "server.db") as store:
+        with closing(sqlite3.connect(self.folder / "server.db")) as store:
             return store.execute(query).fetchall()
 
     def holds_all(self) -> None:
@@ -824,7 +824,7 @@ with tracking.training_run(params) as run:
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, "\n".join(outputs)
     assert not any("warning: MLflow" in output for output in outputs), "\n".join(outputs)
-    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
         assert store.execute("select status, count(*) from runs group by status").fetchall() == [("FINISHED", 4)]
         (location,) = store.execute("select artifact_location from experiments where name = 'fieldguide'").fetchone()
     assert location == (tmp_path / "mlartifacts").as_uri()
@@ -840,7 +840,7 @@ def test_a_process_killed_while_it_makes_the_store_leaves_none(tmp_path: Path) -
     process.communicate()
     assert not (tmp_path / "mlflow.db").exists()
     assert "warning" not in python(script, tmp_path, DVC_ROOT=str(tmp_path)).communicate(timeout=300)[0]
-    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
         assert store.execute("select status, count(*) from runs group by status").fetchall() == [("FINISHED", 2)]
 
 
