@@ -245,7 +245,9 @@ def test_nothing_is_fitted_on_test(case: Case) -> None:
     case.run()
     fitted = CALIBRATION.read_bytes()
     shift = (case.table["split"] == "test").to_numpy()
+    names = case.table.drop_duplicates("label").set_index("label")["class_name"]
     case.table.loc[shift, "label"] = (case.table.loc[shift, "label"] + 10) % 50
+    case.table.loc[shift, "class_name"] = case.table.loc[shift, "label"].map(names)
     case.table.loc[case.rows("test")[3:], "use"] = False
     case.run()
     assert CALIBRATION.read_bytes() == fitted

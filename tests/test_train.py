@@ -119,7 +119,7 @@ def test_all_at_once_gives_the_same_bytes_resident_and_streaming(trained: Callab
             "size_start 0.5 and size_end 1.0 give 16 px, .*; set both to 1",
         ),
         (
-            {"lr": "10", "weight_decay": "0.1", "optimizer": "sgd", "warmup": "0.0", "epochs": "9"},
+            {"name": "cnn", "lr": "10", "weight_decay": "0", "optimizer": "sgd", "warmup": "0.0", "epochs": "9"},
             r"epoch \d, batch \d: loss is",
         ),
     ],
