@@ -1,6 +1,6 @@
 """Images trained per second, end to end: fieldguide's epoch against its own ceiling and against the common ways.
 
-    python benchmarks/training.py [--network fieldnet] [--px 96] [--full] [--batches 8] [--rounds 5]
+    python benchmarks/training.py [--network fieldnet] [--px 112] [--full] [--batches 8] [--rounds 5]
 
 Needs data/manifest.csv and data/raw (`dvc repro split_check`). Four ways take turns on the same images and network, so
 that a machine that slows down slows all of them:
@@ -74,7 +74,7 @@ def torchvision_transforms(settings: Augment, image_px: int) -> Callable:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="fieldnet")
-    parser.add_argument("--px", type=int, default=96, help="side that the network sees")
+    parser.add_argument("--px", type=int, default=112, help="side that the network sees")
     parser.add_argument("--full", action="store_true", help="every augmentation")
     parser.add_argument("--batches", type=int, default=8, help="batches in an epoch")
     parser.add_argument("--rounds", type=int, default=5)

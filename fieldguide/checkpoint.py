@@ -99,9 +99,7 @@ def load_weights(model: Classifier, settings: Model) -> str:
     where = f"params.yaml: model.weights is {settings.weights}"
     if settings.weights == "none":
         return "random weights"
-    if settings.weights != "imagenet":
-        source = weights_file(settings)
-        assert source
+    if source := weights_file(settings):
         _fill(model.features, _read(source, where), f"{where}: {source} does not fit {settings.name}")
         return f"weights of {source}"
     if settings.name in NETWORKS:

@@ -257,9 +257,9 @@ def _contradiction(params: Params) -> str:
         return f"train.head_epochs is {train.head_epochs}, but model.weights is none; set weights to warm a head up on"
     if train.head_epochs >= train.epochs:
         return f"train.head_epochs is {train.head_epochs} of train.epochs {train.epochs}; leave epochs for the backbone"
-    if train.optimizer in ("sgd", "adam") and train.weight_decay > 0.1:  # they add it to the gradient, which it then drowns
+    if train.optimizer in ("sgd", "adam") and train.weight_decay > 0.1:
         return (
-            f"train.weight_decay is {train.weight_decay}, with which {train.optimizer} learns nothing;"
+            f"train.weight_decay is {train.weight_decay}, too much for {train.optimizer}, which adds it to the gradient;"
             " set 0 to 0.1 (0.0005 is usual), and a train.lr that suits the optimizer"
         )
     if train.warmup + train.hold > 1:

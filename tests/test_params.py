@@ -222,8 +222,8 @@ def test_the_ends_of_a_range_are_taken(written: Callable[[str], Path], key: str,
         ),
         (
             {"train.optimizer": "adam", "train.weight_decay": "1.0"},
-            "train.weight_decay is 1.0, with which adam learns nothing; set 0 to 0.1 (0.0005 is usual), and a train.lr that"
-            " suits the optimizer",
+            "train.weight_decay is 1.0, too much for adam, which adds it to the gradient; set 0 to 0.1"
+            " (0.0005 is usual), and a train.lr that suits the optimizer",
         ),
     ],
 )

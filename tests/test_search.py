@@ -49,7 +49,7 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
         (["model.image_px=uniform(64,128)"], "model.image_px must be a whole number"),
         (["train.lr=choice({,1)"], r"-S train.lr=choice\({,1\): no space; give"),
         (["train.lr=log(0.1,1)", "train.schedule=: ["], "no space"),
-        (["train.optimizer=choice(sgd,muon)"], "train.weight_decay is 1.0, with which sgd learns nothing"),
+        (["train.optimizer=choice(sgd,muon)"], "train.weight_decay is 1.0, too much for sgd, which adds it to the gradient"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_in_a_line(at_root: None, arguments: list[str], message: str) -> None:
