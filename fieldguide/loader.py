@@ -70,7 +70,7 @@ class Streaming:
         methods = multiprocessing.get_all_start_methods()
         method = "forkserver" if "forkserver" in methods else "spawn"  # a fork copies held locks
         if method == "forkserver":
-            multiprocessing.get_context(method).set_forkserver_preload([__name__])  # torch is in memory once for all workers
+            _start_forkserver()
         self._loader = DataLoader(
             self._decoder,
             sampler=self._order,
@@ -79,7 +79,7 @@ class Streaming:
             prefetch_factor=PREFETCHED,
             persistent_workers=True,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_live_and_die_with_training,
+            worker_init_fn=_die_with_training,
             multiprocessing_context=method,
         )
 
@@ -143,12 +143,25 @@ class Ahead:
         return torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
 
 
-def _live_and_die_with_training(_: int) -> None:
-    """In a worker: a SIGTERM to the whole group is the training's affair, which ends its step first and then its workers.
+def _start_forkserver() -> None:
+    """The process that workers are forked from; all inherit that SIGTERM and SIGINT are blocked.
 
-    A training that is killed would leave them behind: they hold each other's server of processes alive.
+    One that goes to the whole group, from torchrun or a terminal, is the training's affair: it ends its step, which may need
+    more images, and then its workers. Torch's workers leave as soon as the process that they were forked from is gone.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    from multiprocessing import forkserver, resource_tracker  # not on Windows
+
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # torch is in memory once for all workers
+    resource_tracker.ensure_running()  # else the server starts it, which unblocks both
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _die_with_training(_: int) -> None:
+    """In a worker: a training that is killed would leave it behind; workers hold each other's server of processes alive."""
 
     def watch() -> None:
         if parent := multiprocessing.parent_process():

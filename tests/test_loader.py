@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from conftest import ROOT
@@ -180,6 +181,22 @@ def test_an_epoch_that_was_broken_off_leaves_nothing_for_the_next(streamed: tupl
     next(begun)
     begun.close()
     same_batches(source, resident(rows, raw), lists(5))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_leaves_the_images_coming(
+    streamed: tuple[Streaming, pd.DataFrame, Path], number: signal.Signals
+) -> None:
+    source, rows, raw = streamed
+    next(source.batches(lists(0)))  # the workers are there
+    family = [
+        child for child in psutil.Process().children(recursive=True) if any("forkserver" in word for word in child.cmdline())
+    ]
+    assert len(family) >= 3  # the process that they are forked from, and two of them
+    for process in family:
+        process.send_signal(number)
+    same_batches(source, resident(rows, raw), lists(7))
+    assert all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
 
 
 @pytest.mark.parametrize("row", [CUT, NO_IMAGE, GONE], ids=["cut", "no image", "no file"])
