@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,20 +49,35 @@ class State(NamedTuple):
 
 
 class States:
-    """The saved states of one training."""
+    """The saved states of one training. A thread writes them while the training goes on."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._written: Future[None] | None = None  # the last one, when it is
 
     def save(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any], files: tuple[Path, ...] = ()) -> None:
-        """A new state, and copies of `files` that it rests on; older ones but for `KEPT` are removed afterwards."""
+        """A new state, and copies of `files` that it rests on; older ones but for `KEPT` are removed afterwards.
+
+        All is copied before this returns and on the disk after `finish`. Raises what the state before it met.
+        """
+        self.finish()
+        state = State({name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, facts)
+        self._written = self._thread.submit(self._write, state, {file: file.read_bytes() for file in files})
+
+    def finish(self) -> None:
+        """Waits until the last state is on the disk; raises what it met."""
+        if self._written is not None:
+            self._written.result()
+
+    def _write(self, state: State, files: dict[Path, bytes]) -> None:
         copies = {}
-        for file in files:
-            copies[str(file)] = file_hash(file)
+        for file, content in files.items():
+            copies[str(file)] = hashlib.sha256(content).hexdigest()
             copy = self._copy(copies[str(file)])
             if not copy.exists():
-                write_bytes(copy, file.read_bytes())
-        content = State(tensors, facts | {"files": copies}).packed()
+                write_bytes(copy, content)
+        content = State(state.tensors, state.facts | {"files": copies}).packed()
         number = 1 + max((_number(state) for state in self._all()), default=0)
         write_bytes(self.folder / f"state-{number:06d}-{hashlib.sha256(content).hexdigest()}.safetensors", content)
         self._prune()
@@ -76,6 +92,7 @@ class States:
 
     def load(self) -> State | None:
         """The newest state that is whole, with its files put in their places; None where there is none."""
+        self.finish()
         for path in reversed(self._all()):
             state = self._read(path)
             if state is not None:
@@ -160,7 +177,10 @@ def states_of(depends_on: dict[str, Any]) -> Iterator[States]:
         raise UserError(f"{folder}: another process is at work on this very training; wait for it, or end it first") from error
     try:
         states = States(folder)
-        yield states
+        try:
+            yield states
+        finally:
+            states.finish()
         states.remove()
     finally:
         lock.release()

@@ -1,5 +1,6 @@
 """A training that was killed goes on from its state, in the same bytes; nothing damaged or foreign is taken for it."""
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ import torch
 from conftest import ROOT
 from kills import Project, kill_and_compare
 
+from fieldguide import resume
 from fieldguide.errors import UserError
+from fieldguide.files import write_bytes
 from fieldguide.paths import unfinished
 from fieldguide.resume import KEPT, States, states_of, stop_signals
 
@@ -38,6 +41,7 @@ def filled(folder: Path, n_states: int) -> States:
     for number in range(1, n_states + 1):
         Path("model.bin").write_bytes(bytes([number]) * 100)
         states.save(tensors(number), FACTS | {"number": number}, files=(Path("model.bin"),))
+    states.finish()
     return states
 
 
@@ -50,6 +54,37 @@ def test_a_state_comes_back_to_the_bit_with_its_files(root: Path) -> None:
     assert all(found.tensors[name].equal(tensor) for name, tensor in tensors(1).items())
     assert found.tensors["half"].dtype == torch.bfloat16
     assert Path("model.bin").read_bytes() == b"\1" * 100
+
+
+def test_a_state_is_what_it_was_when_it_was_saved_though_it_is_written_later(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "states").mkdir()
+    goes_on, saved = threading.Event(), tensors(1)
+    monkeypatch.setattr(resume, "write_bytes", lambda *given: goes_on.wait(60) and write_bytes(*given))
+    states = States(root / "states")
+    Path("model.bin").write_bytes(b"first")
+    states.save(saved, FACTS, files=(Path("model.bin"),))  # returns, though nothing can be written yet
+    assert not any((root / "states").iterdir())
+    saved["model.weight"].fill_(2)  # as the next step does
+    Path("model.bin").write_bytes(b"next")
+    goes_on.set()
+    assert states.load().tensors["model.weight"].equal(tensors(1)["model.weight"])
+    assert Path("model.bin").read_bytes() == b"first"
+
+
+def test_a_state_that_could_not_be_written_is_told_by_the_next_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = filled(root / "states", 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "state")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resume, "write_bytes", full)
+        states.save(tensors(2), FACTS)
+        with pytest.raises(OSError, match="No space left"):
+            states.save(tensors(3), FACTS)
+    assert States(root / "states").load().facts["number"] == 1
 
 
 def test_no_state_is_none(root: Path) -> None:
