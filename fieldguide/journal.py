@@ -1,6 +1,6 @@
 """What a run has to tell, written down before anyone is told: one folder for each run, entries as lines of JSON.
 
-The journal is the truth; `tracking` sends it and marks how far it came. What was written survives the process, and what
+The journal is the truth; `sender` sends it and marks how far it came. What was written survives the process, and what
 was sent twice does no harm, so that a mark may lag behind. Files are copied beside the lines, as DVC deletes outputs.
 """
 
@@ -17,6 +17,8 @@ from filelock import FileLock, Timeout
 
 from fieldguide.files import write_bytes
 from fieldguide.paths import journals
+
+LOOK_SECONDS = 10.0  # that another process's sender may hold a journal
 
 
 class Journal:

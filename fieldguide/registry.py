@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as StoredRun
     from mlflow.entities.model_registry import ModelVersion
 
-    from fieldguide.tracking import Store
+    from fieldguide.store import Store
 
 NAME = "fieldguide"  # of the registered model
 CHAMPION = "champion"  # the alias of the version in use
@@ -44,7 +44,7 @@ class Exported:
     @property
     def md5(self) -> str:
         """Of the ONNX file."""
-        return self.model.tags[_tracking().ONNX_TAG]
+        return self.model.tags[_store_module().ONNX_TAG]
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,17 @@ class Registry:
 
     def __init__(self, store: "Store") -> None:
         self.client, self.experiment_id = store.client, store.experiment_id
-        self.onnx_tag: str = _tracking().ONNX_TAG
+        self.onnx_tag: str = _store_module().ONNX_TAG
 
     def exported(self) -> list[Exported]:
         """Every training run of which a model was exported, the latest first."""
-        tracking = _tracking()
+        store = _store_module()
         models: dict[str | None, LoggedModel] = {}
-        for model in tracking.all_pages(self.client.search_logged_models, [self.experiment_id], f"name = '{tracking.MODEL}'"):
+        for model in store.all_pages(self.client.search_logged_models, [self.experiment_id], f"name = '{store.MODEL}'"):
             if model.status == "READY" and self.onnx_tag in model.tags:
                 known = models.setdefault(model.source_run_id, model)
                 models[model.source_run_id] = max(known, model, key=lambda one: one.creation_timestamp)
-        runs = tracking.all_pages(self.client.search_runs, [self.experiment_id], f"tags.`{tracking.STAGE_TAG}` = 'train'")
+        runs = store.all_pages(self.client.search_runs, [self.experiment_id], f"tags.`{store.STAGE_TAG}` = 'train'")
         found = [Exported(run, models[run.info.run_id]) for run in runs if run.info.run_id in models]
         return sorted(found, key=lambda one: one.run.info.start_time, reverse=True)
 
@@ -102,7 +102,7 @@ class Registry:
                 self.client.create_registered_model(NAME, description="Species on photographs, as an ONNX file")
             except MlflowException:  # another process was first
                 self.client.get_registered_model(NAME)
-        versions = _tracking().all_pages(
+        versions = _store_module().all_pages(
             self.client.search_model_versions, f"name = '{NAME}' AND tags.`{self.onnx_tag}` = '{exported.md5}'"
         )
         if versions:
@@ -175,7 +175,7 @@ class Registry:
 def opened() -> Iterator[Registry]:
     """The registry of the project's tracking store; raises `UserError` where MLflow or the store is not there."""
     try:
-        tracking = _tracking()
+        store = _store_module()
         import mlflow  # noqa: F401
     except ImportError as error:
         raise UserError(
@@ -184,8 +184,8 @@ def opened() -> Iterator[Registry]:
     database = project_root() / "mlflow.db"
     if not os.environ.get("MLFLOW_TRACKING_URI") and not database.exists():
         raise UserError(f"{database}: there is no tracking store; make a run with dvc repro, or set MLFLOW_TRACKING_URI")
-    with tracking.opened_store() as store:
-        yield Registry(store)
+    with store.opened_store() as opened_store:
+        yield Registry(opened_store)
 
 
 def is_registered(model: Path) -> bool:
@@ -207,10 +207,10 @@ def model_file(model: Path) -> Path:
         raise UserError(f"{model}: {error}") from error
 
 
-def _tracking() -> ModuleType:
+def _store_module() -> ModuleType:
     """Only when asked for: it needs more than prediction has at hand."""
-    from fieldguide import tracking
+    from fieldguide import store
 
-    tracking.prepare()
+    store.prepare()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    return tracking
+    return store

@@ -17,17 +17,9 @@ import yaml
 
 from fieldguide.errors import UserError
 from fieldguide.paths import CHECKPOINT, LOCK, METRICS, PARAMS, project_root
-from fieldguide.tracking import (
-    CHECKPOINT_TAG,
-    EXPERIMENT_TAG,
-    STAGE_TAG,
-    Store,
-    all_pages,
-    flat,
-    opened_store,
-    send_all,
-    store_name,
-)
+from fieldguide.sender import send_all
+from fieldguide.store import CHECKPOINT_TAG, EXPERIMENT_TAG, STAGE_TAG, Store, all_pages, opened_store, store_name
+from fieldguide.tracking import flat
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as StoredRun

@@ -29,9 +29,9 @@ import psutil
 import yaml
 from filelock import FileLock, Timeout
 
-from fieldguide import plots, tracking
+from fieldguide import plots, sender, store
 from fieldguide.errors import UserError
-from fieldguide.journal import all_journals, new_journal
+from fieldguide.journal import LOOK_SECONDS, all_journals, new_journal
 from fieldguide.manifest import write_table
 from fieldguide.params import read_params
 from fieldguide.paths import HISTORY_CSV, PARAMS, project_root, stage_metrics
@@ -64,7 +64,7 @@ class TrialStopped(Exception):
 
 def run(chosen: argparse.Namespace) -> None:
     """Does what the command line asks."""
-    tracking.prepare()
+    store.prepare()
     if chosen.runs is not None:
         draw_runs(chosen.runs, chosen.metric, chosen.picture or Path("parallel_coordinates.png"))
         return
@@ -232,7 +232,7 @@ def search(chosen: argparse.Namespace) -> None:
         if n_missing > 0:
             study.optimize(trials, n_missing, n_jobs=chosen.jobs, catch=(TrialFailed, TrialStopped), callbacks=[trials.line])
         try:
-            tracking.send_all()
+            sender.send_all()
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
         if stop():
@@ -358,8 +358,8 @@ def live_curve(name: str, metric: str) -> tuple[str, dict[int, float]]:
 
 def mark(key: str, name: str, status: str, tags: dict[str, str]) -> None:
     """Tags for a run whose process has ended, and its status; sent with the next run or at the end of the search."""
-    journal = new_journal(key, tracking.store_name())
-    with journal.held(tracking.LOOK_SECONDS):
+    journal = new_journal(key, store.store_name())
+    with journal.held(LOOK_SECONDS):
         journal.append("start", name=name, tags=tags, of="")  # the run that has this key already
         journal.append("end", status=status)
 
@@ -495,8 +495,8 @@ def shown(value: object) -> str:
 
 def draw_runs(query: str, metric: str, picture: Path) -> None:
     """The trainings in MLflow that match a filter, as parallel coordinates of the params in which they differ."""
-    with tracking.opened_store() as store:
-        found = store.trainings(query)
+    with store.opened_store() as opened:
+        found = opened.trainings(query)
     runs = [run for run in found if metric in run.data.metrics]
     if len(runs) < 2:
         raise UserError(f"--runs {query!r}: {len(runs)} trainings with {metric} match; give a filter that more do")

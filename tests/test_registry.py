@@ -24,6 +24,7 @@ from fieldguide.manifest import write_manifest
 from fieldguide.params import read_params
 from fieldguide.paths import MANIFEST, ONNX, PREDICTIONS_CSV, RAW
 from fieldguide.registry import Registry, model_file, opened
+from fieldguide.store import CHECKPOINT_TAG, DEFAULTS, Store
 
 PARAMS = read_params(ROOT / "params.yaml")
 CHAMPION = "models:/fieldguide@champion"
@@ -43,16 +44,16 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("registry")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(root))
-        for name, value in tracking.DEFAULTS.items():
+        for name, value in DEFAULTS.items():
             patch.setenv(name, value)
-        tracking.Store()
+        Store()
     return root
 
 
 @pytest.fixture
 def root(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder that is the root of an empty store."""
-    for name, value in tracking.DEFAULTS.items():
+    for name, value in DEFAULTS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -87,6 +88,7 @@ def make_run(
     data: str = "data",
     table: pd.DataFrame | None = None,
     told: dict | None = None,
+    names: Sequence[str] = NAMES,
 ) -> None:
     """A run as the pipeline leaves it: trained, evaluated, exported."""
     table = predictions(wrong) if table is None else table
@@ -100,7 +102,7 @@ def make_run(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_EXP_NAME", name)
         with tracking.training_run(PARAMS) as run:
-            run.tag(tracking.CHECKPOINT_TAG, file_hash(checkpoint, "md5"))
+            run.tag(CHECKPOINT_TAG, file_hash(checkpoint, "md5"))
             run.tag("fieldguide.data_md5", data)
             run.tag("fieldguide.lock_sha256", "lock")
     table.to_csv(folder / PREDICTIONS_CSV.name, index=False)
@@ -108,7 +110,9 @@ def make_run(
     with tracking.stage_run("evaluate", PARAMS.evaluate, checkpoint) as run:
         metrics = {"valid": {"accuracy": valid, "loss": 1 - valid}, split: {"accuracy": measured["accuracy"]}}
         run.log(metrics if split == "test" else {"valid": metrics["valid"] | {"loss": 0.1}}, folder / PREDICTIONS_CSV.name)
-    onnx = save(folder, mean_colour_network(METADATA | {"evaluate": told or measured, "name": name}))
+    onnx = save(
+        folder, mean_colour_network(METADATA | {"evaluate": told or measured, "name": name, "class_names": list(names)})
+    )
     with tracking.stage_run("export_onnx", PARAMS.export, checkpoint) as run:
         run.log_model(onnx, np.zeros((1, PX, PX, 3), np.uint8))
 
@@ -234,11 +238,8 @@ def test_other_test_images_are_no_comparison(registry: Registry, table: pd.DataF
     assert tags_of_champion(registry)["fieldguide.promoted"] == "by force, not compared with the champion"
 
 
-def test_on_new_data_that_are_at_hand_the_champion_is_measured_again(
-    registry: Registry, root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_run("first", wrong=range(20))
-    assert champion() == 0
+def at_hand(root: Path) -> pd.DataFrame:
+    """30 new test images as the project's data; what evaluate writes of a network that names all of them right."""
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]  # which the champion's network names RED, GREEN, BLUE
     images = [png(colours[number % 3], (20 + number, 20)) for number in range(30)]
     lengths = np.array([len(image) for image in images])
@@ -255,13 +256,38 @@ def test_on_new_data_that_are_at_hand_the_champion_is_measured_again(
     columns = {"label": 0, "class_name": truth, "file": "all.bin", "offset": np.cumsum(lengths) - lengths, "length": lengths}
     rest = {"width": 20, "height": 20, "phash": "", "use": True, "reason": ""}
     write_manifest(new.assign(**columns, **rest), MANIFEST)
-    make_run("second", data=file_hash(MANIFEST, "md5"), table=new.assign(truth=truth, answer_1=truth))
+    return new.assign(truth=truth, answer_1=truth)
+
+
+def test_on_new_data_that_are_at_hand_the_champion_is_measured_again(
+    registry: Registry, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("first", wrong=range(20))
+    assert champion() == 0
+    table = at_hand(root)
+    make_run("second", data=file_hash(MANIFEST, "md5"), table=table)
     capsys.readouterr()
     assert champion("second") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "champion   measured here: its 200 images of test are not the challenger's 30"
     assert lines[2].startswith("champion   version 1: test accuracy 66.67%")
     assert lines[3].endswith(": 10 images right that the champion has wrong, 0 the other way round")
+    assert registry.champion().number == 2
+
+
+def test_a_challenger_that_lacks_a_class_of_the_champion_takes_its_place_by_force_only(registry: Registry, root: Path) -> None:
+    make_run("first", wrong=range(20))
+    assert champion() == 0
+    table, names = at_hand(root), ["A", "B", "GREEN", "DARK"]
+    make_run("second", data=file_hash(MANIFEST, "md5"), table=table, names=names)
+    with pytest.raises(UserError) as refused:
+        main(["champion", "second"])
+    assert str(refused.value) == (
+        "champion, version 1: its 200 images of test are not the challenger's 30; the challenger does not know RED and 1 more"
+        " of its classes; or promote without a comparison: --force"
+    )
+    assert registry.champion().number == 1
+    assert champion("second", "--force") == 0
     assert registry.champion().number == 2
 
 

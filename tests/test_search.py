@@ -16,7 +16,7 @@ from conftest import ROOT
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from test_pipeline import TINY, copy_project, run, tracked_runs
 
-from fieldguide import plots, tracking
+from fieldguide import plots, store
 from fieldguide.__main__ import main
 from fieldguide.errors import UserError
 from fieldguide.journal import new_journal
@@ -235,9 +235,9 @@ def draw(picture: Path, monkeypatch: pytest.MonkeyPatch, params: list[dict[str, 
 
 def draw_from(search_runs: Callable[..., list], monkeypatch: pytest.MonkeyPatch) -> None:
     """A store whose client answers so."""
-    store = object.__new__(tracking.Store)
-    store.client, store.experiment_id = SimpleNamespace(search_runs=search_runs), "1"
-    monkeypatch.setattr(tracking, "opened_store", lambda: contextlib.nullcontext(store))
+    opened = object.__new__(store.Store)
+    opened.client, opened.experiment_id = SimpleNamespace(search_runs=search_runs), "1"
+    monkeypatch.setattr(store, "opened_store", lambda: contextlib.nullcontext(opened))
 
 
 def search(project: Path, *more: str) -> subprocess.Popen[bytes]:

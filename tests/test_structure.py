@@ -16,7 +16,7 @@ from fieldguide.paths import GALLERY_JSON, RAW, confusion_csv, stage_metrics
 
 STAGES = ("download", "split_check", "train", "evaluate", "export_onnx", "benchmark", "report")
 OWNERS = {
-    "mlflow": {"tracking", "runs", "registry"},
+    "mlflow": {"store", "tracking", "runs", "registry"},
     "matplotlib": {"plots"},
     "kaggle": {"kaggle"},
     "onnxruntime": {"classifier", "quantize"},
@@ -187,6 +187,8 @@ TESTED_BY = {
     "checks": "split_check",
     "fit": "train",
     "journal": "tracking",
+    "store": "tracking",
+    "sender": "tracking",
     "champion": "registry",
 }
 
@@ -197,11 +199,12 @@ def test_every_module_has_its_test_file_or_is_named_with_another() -> None:
     assert set(TESTED_BY.values()) <= files
 
 
-def test_dvc_can_restore_every_stage_but_the_report_from_its_run_cache() -> None:
-    """An output outside of the cache that is neither metric nor plot switches the run cache off for its stage."""
+def test_dvc_can_restore_every_stage_but_download_and_report_from_its_run_cache() -> None:
+    """An output outside of the cache that is neither metric nor plot, or one that persists, switches it off for its stage."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    outs = {name: stage.get("outs", []) for name, stage in stages.items()}
-    uncached = {
-        name for name in outs for out in outs[name] if isinstance(out, dict) and not out[next(iter(out))].get("cache", True)
+    outs = {
+        name: [next(iter(out.values())) for out in stage.get("outs", []) if isinstance(out, dict)]
+        for name, stage in stages.items()
     }
-    assert uncached == {"report"}  # whose model card is to be read in git
+    assert {name for name in outs if not all(out.get("cache", True) for out in outs[name])} == {"report"}  # its card is for git
+    assert {name for name in outs if any(out.get("persist") for out in outs[name])} == {"download"}  # guards a user's files

@@ -31,7 +31,8 @@ from fieldguide import tracking
 from fieldguide.classifier import OUTPUT_NAMES, OnnxClassifier
 from fieldguide.journal import new_journal
 from fieldguide.params import read_params
-from fieldguide.tracking import unsent_journals
+from fieldguide.sender import send_all, unsent_journals
+from fieldguide.store import CHECKPOINT_TAG, DEFAULTS
 
 PARAMS = read_params(ROOT / "params.yaml")
 EVALUATED = {"test": {"accuracy": 0.875, "n": 8}, "note": "no number"}
@@ -67,6 +68,7 @@ START = f"""
 from pathlib import Path
 from fieldguide import tracking
 from fieldguide.params import read_params
+from fieldguide.store import CHECKPOINT_TAG
 params = read_params(Path({str(ROOT / "params.yaml")!r}))
 """
 
@@ -74,7 +76,7 @@ params = read_params(Path({str(ROOT / "params.yaml")!r}))
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What tracking sets for its process is gone after each test."""
-    for name, value in tracking.DEFAULTS.items():
+    for name, value in DEFAULTS.items():
         monkeypatch.setenv(name, value)
 
 
@@ -126,7 +128,7 @@ def start_run() -> tracking.Run:
 def train(root: Path, checkpoint: Path) -> str:
     """The id of a training run that made `checkpoint`."""
     with tracking.training_run(PARAMS) as run:
-        run.tag(tracking.CHECKPOINT_TAG, md5(checkpoint))
+        run.tag(CHECKPOINT_TAG, md5(checkpoint))
     return id_of(root, run)
 
 
@@ -344,7 +346,7 @@ def test_the_data_are_inputs_of_the_run_once_however_often_they_are_told(root: P
     with tracking.training_run(PARAMS) as run:
         for _ in range(2):
             run.log_data("train", rows)
-        run.tag(tracking.CHECKPOINT_TAG, md5(checkpoint))
+        run.tag(CHECKPOINT_TAG, md5(checkpoint))
     with tracking.stage_run("evaluate", PARAMS.evaluate, checkpoint) as stage:
         stage.log_data("test", rows[:1])
     run_id = id_of(root, run)
@@ -544,7 +546,7 @@ with tracking.training_run(params) as run:
         run.log_metrics({{"loss": 1 / step}}, step=step)
     Path("model").write_bytes(b"weights")
     run.log_files(Path("model"), folder="model")
-    run.tag(tracking.CHECKPOINT_TAG, {hashlib.md5(b"weights", usedforsecurity=False).hexdigest()!r})
+    run.tag(CHECKPOINT_TAG, {hashlib.md5(b"weights", usedforsecurity=False).hexdigest()!r})
     print("trained", flush=True)
 with tracking.stage_run("evaluate", params.evaluate, Path("model")) as run:
     run.log({{"accuracy": 0.75}}, Path("model"))
@@ -768,7 +770,7 @@ def test_what_is_for_another_store_waits_for_it(root: Path, copied_root: Path, m
     assert n_runs(root / "mlflow.db") == before + 1
     (left,) = [journal for journal in unsent_journals() if journal.store.startswith("http")]
     assert "secret" not in left.store
-    assert "127.0.0.1" in tracking.send_all()
+    assert "127.0.0.1" in send_all()
     left.remove()
 
 
