@@ -29,7 +29,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fieldguide.device import device_name, pick_device, pick_dtype
+from fieldguide.device import device_name, pick_device, pick_dtype, repeatable
 from fieldguide.images import read_encoded
 from fieldguide.loader import Resident, decode_all
 from fieldguide.loop import Training
@@ -83,6 +83,7 @@ def main() -> None:
 
     params = read_params()
     device = pick_device(params.runtime.device)
+    repeatable(device)
     settings = params.augment.model_copy(update=FULL if arguments.full else {})
     params = params.model_copy(
         update={
@@ -174,14 +175,16 @@ def by_torchvision(folder: Path, params: Params, n_classes: int, device: torch.d
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     data = ImageFolder(folder, torchvision_transforms(params.augment, params.model.image_px))
     n_workers = params.runtime.n_workers
-    loader = DataLoader(data, params.train.batch_size, shuffle=True, num_workers=n_workers, persistent_workers=True)
+    settings = {"num_workers": n_workers, "persistent_workers": True, "pin_memory": device.type == "cuda"}
+    loader = DataLoader(data, params.train.batch_size, shuffle=True, **settings)
 
     def epoch(_: int) -> None:
-        for pixels, target in loader:
-            loss = F.cross_entropy(model(pixels.to(device)), target.to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        with torch.backends.cudnn.flags(enabled=True, deterministic=False, allow_tf32=True):  # torch's defaults
+            for pixels, target in loader:
+                loss = F.cross_entropy(model(pixels.to(device, non_blocking=True)), target.to(device, non_blocking=True))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
 
     return epoch
 
@@ -197,7 +200,8 @@ def by_timm(folder: Path, params: Params, training: Training, device: torch.devi
         params.train.batch_size,
         is_training=True,
         num_workers=params.runtime.n_workers,
-        use_prefetcher=False,
+        use_prefetcher=device.type == "cuda",
+        pin_memory=device.type == "cuda",
         persistent_workers=True,
         device=device,
     )

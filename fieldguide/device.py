@@ -1,5 +1,6 @@
 """Which device and which precision: chosen by itself, named, or refused."""
 
+import os
 import platform
 from contextlib import AbstractContextManager
 
@@ -16,6 +17,26 @@ def pick_device(choice: str) -> torch.device:
     if not available[choice]:
         raise UserError(f"params.yaml: runtime.device is {choice}, which this machine lacks; set it to auto or cpu")
     return torch.device(choice)
+
+
+def repeatable(device: torch.device) -> None:
+    """Asks a GPU for the same bytes in every run, and for float32 where that is meant: convolutions would be TF32, of 10 bits.
+
+    An operation that has no repeatable form warns by its name. A CPU does all this by itself.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # takes time
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seeds the generators that a network on this device draws from; `torch.manual_seed` asks every kind of device, slowly."""
+    torch.default_generator.manual_seed(seed)
+    if device.type in ("cuda", "mps"):
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def device_name(device: torch.device) -> str:

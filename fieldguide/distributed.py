@@ -108,13 +108,15 @@ class World:
     def wrapped(self, model: nn.Module) -> nn.Module:
         """The network whose backward pass also takes the mean of all processes' gradients.
 
-        To be made anew whenever other weights learn. Norms gather statistics of the process's own share.
+        To be made anew whenever other weights learn. Norms gather statistics of the process's own share. With more than two
+        processes the order in which gradients are summed depends on the buckets that they lie in, which DDP lays out anew
+        after the first step unless it looks for unused parameters: a training that goes on would have other sums.
         """
         if self.size == 1:
             return model
         device = next(model.parameters()).device
         ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        return DistributedDataParallel(model, device_ids=ids, forward_sync_buffers=False, find_unused_parameters=self.size > 2)
 
     def adding(self, network: nn.Module, more: bool) -> AbstractContextManager[None]:
         """Within it gradients stay in the process while `more` of the same step are to come."""
@@ -134,7 +136,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         values = x.float()
-        count = torch.tensor([float(x.numel() // x.shape[1])], device=x.device)
+        count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)  # a copied tensor would wait
         dist.all_reduce(count)
         mean = _Sum.apply(values.sum(dim=(0, 2, 3))) / count
         centred = values - mean[:, None, None]

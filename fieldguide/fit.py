@@ -1,5 +1,6 @@
 """All epochs of a training: validated, the best network kept, the state saved, each epoch in the log and in MLflow."""
 
+import re
 import signal
 import sys
 import time
@@ -22,6 +23,8 @@ from fieldguide.optim import lr_at
 from fieldguide.params import Train
 from fieldguide.paths import CHECKPOINT, HISTORY_CSV
 from fieldguide.resume import State, States
+
+FULL = "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # in the words of torch's allocators and libraries
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Fit:
 
     def _leave(self, where: str) -> NoReturn:
         """Ends the process, whose state is saved."""
+        if self.states:
+            self.states.finish()
         number = self.training.world.highest(self.stop())
         if self.training.world.is_first:
             print(f"{signal.Signals(number).name}: stopped {where}; the same command goes on from there", file=sys.stderr)
@@ -160,7 +165,7 @@ def out_of_memory_explained(train: Train, image_px: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if (isinstance(error, RuntimeError) and "memory" not in str(error)) or "worker" in str(error):
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not re.search(FULL, str(error)):
             raise
         raise UserError(
             f"out of memory with train.batch_size {train.batch_size} at {image_px} px; halve batch_size and set"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fieldguide import augment
-from fieldguide.device import autocast
+from fieldguide.device import autocast, seed_device
 from fieldguide.distributed import World
 from fieldguide.errors import UserError
 from fieldguide.inference import Score
@@ -104,7 +104,7 @@ class Training:
         for k, images in enumerate(self.source.batches(chosen[begun.n_batches :]), start=begun.n_batches):
             step, place = divmod(k, train.accumulate)
             step += epoch * self.steps_per_epoch
-            torch.manual_seed(_seed_of(train.seed, epoch, k, *world.number))  # for dropout in the network
+            seed_device(device, _seed_of(train.seed, epoch, k, *world.number))  # for dropout in the network
             pixels = augment.augment(images, u[k], self.augment, image_px)
             partner, share = targets[k], 1.0
             if mixes:
@@ -173,14 +173,21 @@ class Training:
         return tensors
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Goes back to a `state`."""
+        """Goes back to a `state`.
+
+        What the optimiser remembers of a weight gets the weight's order in memory, which a file does not keep: fused kernels
+        on a GPU refuse another one.
+        """
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         remembered: dict[int, dict[str, torch.Tensor]] = {}
         networks: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}}
         for name, tensor in tensors.items():
             owner, rest = name.split(".", 1)
             if owner == "optimizer":
                 number, key = rest.split(".")
-                remembered.setdefault(int(number), {})[key] = tensor
+                like = parameters[int(number)]
+                placed = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+                remembered.setdefault(int(number), {})[key] = placed
             else:
                 networks[owner][rest] = tensor
         self.model.load_state_dict(networks["model"])

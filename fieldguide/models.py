@@ -125,7 +125,7 @@ def averaged_map(features: nn.Module, image_px: int) -> str | None:
     try:
         with torch.no_grad():
             noise = torch.rand(2, 3, image_px, image_px, generator=torch.Generator().manual_seed(0)) * 4 - 2
-            embedding = features.eval()(noise)
+            embedding = features.eval()(noise.to(next(features.parameters()).device))
     finally:
         for handle in handles:
             handle.remove()

@@ -32,7 +32,7 @@ from fieldguide.calibration import (
     verdicts,
 )
 from fieldguide.checkpoint import Checkpoint, load_checkpoint
-from fieldguide.device import pick_device
+from fieldguide.device import pick_device, repeatable
 from fieldguide.errors import run_command
 from fieldguide.files import write_json
 from fieldguide.inference import N_VIEWS, batches_of, views
@@ -78,7 +78,9 @@ def main() -> None:
     manifest = read_manifest(MANIFEST)
     rows = {split: rows_of(manifest, split) for split in dict.fromkeys(["train", "valid", *splits_in_use(manifest)])}
     unlabelled = manifest[(manifest["split"] == "unlabelled") & manifest["use"]].reset_index(drop=True)
-    network = Network(model.to(pick_device(params.runtime.device)), facts, params.evaluate, params.runtime)
+    device = pick_device(params.runtime.device)
+    repeatable(device)
+    network = Network(model.to(device), facts, params.evaluate, params.runtime)
     answers, strange, calibration = measured(network, rows | {"unlabelled": unlabelled})
     save_calibration(CALIBRATION, calibration)
     save_submission(answers.pop("unlabelled"), facts, unlabelled)
@@ -318,8 +320,8 @@ def print_headline(split: str, metrics: dict[str, dict[str, float | None]]) -> N
     figures, fitted = metrics[split], metrics["calibration"]
     print(
         f"{split} accuracy {figures['accuracy']:.2%}, 95 % interval {figures['accuracy_low']:.1%} to"
-        f" {figures['accuracy_high']:.1%} (n={figures['n']}); macro F1 {figures['macro_f1']:.4f};"
-        f" valid accuracy {metrics['valid']['accuracy']:.2%}"
+        f" {figures['accuracy_high']:.1%} (n={figures['n']}); macro F1 {figures['macro_f1']:.4f}"
+        + (f"; valid accuracy {metrics['valid']['accuracy']:.2%}" if split != "valid" else "")
     )
     sure = figures["accuracy_when_sure"]
     print(

@@ -14,10 +14,11 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from fieldguide import augment, distributed, plots, tracking
 from fieldguide.checkpoint import Checkpoint, load_weights, weights_file
-from fieldguide.device import device_name, pick_device, pick_dtype
+from fieldguide.device import device_name, pick_device, pick_dtype, repeatable
 from fieldguide.distributed import World
 from fieldguide.errors import UserError, run_command
 from fieldguide.files import file_hash, write_json
@@ -30,6 +31,7 @@ from fieldguide.optim import lr_at, make_optimizer
 from fieldguide.params import Params, read_params
 from fieldguide.paths import BATCH_PNG, CHECKPOINT, CURVES_PNG, HISTORY_CSV, MANIFEST, RAW, stage_metrics
 from fieldguide.resume import State, States, states_of, stop_signals
+from fieldguide.store import CHECKPOINT_TAG
 from fieldguide.tracking import Run
 
 N_SHOWN = 10  # training images in the picture of a batch
@@ -83,7 +85,7 @@ def finish(training: Training, run: Run, history: pd.DataFrame, best: int) -> No
     metrics = train_metrics(history, best, n_parameters)
     write_json(stage_metrics("train"), metrics)
     save_curves(history, best, training)
-    run.tag(tracking.CHECKPOINT_TAG, file_hash(CHECKPOINT, "md5"))
+    run.tag(CHECKPOINT_TAG, file_hash(CHECKPOINT, "md5"))
     run.log_metrics({"train": metrics})
     run.log_files(CHECKPOINT, folder="model")
     run.log_files(HISTORY_CSV, CURVES_PNG, BATCH_PNG, stage_metrics("train"), folder="train")
@@ -109,6 +111,7 @@ def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame], wo
     if len(rows["train"]) < 2 * world.size:
         raise UserError(f"{len(rows['train'])} training images are too few for {world.size} devices; lower train.devices")
     device = pick_device(params.runtime.device)
+    repeatable(device)
     dtype = pick_dtype(train.precision, device)
     print(f"device {device_name(device)}, {str(dtype).removeprefix('torch.')}")
     torch.manual_seed(train.seed)
@@ -127,7 +130,7 @@ def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame], wo
     average = copy.deepcopy(model).requires_grad_(False) if train.ema else None
     optimizer = make_optimizer(model, train)
     if train.compile:
-        model.compile()
+        compile_each_size(model, len(sizes))
     with ExitStack() as stack:
         n_workers = distributed.per_process(params.runtime.n_workers)
         of_this = {"train": rows["train"], "valid": rows["valid"].iloc[world.rank :: world.size].reset_index(drop=True)}
@@ -150,6 +153,16 @@ def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame], wo
             world=world,
         )
         yield training, Valid(sources["valid"], torch.from_numpy(classes.targets(rows["valid"])))
+
+
+def compile_each_size(model: nn.Module, n_sizes: int) -> None:
+    """One graph for each shape, made when it is first seen: a training that goes on then has those of one in a single go.
+
+    Shapes that the compiler finds to change would give a graph for any of them, and the first none.
+    """
+    n_batches, n_modes = 2, 4  # the last one is smaller; frozen or not, learning or not
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, n_sizes * n_batches * n_modes)
+    model.compile(dynamic=False)
 
 
 def depends_on(params: Params, training: Training) -> dict[str, Any]:

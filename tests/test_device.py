@@ -1,12 +1,15 @@
 """Device and precision: chosen by what the machine has, or refused."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
-from fieldguide.device import autocast, device_name, pick_device, pick_dtype
+from fieldguide.device import autocast, device_name, pick_device, pick_dtype, seed_device
 from fieldguide.errors import UserError
 
 CPU = torch.device("cpu")
@@ -100,3 +103,31 @@ def test_products_are_computed_in_the_dtype_asked_for() -> None:
 
 def test_the_cpu_is_named_with_its_architecture_and_threads() -> None:
     assert re.fullmatch(rf"cpu \w+, {torch.get_num_threads()} threads", device_name(CPU))
+
+
+def test_a_gpu_is_asked_for_repeatable_kernels_in_true_float32_and_a_cpu_for_nothing() -> None:
+    code = (
+        "import os, sys, torch; from fieldguide.device import repeatable; repeatable(torch.device(sys.argv[1]));"
+        "print(torch.backends.cudnn.deterministic, not torch.backends.cudnn.allow_tf32,"
+        " torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),"
+        " 'CUBLAS_WORKSPACE_CONFIG' in os.environ)"
+    )
+    for device, expected in (("cuda", "True"), ("cpu", "False")):
+        command = [sys.executable, "-c", code, device]
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        assert told == [expected] * 5
+
+
+def test_a_seed_gives_the_numbers_that_it_gives_in_torch() -> None:
+    torch.manual_seed(12345678901)
+    expected = torch.rand(3)
+    seed_device(CPU, 12345678901)
+    assert torch.rand(3).equal(expected)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_devices_own_generator_is_seeded_too(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    seeded = []
+    monkeypatch.setattr(getattr(torch, kind), "manual_seed", seeded.append)
+    seed_device(torch.device(kind), 7)
+    assert seeded == [7]

@@ -182,6 +182,34 @@ def test_norms_apart_make_another_curve(curves: dict) -> None:
     assert two != pytest.approx(one, rel=2e-3, abs=2e-4)
 
 
+AGAIN = """
+import torch
+torch.set_num_threads(1)
+from fieldguide.distributed import joined
+from fieldguide.models import build
+with joined("cpu") as world:
+    torch.manual_seed(0)
+    model = build("fieldnet", 3)
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(world.rank))
+    seen = []
+    for _ in range(2):  # as a training that goes on makes another wrapper
+        network = world.wrapped(model)
+        for _ in range(3):
+            model.zero_grad()
+            network(pixels).logsumexp(1).sum().backward()
+            seen.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(each.equal(first) for later in seen[1:] for each, first in zip(later, seen[0], strict=True))
+    print("same")
+"""
+
+
+def test_the_mean_of_gradients_is_the_same_in_the_first_step_and_later_ones(tmp_path: Path) -> None:
+    processes = started(AGAIN, 3, tmp_path)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert outputs[0][0] == "same\n"
+
+
 @pytest.mark.parametrize("loader", ["resident", pytest.param("streaming", marks=pytest.mark.long)])
 def test_a_process_that_is_killed_costs_nothing(tmp_path: Path, loader: str) -> None:
     """One kill in the quick lane; `python tests/kills.py --ranks 10` makes twenty."""

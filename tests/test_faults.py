@@ -17,7 +17,9 @@ from test_files import on_a_tiny_disk
 from test_pipeline import BIN, TINY, copy_project, run
 
 from fieldguide.errors import UserError
+from fieldguide.fit import out_of_memory_explained
 from fieldguide.loop import Training
+from fieldguide.params import read_params
 from stages import train
 
 ROWS = re.findall(r"`(tests/\w+\.py)::(\w+)`", (ROOT / "docs" / "faults.md").read_text())
@@ -80,6 +82,17 @@ def test_out_of_memory_says_what_to_try_and_keeps_the_last_state(
     train.main()
     assert "goes on after epoch 1" in capsys.readouterr().out
     assert project.hashes() == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["CUDA error: an illegal memory access was encountered", "Pin memory thread exited unexpectedly", "expected a 4D tensor"],
+)
+def test_another_error_of_torch_is_not_explained_with_memory(words: str) -> None:
+    error = RuntimeError(words)
+    with pytest.raises(RuntimeError) as caught, out_of_memory_explained(read_params(ROOT / "params.yaml").train, 64):
+        raise error
+    assert caught.value is error
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ import copy
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from fieldguide.loop import Training, balanced_order, image_px_at
 from fieldguide.models import NETWORKS, Classifier, build
 from fieldguide.optim import make_optimizer
 from fieldguide.params import Augment, Train, read_params
+from fieldguide.resume import State
 
 PARAMS = read_params(ROOT / "params.yaml")
 OFF = {
@@ -265,6 +268,26 @@ class Masks(Training):
     def learn(self, pixels: torch.Tensor, *others: object) -> tuple[torch.Tensor, torch.Tensor]:
         self.optimizer.seen.append(self.model.features(pixels))
         return torch.zeros(()), torch.zeros(2)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
+def test_nothing_waits_for_the_device_before_the_end_of_an_epoch(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values: whatever asked for one would fail."""
+    monkeypatch.setattr("fieldguide.loop.autocast", lambda *_: nullcontext())  # has no such device
+
+    class Counted(Training):
+        def update(self, step: int) -> None:
+            super().update(step)
+            self.optimizer.seen.append(step)
+
+    images, targets = noisy(40, 5, px=48)
+    settings = {"batch_size": 4, "accumulate": 2, "clip_norm": 1.0, "image_px": 48, "augment": augmentation(**ALL_ON)}
+    with torch.device("meta"):
+        chosen = training(images.to("meta"), targets, "fieldnet", Counted, optimizer=optimizer, **settings)
+    chosen = replace(chosen, targets=targets.to("meta"))
+    with pytest.raises(NotImplementedError, match="nonzero"):  # the first look: whether all losses are finite
+        chosen.epoch(0)
+    assert chosen.optimizer.seen == list(range(5))
 
 
 @pytest.mark.parametrize("noise", [0, 7])
@@ -650,6 +673,26 @@ def test_the_result_is_the_average_of_the_weights_after_each_step() -> None:
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor.double(), expected[name], atol=1e-5, rtol=1e-4)
     assert not torch.equal(chosen.result.head.weight, chosen.model.head.weight)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
+def test_what_an_optimizer_remembers_comes_back_in_the_order_of_its_weight(optimizer: str) -> None:
+    """Through a file, which keeps no order in memory; fused kernels on a GPU refuse another than the weight's."""
+
+    def layouts(chosen: Training) -> list[list[int]]:
+        state = chosen.optimizer.state
+        remembered = [
+            value for p in chosen.model.parameters() for _, value in sorted(state[p].items()) if torch.is_tensor(value)
+        ]
+        return [[step for step, n in zip(value.stride(), value.shape, strict=True) if n > 1] for value in remembered]
+
+    images, targets = noisy(8, 3, px=32)
+    before, after = (training(images, targets, "fieldnet", optimizer=optimizer, batch_size=4, epochs=2) for _ in range(2))
+    before.epoch(0)
+    content = State(before.state(), {}).packed()
+    after.restore(State.unpacked(content).tensors)
+    assert layouts(after) == layouts(before)
+    assert State(after.state(), {}).packed() == content
 
 
 def test_without_an_average_the_result_is_the_network_itself() -> None:

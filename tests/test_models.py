@@ -10,10 +10,22 @@ import torch.nn.functional as F
 import torchvision.models
 from conftest import ROOT
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torchvision.transforms.v2 import functional as tv
 
 from fieldguide.errors import UserError
-from fieldguide.models import NETWORKS, Classifier, ResidualBlock, block_numbers, build, check_name, cnn, fieldnet, runs_at
+from fieldguide.models import (
+    NETWORKS,
+    Classifier,
+    ResidualBlock,
+    averaged_map,
+    block_numbers,
+    build,
+    check_name,
+    cnn,
+    fieldnet,
+    runs_at,
+)
 
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
 FAMILIES = {  # the cheapest of each, a side at which it is quick, and the length of its embedding as its paper has it
@@ -165,6 +177,16 @@ def test_every_parameter_of_a_published_network_gets_a_gradient(name: str) -> No
     model = build(name, 3, image_px)
     F.cross_entropy(model(torch.rand(4, 3, image_px, image_px)), torch.tensor([0, 1, 2, 0])).backward()
     assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_the_map_is_looked_for_on_the_device_of_the_network() -> None:
+    """With tensors that claim to be a GPU's and have no values: it comes as far as the first look at one."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            model = build("fieldnet", 3)
+        assert next(model.parameters()).is_cuda
+        with pytest.raises(DataDependentOutputException):
+            averaged_map(model.features, 32)
 
 
 def test_a_published_network_is_as_large_as_torchvisions_but_for_its_head() -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
 from safetensors.torch import load_file
+from torch import nn
 
 from fieldguide.errors import UserError
+from fieldguide.models import build
 from fieldguide.paths import CHECKPOINT, CURVES_PNG, HISTORY_CSV, stage_metrics
 from stages import download, split_check, train
 
@@ -131,3 +134,24 @@ def test_what_cannot_be_trained_is_one_clear_line(
         trained(**changes)
     assert "\n" not in str(caught.value)
     assert not os.path.exists("metrics/train.json")
+
+
+def test_a_compiled_network_has_a_graph_for_each_shape_and_one_for_none_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as a training can have: more than the compiler makes by itself before it gives up."""
+    shapes: list[torch.Size] = []
+
+    def seen(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        shapes.append(next(each.shape for each in inputs if each.ndim == 4 and each.shape[0] > 1 and each.shape[1] == 3))
+        return graph.forward
+
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    compiled = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled(self, backend=seen, **options))
+    model = build("cnn", 3)
+    sides, batches = (32, 48, 64, 80, 96), (5, 2)
+    train.compile_each_size(model, len(sides))
+    for _ in range(2):
+        for px in sides:
+            for n in batches:
+                model(torch.rand(n, 3, px, px))
+    assert [tuple(shape) for shape in shapes] == [(n, 3, px, px) for px in sides for n in batches]
