@@ -19,7 +19,7 @@ from fieldguide.metrics import accuracy_interval, paired_difference
 from fieldguide.paths import MANIFEST, RAW
 from fieldguide.registry import CHAMPION, NAME, SCHEME, Exported, Registry, Version, opened
 from fieldguide.standalone import probabilities_alone
-from fieldguide.tracking import CHECKPOINT_TAG, DATA_TAG, EXPERIMENT_TAG
+from fieldguide.store import CHECKPOINT_TAG, DATA_TAG, EXPERIMENT_TAG
 
 CHOSEN_BY = ("evaluate.valid.accuracy", "evaluate.valid.loss")  # the second decides between equals
 COPIED_TAGS = (EXPERIMENT_TAG, "mlflow.source.git.commit", CHECKPOINT_TAG, DATA_TAG, "fieldguide.lock_sha256")
@@ -142,11 +142,15 @@ def of_champion(registry: Registry, challenger: Exported, measured: Measured, pr
             f"champion, version {present.number}: {fault}, and {MANIFEST} is not of the challenger's data, on which it could be"
             " measured here; bring them with: dvc exp apply, or dvc checkout"
         )
-    print(f"champion   measured here: {fault}")
     file = registry.file(f"{SCHEME}{NAME}/{present.number}")
-    rows = rows_of(read_manifest(MANIFEST), measured.split)
+    rows, champion = rows_of(read_manifest(MANIFEST), measured.split), OnnxClassifier(file)
+    known = OnnxClassifier(registry.model_file(challenger.model)).class_names
+    if lost := [name for name in champion.class_names if name not in known]:
+        more = f" and {len(lost) - 1} more of its classes" if lost[1:] else ""
+        raise UserError(f"champion, version {present.number}: {fault}; the challenger does not know {lost[0]}{more}")
+    print(f"champion   measured here: {fault}")
     places = list(rows[["file", "offset", "length"]].itertuples(index=False, name=None))
-    answers = np.array(OnnxClassifier(file).class_names)[probabilities_alone(file, RAW, places)[-1].argmax(axis=1)]
+    answers = np.array(champion.class_names)[probabilities_alone(file, RAW, places)[-1].argmax(axis=1)]
     table = pd.DataFrame({"id": rows["id"], "sha256": rows["sha256"], "truth": rows["class_name"], "answer_1": answers})
     return Measured(measured.split, _ordered(table))
 

@@ -26,7 +26,7 @@ from fieldguide.files import UNSEALED, is_damaged, is_whole, sealed, write_bytes
 from fieldguide.manifest import Classes
 from fieldguide.models import NETWORKS, TIMM, Classifier, build, check_name, timm_features
 from fieldguide.params import Model
-from fieldguide.paths import project_root
+from fieldguide.paths import CHECKPOINT, project_root
 
 HEADER_KEY = "fieldguide"  # one key: safetensors writes several in an order that differs from run to run
 HEADER_BEGIN = 64  # bytes of a safetensors file within which its own first key stands
@@ -126,6 +126,10 @@ def _read(source: Path, where: str) -> Mapping[str, Any]:
             return load(encoded)
         content: Any = torch.load(source, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
+        if source.resolve() == CHECKPOINT.resolve():  # which DVC removes before the stage runs
+            raise UserError(
+                f"{where}, which this stage replaces; bring it back (dvc checkout --force {CHECKPOINT}) and give a copy of it"
+            ) from error
         raise UserError(f"{where}: {source} does not exist; give none, imagenet or the path of a file") from error
     except (*FAILED, *DAMAGED) as error:
         raise UserError(f"{where}: {source} is not readable as weights ({_reason(error)}); give a state dict") from error

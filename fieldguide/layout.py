@@ -1,6 +1,7 @@
 """What a path inside a data set means: which split and class an image belongs to, and what is none of its files."""
 
 import re
+import string
 import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
@@ -84,6 +85,12 @@ def class_key(folder: str) -> str:
     return class_name(folder).casefold()
 
 
+def common_name(name: str) -> str:
+    """A class's name for reading: one that is all capitals or all small, or joined by underscores, gets its words' capitals."""
+    words = name.replace("_", " ").strip()
+    return string.capwords(words) if words.isupper() or words.islower() else words
+
+
 def shard_split(name: str) -> str | None:
     """`train` for `train/00-192x192-798.tfrec` and for `train-00000-of-00010`; None where neither tells a split."""
     path = PurePosixPath(name)
@@ -120,6 +127,6 @@ def check_class_folders(names: Iterable[str], folders: Iterable[str], where: str
     filled = {PurePosixPath(*PurePosixPath(name).parts[:depth]) for name in names}
     for folder in sorted(folders):
         path = PurePosixPath(folder)
-        within_splits = depth == 1 or path.parts[0].casefold() in SPLIT_NAMES
-        if len(path.parts) == depth and within_splits and not is_hidden(path) and path not in filled:
+        is_class = len(path.parts) == depth and (depth == 1 or path.parts[0].casefold() in SPLIT_NAMES)
+        if is_class and not is_hidden(path) and path not in filled:
             raise UserError(f"{where}: class folder {folder} holds no image; add images or remove the folder")

@@ -7,7 +7,8 @@ and receipt.json. Run it with `dvc repro download`.
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
@@ -16,13 +17,14 @@ from fieldguide import kaggle, sample
 from fieldguide.archive import Source, open_source, pack
 from fieldguide.catalog import CATALOG, matching_release
 from fieldguide.errors import UserError, run_command
-from fieldguide.files import check_free_space, file_hash, write_bytes, write_json
+from fieldguide.files import check_free_space, file_hash, read_json, write_bytes, write_json
 from fieldguide.layout import (
     SPLITS,
     check_class_folders,
     check_classes,
     check_splits,
     class_alone,
+    is_hidden,
     is_image,
     is_shard,
     resolution_of,
@@ -33,6 +35,8 @@ from fieldguide.params import Data, Runtime, read_params
 from fieldguide.paths import IMAGES_ZIP, RAW, RECEIPT, download_cache, project_root
 from fieldguide.tfrecord import count_in_name
 
+BEGUN = RAW / ".begun"  # stands there while the stage writes: all beside it is the stage's own
+
 
 def main() -> None:
     params = read_params()
@@ -40,15 +44,60 @@ def main() -> None:
         RAW.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{RAW}: could not be made ({error.strerror}); remove what is in its place or permit it") from error
+    refuse_foreign_files()
     receipt = download(params.data, params.runtime)
+    remove_old_files(RAW / name for name in receipt["files"])
     write_json(RECEIPT, receipt)
+    BEGUN.unlink()
     n_bytes = sum(file["bytes"] for file in receipt["files"].values())
     if receipt["release"].startswith("none"):
         print(f"counts differ from every release that is known: {receipt['release']}")
     ignored = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in receipt["ignored"].items() if n)
-    print(f"{len(receipt['files'])} file(s), {n_bytes / 1e6:.1f} MB, from {receipt['source']} -> {RAW}")
+    n_images = sum(receipt["images"].values())
+    print(f"{f'{n_images} images' if n_images else 'images'}, {n_bytes / 1e6:.1f} MB, from {receipt['source']} -> {RAW}")
     if ignored:
         print(f"ignored: {ignored}")
+
+
+def refuse_foreign_files() -> None:
+    """Raises `UserError` where something lies in data/raw that this stage did not bring, as it replaces all of it.
+
+    Hidden files are a system's own (`.DS_Store`), not a user's.
+    """
+    if BEGUN.exists():
+        return
+    own = {RECEIPT}
+    with suppress(UserError):  # of the first time, or damaged
+        own |= {RAW / name for name in read_json(RECEIPT).get("files", {})}
+    there = (path for path in RAW.rglob("*") if not path.is_dir() and not is_hidden(PurePosixPath(path.relative_to(RAW))))
+    foreign = sorted(set(there) - own)
+    if foreign:
+        more = f" (and {len(foreign) - 1} more)" if foreign[1:] else ""
+        raise UserError(
+            f"{foreign[0]}{more} was not brought by this stage, which replaces all of {RAW}; move it out of there and give its"
+            " new place: -S data.path=/photos"
+        )
+
+
+def pack_images(members: Iterable[tuple[str, bytes]], n_images: int) -> None:
+    """Writes images.zip: whole, or after an error not at all."""
+    BEGUN.touch()
+    try:
+        pack(tqdm(members, total=n_images, unit="image", disable=None), IMAGES_ZIP)
+    except UserError:
+        BEGUN.unlink()
+        raise
+
+
+def remove_old_files(new: Iterable[Path]) -> None:
+    """What lies in data/raw beside `new`, and folders that are empty then."""
+    kept = {BEGUN, *new}
+    for path in sorted(RAW.rglob("*"), reverse=True):  # a folder after what is in it
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):
+                path.rmdir()
+        elif path not in kept:
+            path.unlink()
 
 
 def download(data: Data, runtime: Runtime) -> dict[str, Any]:
@@ -73,6 +122,12 @@ def origin(data: Data) -> tuple[Path, str, str, frozenset[str]]:
         raise UserError(f"params.yaml: data.version is {data.version}, but only a download from Kaggle's data sets has one")
     if data.path:
         path = project_root() / os.path.expanduser(data.path)
+        inside = path.resolve().is_relative_to(RAW.resolve())
+        around = CATALOG[data.dataset].layout != "folders" and RAW.resolve().is_relative_to(path.resolve())
+        if inside or around:
+            raise UserError(
+                f"data.path: {path} {'lies in' if inside else 'holds'} {RAW}, which this stage replaces; give another place"
+            )
         return path, path.name, "", frozenset()
     if dataset.kaggle_dataset:
         got = kaggle.download_dataset(dataset.kaggle_dataset, version=data.version, cache=download_cache())
@@ -108,8 +163,12 @@ def pack_folders(source: Source, data: Data) -> Brought:
     check_splits({found[0] for found in places.values()}, _needed_splits(own, split), source.where)
     check_classes(places.values(), source.where)
     check_class_folders(places, source.folders, source.where, depth=2 if split else 1)
-    contents = ((name, source.read(name)) for name in places)
-    pack(tqdm(contents, total=len(places), unit="image", disable=None), IMAGES_ZIP)
+    if all(len(PurePosixPath(name).parts) > (3 if split else 2) for name in places):
+        print(
+            f"each image lies in a folder of its class folder, the first as {next(iter(places))}; if the inner folders are the"
+            " classes, give the folder that holds them in data.path"
+        )
+    pack_images(((name, source.read(name)) for name in places), len(places))
     counts = Counter(found[0] or "not yet split" for found in places.values())
     return [IMAGES_ZIP], {"outside_classes": len(source.names) - len(places)}, counts
 
@@ -130,6 +189,7 @@ def copy_shards(source: Source, data: Data) -> Brought:
     for split in ("train", "valid"):
         if split not in splits.values():
             raise UserError(f"{source.where}: no {split} shards; put the shards into train, val and test folders")
+    BEGUN.touch()
     for name in tqdm(source.names, unit="shard", disable=None):
         write_bytes(RAW / name, source.read(name))
     counts: Counter[str] = Counter()
@@ -151,8 +211,7 @@ def pack_sample(data: Data, runtime: Runtime) -> Counter[str]:
         seed=size.seed,
         workers=runtime.n_workers,
     )
-    n_images = size.species * counts.total()
-    pack(tqdm(photographs, total=n_images, unit="image", disable=None), IMAGES_ZIP)
+    pack_images(photographs, size.species * counts.total())
     return Counter({split: size.species * n for split, n in counts.items()})
 
 

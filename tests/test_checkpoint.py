@@ -543,6 +543,14 @@ def test_a_file_of_weights_is_found_in_the_home_folder_or_the_project(
     assert weights_file(settings("cnn", "none")) is weights_file(settings("cnn", "imagenet")) is None
 
 
+def test_the_trainings_own_output_that_dvc_has_removed_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refusal("cnn", tmp_path / "models" / "model.safetensors")
+    assert said.endswith(
+        ", which this stage replaces; bring it back (dvc checkout --force models/model.safetensors) and give a copy of it"
+    )
+
+
 def test_what_is_no_safetensors_file_or_is_not_there_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "weights.safetensors"
     assert refusal("cnn", source).endswith(f"{source} does not exist; give none, imagenet or the path of a file")

@@ -15,6 +15,7 @@ from conftest import ROOT
 from test_archive import write_folder, write_zip
 from test_files import on_a_tiny_disk
 from test_params import changed
+from test_pipeline import TINY, copy_project, run
 
 from fieldguide.archive import pack
 
@@ -25,7 +26,7 @@ PHOTOS = {
     for name in "AB"
     for n in "12"
 }
-OLD = {"images.zip": b"old", "receipt.json": b"{}\n"}
+OLD = {"images.zip": b"old", "receipt.json": b'{"files": {"images.zip": {}}}'}
 
 
 @pytest.fixture
@@ -171,8 +172,76 @@ def test_shards_are_kept_as_they_are(make_project: MakeProject, tmp_path: Path) 
     write_folder(tmp_path / "shards", shards | {"sample_submission.csv": b"id,label\n"})
     project = make_project(**{"data.dataset": "tfrecords", "data.path": str(tmp_path / "shards")})
     output = succeeded(run_stage(project, "download"))
-    assert {name: content for name, content in raw(project).items() if name not in OLD} == shards
+    assert {name: content for name, content in raw(project).items() if name != "receipt.json"} == shards
     assert "ignored: 1 other files" in output
+
+
+@pytest.mark.parametrize("receipt", [None, b"{}", b"damaged"])
+def test_what_the_stage_did_not_bring_stays_in_data_raw_and_is_named(make_project: MakeProject, receipt: bytes | None) -> None:
+    project = make_project(**TINY_SAMPLE)
+    mine = {"train/A/1.jpg": b"mine", "train/A/2.jpg": b"mine"} | ({"receipt.json": receipt} if receipt else {})
+    for name in OLD:
+        (project / "data" / "raw" / name).unlink()
+    write_folder(project / "data" / "raw", mine)
+    failed_in_one_line(
+        run_stage(project, "download"),
+        r"data/raw/train/A/1\.jpg \(and 1 more\) was not brought by this stage, which replaces all of data/raw; move it out of"
+        r" there and give its new place: -S data\.path=/photos",
+    )
+    assert raw(project) == mine
+
+
+def test_dvc_too_leaves_it_there(tmp_path: Path) -> None:
+    """Without `persist` in dvc.yaml DVC would have deleted it before the stage could look."""
+    project = tmp_path / "project"
+    copy_project(project, TINY)
+    mine = {"train/A/1.jpg": b"mine", "valid/A/1.jpg": b"mine"}
+    write_folder(project / "data" / "raw", mine)
+    done = run(project, "dvc", "repro", "download", check=False, environment={"DVC_ROOT": None})
+    assert done.returncode != 0
+    assert "data/raw/train/A/1.jpg (and 1 more) was not brought by this stage" in done.stdout
+    assert raw(project) == mine
+
+
+def test_what_a_killed_download_left_is_replaced(make_project: MakeProject) -> None:
+    project = make_project(**TINY_SAMPLE)
+    write_folder(project / "data" / "raw", {".begun": b"", "train/00-1.tfrec": b"half", ".images.zip.x.tmp": b"half"})
+    succeeded(run_stage(project, "download"))
+    assert set(raw(project)) == {"images.zip", "receipt.json"}
+    assert not (project / "data" / "raw" / "train").exists()
+
+
+def test_a_systems_own_files_in_data_raw_do_not_count(make_project: MakeProject) -> None:
+    project = make_project(**TINY_SAMPLE)
+    write_folder(project / "data" / "raw", {".DS_Store": b"x", "__MACOSX/images.zip": b"x"})
+    succeeded(run_stage(project, "download"))
+    assert set(raw(project)) == {"images.zip", "receipt.json"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (own_photos("data/raw"), "lies in"),
+        (own_photos("data/raw/images.zip"), "lies in"),
+        ({"data.dataset": "tfrecords", "data.path": "."}, "holds"),
+    ],
+)
+def test_data_raw_is_no_source_of_its_own(make_project: MakeProject, settings: dict[str, object], said: str) -> None:
+    project = make_project(**settings)
+    failed_in_one_line(
+        run_stage(project, "download"), rf"data\.path: \S.* {said} data/raw, which this stage replaces; give another place"
+    )
+    assert raw(project) == OLD
+
+
+def test_photographs_a_level_deeper_than_class_folders_are_pointed_out(make_project: MakeProject, tmp_path: Path) -> None:
+    """As when a folder of several data sets is given."""
+    names = [f"{data}/{name}/1.jpg" for data in ("mine", "yours") for name in "AB"]
+    project = make_project(**own_photos(write_folder(tmp_path / "all", dict.fromkeys(names, b"x"))))
+    said = "each image lies in a folder of its class folder, the first as mine/A/1.jpg; if the inner folders are the classes"
+    assert said in succeeded(run_stage(project, "download"))
+    (tmp_path / "all" / "mine" / "1.jpg").write_bytes(b"x")
+    assert "inner folders" not in succeeded(run_stage(project, "download"))
 
 
 def without(split: str) -> dict[str, bytes]:
@@ -275,11 +344,12 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_raw_data(
 ) -> None:
     project = make_project(**settings)
     write_folder(project / "photos", PHOTOS | {"train/A/big.jpg": bytes(200_000)})
-    stage = f'cd "$1" && printf old > data/raw/images.zip; "{sys.executable}" -m stages.download; code=$?; '
+    old = "printf old > data/raw/images.zip; " + """printf '{"files": {"images.zip": {}}}' > data/raw/receipt.json"""
+    stage = f'cd "$1" && {old}; "{sys.executable}" -m stages.download; code=$?; '
     stage += "ls -A data/raw; cat data/raw/images.zip; exit $code"
     done = on_a_tiny_disk(project / "data" / "raw", ["sh", "-c", stage, "sh", str(project)])
     failed_in_one_line(done, said)
-    assert done.stdout == "images.zip\nold"
+    assert done.stdout == "images.zip\nreceipt.json\nold"
 
 
 def test_the_data_stages_never_load_what_only_training_needs(make_project: MakeProject) -> None:

@@ -204,6 +204,7 @@ def test_a_class_folder_without_images_is_named() -> None:
     said = "here: class folder val/B holds no image; add images or remove the folder"
     with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
         check_class_folders(names, ["train/A", "val/B", "val/C"], "here", depth=2)
+    check_class_folders(names, [".", "train/A", "val/A"], "here", depth=2)  # a folder that wraps it all
     check_class_folders(["A/1.jpg"], ["A", "A/empty"], "here", depth=1)
     with pytest.raises(UserError, match=r"^here: class folder B holds no image; add images or remove the folder$"):
         check_class_folders(["A/1.jpg"], ["A", "B"], "here", depth=1)
