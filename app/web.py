@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-import string
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from app.uploads import FIELD, READABLE, MemoryRequest, Upload, format_of, read_
 from fieldguide.classifier import Prediction
 from fieldguide.heatmap import overlay
 from fieldguide.images import TooManyPixels, UnreadableImage, decode, encode_jpeg, ends_early
+from fieldguide.layout import common_name
 from fieldguide.registry import is_registered
 
 TOP_K = 5
@@ -381,12 +381,6 @@ def percent(share: float) -> str:
     if 0.9995 <= share < 1:
         return "> 99.9 %"
     return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
-
-
-def common_name(name: str) -> str:
-    """A class's name for reading: one that is all capitals or all small, or joined by underscores, gets its words' capitals."""
-    words = name.replace("_", " ").strip()
-    return string.capwords(words) if words.isupper() or words.islower() else words
 
 
 def roman(number: int) -> str:

@@ -4,7 +4,6 @@
 """
 
 import base64
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from fieldguide import plots
 from fieldguide.files import write_json
 from fieldguide.heatmap import overlay, supporting
 from fieldguide.images import encode_jpeg
-from fieldguide.layout import SPLITS
+from fieldguide.layout import SPLITS, common_name
 from fieldguide.manifest import write_table
 from fieldguide.metrics import accuracy_interval, confidence_bins, coverage_table, per_class_table
 from fieldguide.paths import (
@@ -262,7 +261,7 @@ def save_galleries(
 
     The same photographs stand, small, in metrics/gallery.json for the report.
     """
-    camera = _Camera(tuple(map(string.capwords, names)), answers, thumbnails, activations)
+    camera = _Camera(tuple(map(common_name, names)), answers, thumbnails, activations)
     split = list(answers)[-1]
     said = answers[split]
     wrong, right = (said.surest(np.flatnonzero(said.right == value)) for value in (False, True))

@@ -1,6 +1,5 @@
 """Figures from arrays: the only module that imports matplotlib. The data of each figure are saved beside it by the caller."""
 
-import string
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
 
 from fieldguide.files import atomic_path
+from fieldguide.layout import common_name
 
 DPI = 110
 RIGHT, WRONG = "#1a7f37", "#c4320a"  # of captions, which also say it in words
@@ -75,7 +75,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
             axis.text(predicted, truth, text, ha="center", va="center", color=shade, fontsize=10 if few else 7)
     step = 1 if n_classes <= MAX_TICK_LABELS else 1 + n_classes // MAX_TICK_LABELS
     ticks = list(range(0, n_classes, step))
-    labels = [string.capwords(str(names[k])) for k in ticks]
+    labels = [common_name(str(names[k])) for k in ticks]
     size = 9 if n_classes <= 20 else 8 if n_classes <= 60 else 6
     axis.set_xticks(ticks, labels, rotation=90, fontsize=size, parse_math=False)
     axis.set_yticks(ticks, labels, fontsize=size, parse_math=False)
@@ -120,7 +120,7 @@ def class_distribution(counts: dict[str, np.ndarray], names: Sequence[str]) -> F
         axis.set_xlabel("images")
         axis.margins(y=0.01)
     size = 9 if n_classes <= 20 else 6
-    axes[0].set_yticks(np.arange(n_classes), [string.capwords(str(names[k])) for k in order], fontsize=size, parse_math=False)
+    axes[0].set_yticks(np.arange(n_classes), [common_name(str(names[k])) for k in order], fontsize=size, parse_math=False)
     return figure
 
 
@@ -243,7 +243,7 @@ def class_scores(f1: np.ndarray, support: np.ndarray, names: Sequence[str], titl
     axis.hlines(places, 0, values, color="0.75", linewidth=1.5)
     axis.plot(values, places, "o", color="black", markersize=4)
     size = 9 if n_classes <= 20 else 8 if n_classes <= 110 else 4
-    labels = [f"{string.capwords(str(names[k]))} ({support[k]})" for k in order]
+    labels = [f"{common_name(str(names[k]))} ({support[k]})" for k in order]
     axis.set_yticks(places, labels, fontsize=size, parse_math=False)
     axis.invert_yaxis()
     axis.margins(y=0.01)

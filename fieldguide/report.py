@@ -8,7 +8,6 @@ import base64
 import importlib.metadata
 import math
 import platform
-import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -22,7 +21,7 @@ from markupsafe import Markup
 from fieldguide import charts
 from fieldguide.files import file_hash, read_json
 from fieldguide.images import encode_jpeg, inspect
-from fieldguide.layout import SPLITS
+from fieldguide.layout import SPLITS, common_name
 from fieldguide.paths import (
     BATCH_PNG,
     CALIBRATION,
@@ -338,7 +337,7 @@ def _origin(receipt: dict[str, Any] | None) -> list[tuple[str, str]]:
 def _named(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows with the class names as a person writes them."""
     rows = _records(frame.astype(object).where(frame.notna(), None))
-    return [row | {"class_name": string.capwords(str(row["class_name"]))} for row in rows]
+    return [row | {"class_name": common_name(str(row["class_name"]))} for row in rows]
 
 
 def _picture(facts: Facts, name: str, heading: str, text: str) -> dict[str, str]:
@@ -438,7 +437,7 @@ def confusion_charts(facts: Facts) -> list[dict[str, Any]]:
         counts = np.zeros((len(names), len(names)), np.int64)
         np.add.at(counts, (frame["truth"].map(places), frame["predicted"].map(places)), 1)
         heading = f"{split}: {count(np.trace(counts))} of {count(len(frame))} right"
-        svg = charts.confusion(counts, [string.capwords(name) for name in names], f"Confusion of {heading}")
+        svg = charts.confusion(counts, [common_name(name) for name in names], f"Confusion of {heading}")
         shown.append({"title": heading, "svg": Markup(svg)})
     return sorted(shown, key=lambda one: one["svg"] is None)
 
@@ -462,7 +461,7 @@ def gallery_section(facts: Facts) -> dict[str, Any] | None:
 
 
 def _table_of_pairs(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [row | {key: string.capwords(row[key]) for key in ("truth", "predicted")} for row in _records(frame)]
+    return [row | {key: common_name(row[key]) for key in ("truth", "predicted")} for row in _records(frame)]
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -594,7 +593,7 @@ def render_card(facts: Facts) -> str:
             headline=results["text"] if results else "",
             model=facts.params["model"],
             parameters=facts.metrics.get("train", {}).get("parameters"),
-            classes=[string.capwords(str(name)) for name in names],
+            classes=[common_name(str(name)) for name in names],
             licence=receipt.get("licence") or "not stated either",
             home=receipt.get("home", ""),
             thresholds=evaluate.get("calibration"),

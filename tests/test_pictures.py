@@ -91,7 +91,7 @@ def test_wrong_answers_come_surest_first_with_truth_and_answer(folder: Path) -> 
     _, gallery = saved({"train": TRAIN, "valid": VALID, "test": TEST})
     assert gallery["split"] == "test"
     shown = [(row_of(one)[0], one["truth"], one["predicted"], round(one["probability"], 6)) for one in gallery["wrong"]]
-    comma = "<b>comma</b>"
+    comma = "<b>COMMA</b>"
     assert shown == [(4, comma, "Peacock", 0.85), (3, comma, "Peacock", 0.75), (1, "Peacock", comma, 0.55)]
     assert [row_of(one)[0] for one in gallery["right"]] == [0, 2, 5, 6]
 
@@ -99,7 +99,7 @@ def test_wrong_answers_come_surest_first_with_truth_and_answer(folder: Path) -> 
 def test_pairs_count_the_unseen_splits_together_and_show_typical_photographs_of_both(folder: Path) -> None:
     _, gallery = saved({"train": TRAIN, "valid": VALID, "test": TEST})
     first, second = gallery["pairs"]
-    assert (first["truth"], first["predicted"], first["n"], first["n_truth"]) == ("<b>comma</b>", "Peacock", 3, 5)
+    assert (first["truth"], first["predicted"], first["n"], first["n_truth"]) == ("<b>COMMA</b>", "Peacock", 3, 5)
     assert [row_of(one) for one in first["mistaken"]] == [(2, 1), (4, 2), (3, 2)]
     assert [row_of(one) for one in first["of_truth"]] == [(4, 0), (5, 0)]
     assert [row_of(one) for one in first["of_predicted"]] == [(2, 0), (3, 0)]

@@ -178,7 +178,7 @@ def test_the_page_states_the_figures_that_the_stages_wrote(page: str) -> None:
         "3 of 4 images of test are named right: 75.0 %, 95 % interval 65.0 to 80.0 %.",
         "1,234 parameters, 3 epochs.",
         "near duplicates across splits 2",
-        "Papilio Machaon",
+        "Papilio machaon",
         "temperature 0.500, fitted on valid, which takes the calibration error of test from 0.200 to 0.040",
         "onnxruntime 1.50 2.50 3.50 321 75.00 % 4.0 MB",
         "risk_coverage_area 0.01",
