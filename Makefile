@@ -20,7 +20,7 @@ serve: setup
 	python -m app
 
 test: setup
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	ruff check .
@@ -28,7 +28,7 @@ lint: setup
 	mypy
 
 coverage: setup
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --cov
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov
 
 setup: .venv/installed
 

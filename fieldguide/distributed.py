@@ -239,10 +239,12 @@ def launch(module: str, n: int) -> None:
         finally:
             del os.environ[ENDED]
         told = json.loads(ended.read_text()) if ended.exists() else {}
-    if signalled:
-        _leave_at_once(128 + signalled)
     if "error" in told:
         raise UserError(told["error"]) from failed
+    if told.get("status") == 0:
+        return
+    if signalled:
+        _leave_at_once(128 + signalled)
     if "status" in told:
         sys.exit(told["status"])
     if failed:
@@ -277,6 +279,8 @@ def joined(device_choice: str) -> Iterator[World]:
             raise
         _leave_word(ended, {"status": error.code})
         _leave_at_once(error.code)  # type: ignore[arg-type]  # a number: our own exits give no other
+    if ended and world.is_first:  # all is written: no signal and no other's death can undo it
+        _leave_word(ended, {"status": 0})
     dist.destroy_process_group()
 
 

@@ -11,17 +11,18 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tqdm import tqdm
 
 from fieldguide.errors import UserError
@@ -30,6 +31,8 @@ from fieldguide.params import Train
 
 CHANNELS = 3
 PREFETCHED = 4  # batches that each worker decodes ahead
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")  # the last: a terminal that was closed
+TO_END = [signal.Signals[name] for name in SIGNALS if hasattr(signal, name)]  # what asks a training to end
 
 
 class Source(Protocol):
@@ -89,7 +92,7 @@ class Streaming:
     def batches(self, chosen: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         self._order.chosen = [rows.tolist() for rows in chosen]
         try:
-            for pixels in self._loader:
+            for pixels in self._begun():
                 if isinstance(pixels, UserError):  # sent, not raised: torch would wrap it in the worker's traceback
                     raise pixels
                 yield pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
@@ -101,12 +104,23 @@ class Streaming:
                 " ran out: lower runtime.workers or train.batch_size"
             ) from error
 
+    def _begun(self) -> Iterator[Any]:
+        """The loader's iterator; workers that an interruption of their start leaves behind are ended."""
+        before = set(multiprocessing.active_children())
+        try:
+            return iter(self._loader)
+        except BaseException:
+            _kill(set(multiprocessing.active_children()) - before)
+            raise
+
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers; one that is still stuck in a read after some seconds is killed."""
         iterator, self._loader._iterator = self._loader._iterator, None
-        if iterator is not None:
-            with suppress(AttributeError):
-                iterator._shutdown_workers()  # type: ignore[attr-defined]  # of the iterator with several workers
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            try:
+                iterator._shutdown_workers()
+            finally:
+                _kill(iterator._workers)
 
 
 class Ahead:
@@ -144,7 +158,7 @@ class Ahead:
 
 
 def _start_forkserver() -> None:
-    """The process that workers are forked from; all inherit that SIGTERM and SIGINT are blocked.
+    """The process that workers are forked from; all inherit that the signals `TO_END` are blocked.
 
     One that goes to the whole group, from torchrun or a terminal, is the training's affair: it ends its step, which may need
     more images, and then its workers. Torch's workers leave as soon as the process that they were forked from is gone.
@@ -152,12 +166,18 @@ def _start_forkserver() -> None:
     from multiprocessing import forkserver, resource_tracker  # not on Windows
 
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # torch is in memory once for all workers
-    resource_tracker.ensure_running()  # else the server starts it, which unblocks both
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    resource_tracker.ensure_running()  # else the server starts it, which unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TO_END)
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    """Python waits at its end for each worker, and SIGTERM, which it and torch try, is blocked in them."""
+    for worker in workers:
+        worker.kill()
 
 
 def _die_with_training(_: int) -> None:

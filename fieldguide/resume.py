@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from safetensors.torch import load, save
 
 from fieldguide.errors import UserError
 from fieldguide.files import file_hash, write_bytes
+from fieldguide.loader import TO_END
 from fieldguide.paths import unfinished
 
 KEPT = 2  # states; the older one is for the case that the newest is damaged
@@ -62,13 +64,16 @@ class States:
         All is copied before this returns and on the disk after `finish`. Raises what the state before it met.
         """
         self.finish()
-        state = State({name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, facts)
+        copied = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        state = State(copied, deepcopy(facts))
         self._written = self._thread.submit(self._write, state, {file: file.read_bytes() for file in files})
 
     def finish(self) -> None:
-        """Waits until the last state is on the disk; raises what it met."""
+        """Waits until the last state is on the disk; raises what it met, once."""
         if self._written is not None:
-            self._written.result()
+            wait([self._written])
+            written, self._written = self._written, None
+            written.result()
 
     def _write(self, state: State, files: dict[Path, bytes]) -> None:
         copies = {}
@@ -102,7 +107,8 @@ class States:
         return None
 
     def remove(self) -> None:
-        """Everything, once the training has ended."""
+        """Everything, once the training has ended; a state that cannot be written does not matter then."""
+        self._thread.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, path: Path) -> State | None:
@@ -140,9 +146,9 @@ class States:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int]]:
-    """A function that tells which of SIGTERM and SIGINT has come (0: none), so that a step can end and its state be saved.
+    """A function that tells which of `TO_END` has come (0: none), so that a step can end and its state be saved.
 
-    A second SIGINT interrupts at once. Outside the main thread signals stay as they are.
+    A second SIGINT interrupts at once. SIGHUP stays ignored under nohup. Outside the main thread signals stay as they are.
     """
     came: list[int] = []
 
@@ -153,7 +159,8 @@ def stop_signals() -> Iterator[Callable[[], int]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    ignored = {number for number in TO_END if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN}
+    before = {number: signal.signal(number, note) for number in TO_END if number not in ignored}
     try:
         yield lambda: came[0] if came else 0
     finally:
@@ -179,8 +186,12 @@ def states_of(depends_on: dict[str, Any]) -> Iterator[States]:
         states = States(folder)
         try:
             yield states
-        finally:
-            states.finish()
+        except BaseException:
+            try:
+                states.finish()
+            except (UserError, OSError) as error:
+                print(f"warning: {error}", file=sys.stderr)
+            raise
         states.remove()
     finally:
         lock.release()

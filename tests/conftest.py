@@ -16,8 +16,24 @@ for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))
     del os.environ[name]
 
 
+LONGEST = (
+    "test_pipeline",
+    "test_readme",
+    "test_distributed",
+    "test_resume",
+    "test_experiments",
+    "test_search",
+    "test_tracking",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on real photographs are skipped, with the reason, where the archives are absent."""
+    """The longest files come first, so that processes side by side end together.
+
+    Tests on real photographs are skipped, with the reason, where the archives are absent.
+    """
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     if not REAL_DATA.is_dir():
         for item in items:
             if item.get_closest_marker("real"):

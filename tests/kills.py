@@ -4,7 +4,8 @@
     python tests/kills.py --ranks 10 [--kills 2]
 
 Makes a tiny sample in a temporary folder and trains on it with averaged weights, mixup, cutmix, growing pictures and
-gradient accumulation on. Every third kill waits for a file that is just being written. tests/test_resume.py is the quick
+gradient accumulation on. Every third kill, a SIGKILL, waits for a file that is just being
+written. tests/test_resume.py is the quick
 lane. With --ranks so many trainings by two processes under torchrun are run, in each of which that many times one of the
 processes is killed; tests/test_distributed.py is the quick lane.
 """
@@ -133,7 +134,7 @@ def kill_and_compare(folder: Path, n_kills: int, seed: int, signals: tuple[signa
     assert not any((folder / ".fieldguide" / "unfinished").glob("*/*"))
     while n_killed < n_kills or was_killed:
         if n_killed < n_kills:
-            killed = project.killed(chance, seconds, signals[n_killed % len(signals)], in_write=n_killed % 3 == 2)
+            killed = project.killed(chance, seconds, signals[n_killed % len(signals)], in_write=n_killed % 3 == 1)
         else:
             assert project.start("train").wait() == 0, (folder / "output.log").read_text()
             killed = False

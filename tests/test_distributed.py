@@ -235,9 +235,44 @@ def test_many_processes_told_to_end_save_their_state(project: Project) -> None:
 
 
 def test_many_processes_told_to_end_go_on_in_the_same_bytes(tmp_path: Path) -> None:
-    assert kill_and_compare(tmp_path, n_kills=1, seed=4, signals=(signal.SIGTERM,), devices="2", epochs="10") == 1
+    assert (
+        kill_and_compare(tmp_path, n_kills=1, seed=4, signals=(signal.SIGTERM,), devices="2", loader="streaming", epochs="10")
+        == 1
+    )
     log = (tmp_path / "output.log").read_text()
     assert log.count("SIGTERM: stopped after epoch") == log.count("goes on after epoch") == 1
+
+
+LATE = """
+import os, signal, sys, time
+import torch.distributed as dist
+from fieldguide.distributed import joined, launch
+from fieldguide.resume import stop_signals
+if "WORLD_SIZE" not in os.environ:
+    launch("late", 2)
+    print("ended")
+    sys.exit()
+with joined("cpu") as world, stop_signals() as stop:
+    print("trains", flush=True)
+    dist.barrier()  # the last that they do together
+    if world.is_first:
+        if os.environ["FAULT"] == "signal":
+            os.kill(os.getppid(), signal.SIGTERM)
+        while not stop():
+            time.sleep(0.05)
+    elif os.environ["FAULT"] == "death":
+        os.abort()
+"""
+
+
+@pytest.mark.parametrize("fault", ["signal", "death"])
+def test_after_its_last_step_neither_a_signal_nor_a_death_undoes_a_training(tmp_path: Path, fault: str) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1", "FAULT": fault}
+    done = subprocess.run(
+        [sys.executable, "-m", "late"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "trains\nended\n"), done.stderr
 
 
 def test_a_launcher_that_is_killed_leaves_no_process_behind(project: Project) -> None:

@@ -8,6 +8,8 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +25,7 @@ from torch.utils.data import DataLoader
 from fieldguide import loader
 from fieldguide.errors import UserError
 from fieldguide.images import decode
-from fieldguide.loader import PREFETCHED, Ahead, Resident, Streaming, decode_all, open_source
+from fieldguide.loader import PREFETCHED, TO_END, Ahead, Resident, Streaming, decode_all, open_source
 from fieldguide.params import Train, read_params
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on a machine of one core
@@ -183,7 +185,7 @@ def test_an_epoch_that_was_broken_off_leaves_nothing_for_the_next(streamed: tupl
     same_batches(source, resident(rows, raw), lists(5))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", TO_END)
 def test_a_signal_to_the_whole_group_leaves_the_images_coming(
     streamed: tuple[Streaming, pd.DataFrame, Path], number: signal.Signals
 ) -> None:
@@ -238,6 +240,39 @@ def test_a_worker_that_is_killed_is_an_error_of_one_line_and_closing_ends_the_ot
         list(batches)
     source.close()
     assert gone(workers)
+
+
+def test_closing_ends_a_worker_that_is_stuck_in_a_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python would wait for it at its end, for ever."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # seconds that torch waits for it
+    rows = write_shard(tmp_path, [noise_png(0)] * 2)
+    rows.loc[1, "file"] = "never"
+    os.mkfifo(tmp_path / "never")
+    source = Streaming(rows, tmp_path, 16, 1, CPU)
+    before = {process.pid for process in multiprocessing.active_children()}
+    next(source.batches([torch.tensor([0]), torch.tensor([1])]))
+    workers = {process.pid for process in multiprocessing.active_children()} - before
+    assert len(workers) == 1
+    source.close()
+    assert gone(workers)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of torch's iterator, half made
+def test_an_interruption_while_workers_are_started_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[BaseProcess] = []
+
+    def start(worker: BaseProcess) -> None:
+        if started:
+            raise KeyboardInterrupt
+        BaseProcess.start(worker)
+        started.append(worker)
+
+    monkeypatch.setattr(ForkServerProcess, "start", start)
+    source = Streaming(write_shard(tmp_path, [noise_png(0)]), tmp_path, 16, 2, CPU)
+    with pytest.raises(KeyboardInterrupt):
+        next(source.batches([torch.tensor([0])]))
+    source.close()
+    assert gone({started[0].pid})
 
 
 @pytest.mark.parametrize(

@@ -60,25 +60,45 @@ def test_a_state_is_what_it_was_when_it_was_saved_though_it_is_written_later(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / "states").mkdir()
-    goes_on, saved = threading.Event(), tensors(1)
+    goes_on, saved, history = threading.Event(), tensors(1), list(FACTS["history"])
     monkeypatch.setattr(resume, "write_bytes", lambda *given: goes_on.wait(60) and write_bytes(*given))
     states = States(root / "states")
     Path("model.bin").write_bytes(b"first")
-    states.save(saved, FACTS, files=(Path("model.bin"),))  # returns, though nothing can be written yet
+    states.save(saved, FACTS | {"history": history}, files=(Path("model.bin"),))  # returns, though nothing can be written yet
     assert not any((root / "states").iterdir())
     saved["model.weight"].fill_(2)  # as the next step does
+    history.append({"epoch": 2})
     Path("model.bin").write_bytes(b"next")
     goes_on.set()
-    assert states.load().tensors["model.weight"].equal(tensors(1)["model.weight"])
+    found = states.load()
+    assert found.tensors["model.weight"].equal(tensors(1)["model.weight"])
+    assert found.facts["history"] == FACTS["history"]
     assert Path("model.bin").read_bytes() == b"first"
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "state")
+
+
+def test_a_training_that_has_ended_needs_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "write_bytes", full)
+    with states_of({}) as states:
+        states.save(tensors(1), FACTS)
+    assert not states.folder.exists()
+
+
+def test_an_error_is_not_hidden_by_a_state_that_could_not_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(resume, "write_bytes", full)
+    with pytest.raises(RuntimeError, match=r"^loss is nan$"), states_of({}) as states:
+        states.save(tensors(1), FACTS)
+        raise RuntimeError("loss is nan")
+    assert capsys.readouterr().err == "warning: [Errno 28] No space left on device: 'state'\n"
 
 
 def test_a_state_that_could_not_be_written_is_told_by_the_next_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states = filled(root / "states", 1)
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "state")
-
     with monkeypatch.context() as patched:
         patched.setattr(resume, "write_bytes", full)
         states.save(tensors(2), FACTS)
@@ -162,7 +182,7 @@ def test_a_second_process_on_the_same_training_is_refused() -> None:
         pass
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_noted_and_the_handlers_come_back(number: int) -> None:
     before = signal.getsignal(number)
     with stop_signals() as stop:
@@ -170,6 +190,16 @@ def test_a_signal_is_noted_and_the_handlers_come_back(number: int) -> None:
         os.kill(os.getpid(), number)
         assert stop() == number
     assert signal.getsignal(number) == before
+
+
+def test_a_terminal_that_is_closed_ends_nothing_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_interrupt_is_not_swallowed() -> None:
@@ -181,8 +211,8 @@ def test_a_second_interrupt_is_not_swallowed() -> None:
 
 @pytest.mark.parametrize("loader", ["resident", "streaming"])
 def test_killed_trainings_end_in_the_bytes_of_an_undisturbed_one(root: Path, loader: str) -> None:
-    """Ten kills in the quick lane; `python tests/kills.py` makes two hundred."""
-    n_kills = {"resident": 8, "streaming": 2}[loader]
+    """Nine kills in the quick lane; `python tests/kills.py` makes two hundred."""
+    n_kills = {"resident": 6, "streaming": 3}[loader]
     signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
     assert kill_and_compare(root, n_kills, seed=1, signals=signals, loader=loader) >= 1
     assert "goes on after" in (root / "output.log").read_text()
