@@ -228,6 +228,8 @@ def launch(module: str, n: int) -> None:
         ended = Path(folder, "ended.json")
         os.environ[ENDED] = str(ended)
         options = ["--standalone", f"--nproc-per-node={n}", f"--max-restarts={MAX_RESTARTS}", "--no-python"]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup, which torchrun would undo
+            options.append("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT")
         failed: Exception | None = None
         signalled = 0
         try:

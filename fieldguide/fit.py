@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import NoReturn
 
@@ -91,7 +91,8 @@ class Fit:
             self.states.finish()
         number = self.training.world.highest(self.stop())
         if self.training.world.is_first:
-            print(f"{signal.Signals(number).name}: stopped {where}; the same command goes on from there", file=sys.stderr)
+            with suppress(OSError):  # the terminal is closed
+                print(f"{signal.Signals(number).name}: stopped {where}; the same command goes on from there", file=sys.stderr)
         sys.exit(128 + number)
 
     def _save(self, progress: Progress | None = None) -> None:

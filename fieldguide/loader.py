@@ -31,6 +31,7 @@ from fieldguide.params import Train
 
 CHANNELS = 3
 PREFETCHED = 4  # batches that each worker decodes ahead
+STUCK_SECONDS = 5.0  # that a worker has for what it is about when all end
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")  # the last: a terminal that was closed
 TO_END = [signal.Signals[name] for name in SIGNALS if hasattr(signal, name)]  # what asks a training to end
 
@@ -114,12 +115,17 @@ class Streaming:
             raise
 
     def close(self) -> None:
-        """Ends the workers; one that is still stuck in a read after some seconds is killed."""
+        """Ends the workers; those that are stuck in a read are killed."""
         iterator, self._loader._iterator = self._loader._iterator, None
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            stuck = threading.Timer(
+                STUCK_SECONDS, _kill, [iterator._workers]
+            )  # torch waits ten seconds for one after the other
+            stuck.start()
             try:
                 iterator._shutdown_workers()
             finally:
+                stuck.cancel()
                 _kill(iterator._workers)
 
 

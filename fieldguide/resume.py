@@ -57,6 +57,7 @@ class States:
         self.folder = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._written: Future[None] | None = None  # the last one, when it is
+        self.kept = False  # though the training has ended
 
     def save(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any], files: tuple[Path, ...] = ()) -> None:
         """A new state, and copies of `files` that it rests on; older ones but for `KEPT` are removed afterwards.
@@ -172,7 +173,8 @@ def stop_signals() -> Iterator[Callable[[], int]]:
 def states_of(depends_on: dict[str, Any]) -> Iterator[States]:
     """The states of the training that these values define (JSON), for one process at a time; removed after the block.
 
-    They stay when the block is left by an error. Raises `UserError` while another process is at work on the same training.
+    They stay when the block is left by an error, or where they are `kept`. Raises `UserError` while another process is at work
+    on the same training.
     """
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
     folder = unfinished() / key
@@ -190,9 +192,13 @@ def states_of(depends_on: dict[str, Any]) -> Iterator[States]:
             try:
                 states.finish()
             except (UserError, OSError) as error:
-                print(f"warning: {error}", file=sys.stderr)
+                with suppress(OSError):  # the terminal is closed
+                    print(f"warning: {error}", file=sys.stderr)
+            with suppress(OSError):  # of a training that has not come to its first state
+                folder.rmdir()
             raise
-        states.remove()
+        if not states.kept:
+            states.remove()
     finally:
         lock.release()
 

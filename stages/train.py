@@ -53,7 +53,7 @@ def train_network(params: Params, world: World) -> None:
     manifest = read_manifest(MANIFEST)
     classes = classes_of(manifest)
     rows = {split: rows_of(manifest, split) for split in ("train", "valid")}
-    with prepared(params, classes, rows, world) as (training, valid), kept_states(params, training) as states:
+    with kept_states(params, world) as states, prepared(params, classes, rows, world) as (training, valid):
         if world.is_first:
             save_batch_picture(training)
         found = shared_state(states.load() if states else None, world)
@@ -67,6 +67,8 @@ def train_network(params: Params, world: World) -> None:
             history, best = fitting.all_epochs(found), fitting.best
             if world.is_first:
                 finish(training, run, history, best)
+        if states and stop():  # who told it to end may not wait for its outputs; the next start has nothing to train
+            states.kept = True
     valid_accuracy = history.iloc[best - 1]["valid_accuracy"]
     print(f"best epoch {best} by {params.train.best_by}: valid accuracy {valid_accuracy:.2%} (n={len(rows['valid'])})")
     print(f"-> {CHECKPOINT} {stage_metrics('train')} {HISTORY_CSV} {CURVES_PNG} {BATCH_PNG}")
@@ -91,9 +93,9 @@ def finish(training: Training, run: Run, history: pd.DataFrame, best: int) -> No
     run.log_files(HISTORY_CSV, CURVES_PNG, BATCH_PNG, stage_metrics("train"), folder="train")
 
 
-def kept_states(params: Params, training: Training) -> AbstractContextManager[States | None]:
+def kept_states(params: Params, world: World) -> AbstractContextManager[States | None]:
     """The training's states in the first process, nothing in the others."""
-    return states_of(depends_on(params, training)) if training.world.is_first else nullcontext()
+    return states_of(depends_on(params, world)) if world.is_first else nullcontext()
 
 
 def shared_state(found: State | None, world: World) -> State | None:
@@ -165,15 +167,16 @@ def compile_each_size(model: nn.Module, n_sizes: int) -> None:
     model.compile(dynamic=False)
 
 
-def depends_on(params: Params, training: Training) -> dict[str, Any]:
+def depends_on(params: Params, world: World) -> dict[str, Any]:
     """All that a training's bytes depend on: a state is found again only where none of it has changed."""
+    device = pick_device(params.runtime.device)
     sections = {name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "augment")}
     weights = weights_file(params.model)
     return sections | {
         "manifest": file_hash(MANIFEST),
         "weights": file_hash(weights) if weights and weights.is_file() else "",
         "code": {path.name: file_hash(path) for path in (Path(__file__), *sorted(Path(augment.__file__).parent.glob("*.py")))},
-        "device": [device_name(training.device), str(training.dtype), training.world.size],
+        "device": [device_name(device), str(pick_dtype(params.train.precision, device)), world.size],
         "versions": {package: version(package) for package in ("torch", "numpy", "pillow", "timm", "torchvision")},
     }
 

@@ -255,7 +255,12 @@ if "WORLD_SIZE" not in os.environ:
 with joined("cpu") as world, stop_signals() as stop:
     print("trains", flush=True)
     dist.barrier()  # the last that they do together
-    if world.is_first:
+    if os.environ["FAULT"] == "nohup":
+        if world.is_first:
+            os.kill(os.getppid(), signal.SIGHUP)
+        time.sleep(2)
+        assert not stop()
+    elif world.is_first:
         if os.environ["FAULT"] == "signal":
             os.kill(os.getppid(), signal.SIGTERM)
         while not stop():
@@ -265,13 +270,13 @@ with joined("cpu") as world, stop_signals() as stop:
 """
 
 
-@pytest.mark.parametrize("fault", ["signal", "death"])
+@pytest.mark.parametrize("fault", ["signal", "death", "nohup"])
 def test_after_its_last_step_neither_a_signal_nor_a_death_undoes_a_training(tmp_path: Path, fault: str) -> None:
+    """Nor does a closed terminal under nohup, at any time."""
     (tmp_path / "late.py").write_text(LATE)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1", "FAULT": fault}
-    done = subprocess.run(
-        [sys.executable, "-m", "late"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
+    command = [*(["nohup"] if fault == "nohup" else []), sys.executable, "-m", "late"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "trains\nended\n"), done.stderr
 
 

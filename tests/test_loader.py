@@ -244,7 +244,7 @@ def test_a_worker_that_is_killed_is_an_error_of_one_line_and_closing_ends_the_ot
 
 def test_closing_ends_a_worker_that_is_stuck_in_a_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python would wait for it at its end, for ever."""
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # seconds that torch waits for it
+    monkeypatch.setattr(loader, "STUCK_SECONDS", 0.2)
     rows = write_shard(tmp_path, [noise_png(0)] * 2)
     rows.loc[1, "file"] = "never"
     os.mkfifo(tmp_path / "never")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from kills import Project, kill_and_compare
+from kills import OUTPUTS, Project, kill_and_compare
 
 from fieldguide import resume
 from fieldguide.errors import UserError
@@ -238,3 +238,18 @@ def test_a_training_told_to_end_says_so_and_a_changed_rate_begins_anew(root: Pat
     assert project.start("train").wait() == 0
     assert "goes on after" not in (root / "output.log").read_text()
     assert json.loads((root / "metrics" / "train.json").read_text())["epochs"] == 2
+
+
+def test_a_training_told_to_end_after_its_last_step_is_there_for_the_next_start(root: Path) -> None:
+    """DVC may be gone by then: it takes no output of a stage that it has not seen end, and starts it again."""
+    project = Project(root, epochs="2")
+    process = project.start("train")
+    while not (root / "metrics" / "train.json").exists():  # the first of what is written at the end
+        assert process.poll() is None, (root / "output.log").read_text()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() in (0, -signal.SIGTERM)
+    assert list(unfinished().glob("*/state-*"))
+    assert project.start("train").wait() == 0
+    assert "goes on after epoch 2\n" in (root / "output.log").read_text()
+    assert all((root / output).exists() for output in OUTPUTS)
+    assert not any(unfinished().glob("*/*"))
