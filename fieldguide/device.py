@@ -49,11 +49,12 @@ def device_name(device: torch.device) -> str:
 def pick_dtype(choice: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products for `train.precision`: auto is bf16 only where the hardware computes it."""
     if choice == "auto":
-        choice = "bf16" if _has_bf16(device) else "fp32"
+        choice = "bf16" if computes_bf16(device) else "fp32"
     return torch.bfloat16 if choice == "bf16" else torch.float32
 
 
-def _has_bf16(device: torch.device) -> bool:
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bf16 instructions; a CPU without them emulates each product, many times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):

@@ -398,3 +398,16 @@ def test_after_a_few_steps_the_average_has_forgotten_the_first_weights() -> None
     for _ in range(5):
         update_average(average, model, 0.9999, 1_000_000)
     assert average.head.weight[0, 0].item() == pytest.approx(left[-1] * 0.9999**5, rel=1e-5)
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_muon_orthogonalises_in_a_dtype_that_the_hardware_computes(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    monkeypatch.setattr("fieldguide.optim.computes_bf16", lambda device: has_bf16)
+    monkeypatch.setattr("timm.optim.muon.zeropower_via_newtonschulz", lambda update, *_, dtype, **__: seen.add(dtype) or update)
+    model = build("cnn", 2)
+    optimizer = make_optimizer(model, train(optimizer="muon"))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert seen == {torch.bfloat16 if has_bf16 else torch.float32}
