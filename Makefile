@@ -17,7 +17,7 @@ run: setup
 	dvc repro
 
 serve: setup
-	python -m app
+	python -m fieldguide serve
 
 test: setup
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -20,11 +20,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fieldguide.images import read_encoded
-from fieldguide.loader import decode_all
-from fieldguide.manifest import read_manifest
-from fieldguide.params import read_params
-from fieldguide.paths import MANIFEST, RAW
+from fieldguide.core.images import read_encoded
+from fieldguide.core.manifest import read_manifest
+from fieldguide.core.params import read_params
+from fieldguide.core.paths import MANIFEST, RAW
+from fieldguide.network.loader import decode_all
 
 
 def plain_pillow(rows: pd.DataFrame, image_px: int, n_workers: int) -> np.ndarray:

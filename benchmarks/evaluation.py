@@ -28,13 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scale import run_stage
 
-from fieldguide.checkpoint import load_checkpoint
-from fieldguide.device import device_name, pick_device
-from fieldguide.inference import N_VIEWS, batches_of, views
-from fieldguide.loader import Ahead, Resident, decode_all
-from fieldguide.manifest import read_manifest, rows_of, write_manifest
-from fieldguide.params import read_params
-from fieldguide.paths import CHECKPOINT, MANIFEST, RAW
+from fieldguide.core.manifest import read_manifest, rows_of, write_manifest
+from fieldguide.core.params import read_params
+from fieldguide.core.paths import CHECKPOINT, MANIFEST, RAW
+from fieldguide.network.checkpoint import load_checkpoint
+from fieldguide.network.device import device_name, pick_device
+from fieldguide.network.inference import N_VIEWS, batches_of, views
+from fieldguide.network.loader import Ahead, Resident, decode_all
 
 
 def seconds(run: Callable[[], None], device: torch.device) -> float:

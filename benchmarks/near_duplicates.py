@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from test_near_duplicates import CHANGES, drawn, found, reported, rgb_of, textured
 
-from fieldguide.near_duplicates import MAX_DISTANCE, candidate_pairs
+from fieldguide.checks.near_duplicates import MAX_DISTANCE, candidate_pairs
 
 
 def photographs_of(archive: Path, n_images: int) -> list[np.ndarray]:

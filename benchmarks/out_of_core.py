@@ -27,7 +27,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fieldguide.manifest import COLUMNS, write_manifest
+from fieldguide.core.manifest import COLUMNS, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 N_CLASSES, N_VALID, SHARD_IMAGES = 20, 200, 10_000

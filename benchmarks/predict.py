@@ -17,9 +17,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fieldguide.classifier import OnnxClassifier
-from fieldguide.images import decode
-from fieldguide.layout import is_image
+from fieldguide.core.images import decode
+from fieldguide.onnx.classifier import OnnxClassifier
+from fieldguide.sources.layout import is_image
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 32

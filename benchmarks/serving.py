@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py [--model models/model.onnx] [--seconds 20] [--requests 20000] [--skip memory]
 
-Starts `python -m app` as a process of its own on the model, and sends it JPEGs from data/manifest.csv and data/raw, or drawn
+Starts `fieldguide serve` as a process of its own on the model, and sends it JPEGs from data/manifest.csv and data/raw, or drawn
 ones where these are absent, as raw bodies over connections that are kept. The load comes from one thread of this process
 and shares the machine with the server. Printed, part by part:
 
@@ -39,9 +39,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app.settings import n_cores
-from fieldguide.classifier import OnnxClassifier
-from fieldguide.paths import MANIFEST, ONNX, RAW
+from fieldguide.core.paths import MANIFEST, ONNX, RAW
+from fieldguide.onnx.classifier import OnnxClassifier
+from fieldguide.web.settings import n_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("throughput", "latency", "overload", "dripping", "stop", "memory")
@@ -53,8 +53,8 @@ HEAD = "POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/jpe
 def photographs(n_images: int) -> list[bytes]:
     """JPEGs of the test split where they are at hand, or drawn ones of 224 px."""
     if MANIFEST.exists() and RAW.exists():
-        from fieldguide.images import read_encoded
-        from fieldguide.manifest import held_out, read_manifest
+        from fieldguide.core.images import read_encoded
+        from fieldguide.core.manifest import held_out, read_manifest
 
         rows = held_out(read_manifest(MANIFEST))[1].head(n_images)
         return [read_encoded(RAW / row.file, row.offset, row.length) for row in rows.itertuples()]
@@ -71,7 +71,7 @@ def drawn(random: np.random.Generator) -> bytes:
 
 @dataclass(frozen=True)
 class Server:
-    """A running `python -m app`."""
+    """A running `python -m fieldguide serve`."""
 
     process: subprocess.Popen
     port: int
@@ -93,7 +93,7 @@ class Server:
 @contextlib.contextmanager
 def served(model: Path) -> Iterator[Server]:
     start = time.perf_counter()
-    command = [sys.executable, "-m", "app", "--model", str(model), "--port", "0"]
+    command = [sys.executable, "-m", "fieldguide", "serve", "--model", str(model), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
         lines = [process.stdout.readline().decode() for _ in range(2)]

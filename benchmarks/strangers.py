@@ -20,17 +20,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fieldguide.calibration import SCORES, Calibration, KnownScore, Moments, fit_unknown_below, score_tensors
-from fieldguide.checkpoint import load_checkpoint
-from fieldguide.device import pick_device
-from fieldguide.inference import batches_of, views
-from fieldguide.loader import Ahead, Resident, Source
-from fieldguide.manifest import held_out, read_manifest, rows_of
-from fieldguide.metrics import accuracy_interval, refused_strangers
-from fieldguide.models import Classifier
-from fieldguide.params import Params, read_params
-from fieldguide.paths import CHECKPOINT, MANIFEST, RAW
-from fieldguide.strangers import noises
+from fieldguide.core.manifest import held_out, read_manifest, rows_of
+from fieldguide.core.params import Params, read_params
+from fieldguide.core.paths import CHECKPOINT, MANIFEST, RAW
+from fieldguide.evaluation.metrics import accuracy_interval, refused_strangers
+from fieldguide.evaluation.ood import noises
+from fieldguide.network.calibration import SCORES, Calibration, KnownScore, Moments, fit_unknown_below, score_tensors
+from fieldguide.network.checkpoint import load_checkpoint
+from fieldguide.network.device import pick_device
+from fieldguide.network.inference import batches_of, views
+from fieldguide.network.loader import Ahead, Resident, Source
+from fieldguide.network.models import Classifier
 
 N_NOISE = 200  # images of each kind
 

@@ -37,8 +37,8 @@ EPOCH_S = 10.0  # of the epoch to which the cost is compared
 EPOCHS = """
 import json, sys, time
 from pathlib import Path
-from fieldguide import tracking
-from fieldguide.params import read_params
+from fieldguide.tracking import run as tracking
+from fieldguide.core.params import read_params
 n_epochs = int(sys.argv[1])
 params = read_params(Path(sys.argv[2]))
 waits = []
@@ -58,8 +58,8 @@ STAGE = """
 import sys, time
 from contextlib import nullcontext
 from pathlib import Path
-from fieldguide import tracking
-from fieldguide.params import read_params
+from fieldguide.tracking import run as tracking
+from fieldguide.core.params import read_params
 tracked, work_s, folder = sys.argv[1] == "tracked", float(sys.argv[3]), Path(sys.argv[4])
 params = read_params(Path(sys.argv[2]))
 with tracking.training_run(params) if tracked else nullcontext(tracking.Run()) as run:

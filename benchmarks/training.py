@@ -29,15 +29,15 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fieldguide.device import device_name, pick_device, pick_dtype, repeatable
-from fieldguide.images import read_encoded
-from fieldguide.loader import Resident, decode_all
-from fieldguide.loop import Training
-from fieldguide.manifest import Classes, classes_of, read_manifest, rows_of
-from fieldguide.models import build
-from fieldguide.optim import make_optimizer
-from fieldguide.params import Augment, Params, read_params
-from fieldguide.paths import MANIFEST, RAW
+from fieldguide.core.images import read_encoded
+from fieldguide.core.manifest import Classes, classes_of, read_manifest, rows_of
+from fieldguide.core.params import Augment, Params, read_params
+from fieldguide.core.paths import MANIFEST, RAW
+from fieldguide.network.device import device_name, pick_device, pick_dtype, repeatable
+from fieldguide.network.loader import Resident, decode_all
+from fieldguide.network.models import build
+from fieldguide.training.loop import Training
+from fieldguide.training.optim import make_optimizer
 
 FULL = {
     "vertical_flip": 0.5,

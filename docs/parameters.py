@@ -10,13 +10,13 @@ from pydantic import BaseModel, TypeAdapter
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fieldguide.params import Params, in_words  # noqa: E402 (the project is not installed)
+from fieldguide.core.params import Params, in_words  # noqa: E402 (the project is not installed)
 
 KEY = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?: (?P<value>[^#]*?))? *(?:# (?P<meaning>.*))?$")
 HEAD = """# Parameters
 
 Every key of `params.yaml`: what it is by default, what it may be, what it does. Change one for a run with
-`dvc exp run -S section.key=value`. Made by `python docs/parameters.py` from `params.yaml` and `fieldguide/params.py`.
+`dvc exp run -S section.key=value`. Made by `python docs/parameters.py` from `params.yaml` and `fieldguide/core/params.py`.
 """
 
 

@@ -22,7 +22,7 @@ COLOURS = 96
 
 
 def main() -> None:
-    server = subprocess.Popen([sys.executable, "-m", "app", "--port", "0"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([sys.executable, "-m", "fieldguide", "serve", "--port", "0"], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout
         address = [server.stdout.readline() for _ in range(2)][1].removeprefix("-> ").strip()

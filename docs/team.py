@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from fieldguide.errors import UserError, run_command  # noqa: E402
+from fieldguide.core.errors import UserError, run_command  # noqa: E402
 
 HOST = "127.0.0.1"
 BUCKETS = ("mlflow", "dvc")

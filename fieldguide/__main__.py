@@ -1,4 +1,4 @@
-"""python -m fieldguide …: the command line, of which `predict` needs NumPy, Pillow and onnxruntime only."""
+"""`fieldguide COMMAND …`, also `python -m fieldguide`: what a command needs is imported when it runs."""
 
 import argparse
 import os
@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fieldguide.errors import run_command
+from fieldguide.commands import serve
+from fieldguide.core.errors import run_command
 
 FORMATS = ("table", "csv", "json", "jsonl")
 SOME_FAILED = 3  # exit status; 1 is a mistake that stops everything, 2 a wrong command line
@@ -15,7 +16,7 @@ BROKEN_PIPE = 141  # what a shell reports of a command that SIGPIPE ended
 
 
 def parser() -> argparse.ArgumentParser:
-    every = argparse.ArgumentParser(prog="python -m fieldguide", description="Names the species on photographs.")
+    every = argparse.ArgumentParser(prog="fieldguide", description="Names the species on photographs.")
     commands = every.add_subparsers(dest="command", required=True)
     predict = commands.add_parser(
         "predict",
@@ -39,6 +40,11 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--heatmap", action="store_true", help="with --annotate: show where the network looked")
     predict.add_argument("--threads", type=_count, metavar="N", help="default: one for each core that may be used")
     predict.set_defaults(run=_predict, parser=predict)
+    page = commands.add_parser(
+        "serve", help="serve the web page and its API", description=serve.DESCRIPTION, epilog=serve.EPILOG
+    )
+    serve.add_options(page)
+    page.set_defaults(run=serve.serve, parser=page)
     runs = commands.add_parser(
         "runs",
         help="DVC's experiments and MLflow's runs side by side",
@@ -95,9 +101,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    chosen = parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     try:
-        n_failed = chosen.run(chosen)
+        n_failed = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -106,52 +112,57 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(SOME_FAILED)
 
 
-def _predict(chosen: argparse.Namespace) -> int:
-    if chosen.heatmap and not chosen.annotate:
-        chosen.parser.error("--heatmap needs --annotate DIR")
-    from fieldguide.predict import predict  # only now: --help should not wait for onnxruntime
-    from fieldguide.registry import model_file
+def _predict(args: argparse.Namespace) -> int:
+    if args.heatmap and not args.annotate:
+        args.parser.error("--heatmap needs --annotate DIR")
+    from fieldguide.commands.predict import predict  # only now: --help should not wait for onnxruntime
+    from fieldguide.tracking.registry import model_file
 
-    chosen.model = model_file(chosen.model)
-    return predict(chosen)
-
-
-def _runs(chosen: argparse.Namespace) -> None:
-    from fieldguide.runs import show
-
-    show(chosen.format, chosen.all_commits)
+    args.model = model_file(args.model)
+    return predict(args)
 
 
-def _sync(chosen: argparse.Namespace) -> None:
-    from fieldguide.runs import sync
+def _runs(args: argparse.Namespace) -> None:
+    from fieldguide.commands.runs import show
 
-    sync(chosen.all_commits)
+    show(args.format, args.all_commits)
 
 
-def _champion(chosen: argparse.Namespace) -> None:
-    from fieldguide.champion import challenge
+def _sync(args: argparse.Namespace) -> None:
+    from fieldguide.commands.runs import sync
 
-    if not challenge(chosen.name, chosen.force):
+    sync(args.all_commits)
+
+
+def _champion(args: argparse.Namespace) -> None:
+    from fieldguide.commands.champion import challenge
+
+    if not challenge(args.name, args.force):
         sys.exit(1)
 
 
-def _search(chosen: argparse.Namespace) -> None:
-    from fieldguide.search import run
+def _search(args: argparse.Namespace) -> None:
+    from fieldguide.commands.search import run
 
-    run(chosen)
+    run(args)
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text} must be an integer ≥ 1")
     return int(text)
 
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= SEEDS:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 to {SEEDS - 1}")
+        raise argparse.ArgumentTypeError(f"{text} must be an integer from 0 to {SEEDS - 1}")
     return int(text)
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """The command `fieldguide` that an installation brings."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    console()

@@ -18,21 +18,15 @@ import onnxruntime
 import pandas as pd
 import torch
 
-from fieldguide import plots, tracking
-from fieldguide.bench import Predict, interleaved_ms, joules, percentiles, spread
-from fieldguide.calibration import load_calibration
-from fieldguide.checkpoint import load_checkpoint
-from fieldguide.classifier import OnnxClassifier, has_provider
-from fieldguide.device import device_name, pick_device
-from fieldguide.errors import run_command
-from fieldguide.files import write_json
-from fieldguide.footprint import footprint
-from fieldguide.images import decode, read_encoded
-from fieldguide.loader import decode_all
-from fieldguide.manifest import held_out, read_manifest, write_table
-from fieldguide.onnx_export import torch_probabilities
-from fieldguide.params import Benchmark, read_params
-from fieldguide.paths import (
+from fieldguide.benchmark.footprint import footprint
+from fieldguide.benchmark.reference import peer
+from fieldguide.benchmark.timing import Predict, interleaved_ms, joules, percentiles, spread
+from fieldguide.core.errors import run_command
+from fieldguide.core.files import write_json
+from fieldguide.core.images import decode, read_encoded
+from fieldguide.core.manifest import held_out, read_manifest, write_table
+from fieldguide.core.params import Benchmark, read_params
+from fieldguide.core.paths import (
     CALIBRATION,
     CHECKPOINT,
     MANIFEST,
@@ -44,7 +38,14 @@ from fieldguide.paths import (
     THROUGHPUT_CSV,
     stage_metrics,
 )
-from fieldguide.peers import peer
+from fieldguide.network.calibration import load_calibration
+from fieldguide.network.checkpoint import load_checkpoint
+from fieldguide.network.device import device_name, pick_device
+from fieldguide.network.loader import decode_all
+from fieldguide.onnx.classifier import OnnxClassifier, has_provider
+from fieldguide.onnx.export import torch_probabilities
+from fieldguide.report import plots
+from fieldguide.tracking import run as tracking
 
 POINTS_LOST = 0.5  # of accuracy, in points of 100, that a smaller form may lose to be worth its speed
 FORMS = {"onnxruntime": ONNX, "onnxruntime_fp16": ONNX_FP16, "onnxruntime_int8": ONNX_INT8}

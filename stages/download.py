@@ -13,13 +13,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fieldguide import kaggle, sample
-from fieldguide.archive import Source, open_source, pack
-from fieldguide.catalog import CATALOG, matching_release
-from fieldguide.errors import UserError, run_command
-from fieldguide.files import check_free_space, file_hash, read_json, write_bytes, write_json
-from fieldguide.layout import (
-    SPLITS,
+from fieldguide.core.errors import UserError, run_command
+from fieldguide.core.files import check_free_space, file_hash, read_json, write_bytes, write_json
+from fieldguide.core.names import SPLITS
+from fieldguide.core.params import Data, Runtime, read_params
+from fieldguide.core.paths import IMAGES_ZIP, RAW, RECEIPT, download_cache, project_root
+from fieldguide.sources import kaggle, sample
+from fieldguide.sources.archive import Source, open_source, pack
+from fieldguide.sources.catalog import CATALOG, matching_release
+from fieldguide.sources.layout import (
     check_class_folders,
     check_classes,
     check_splits,
@@ -31,9 +33,7 @@ from fieldguide.layout import (
     shard_split,
     split_and_class,
 )
-from fieldguide.params import Data, Runtime, read_params
-from fieldguide.paths import IMAGES_ZIP, RAW, RECEIPT, download_cache, project_root
-from fieldguide.tfrecord import count_in_name
+from fieldguide.sources.tfrecord import count_in_name
 
 BEGUN = RAW / ".begun"  # stands there while the stage writes: all beside it is the stage's own
 
@@ -104,7 +104,7 @@ def download(data: Data, runtime: Runtime) -> dict[str, Any]:
     """Brings the raw data of `data` under data/raw and returns their receipt."""
     if data.dataset == "sample" and not data.path:
         n_images = pack_sample(data, runtime)
-        return receipt_of(data, "fieldguide/sample.py", "", [IMAGES_ZIP], {}, n_images)
+        return receipt_of(data, "fieldguide/sources/sample.py", "", [IMAGES_ZIP], {}, n_images)
     path, source, version, files = origin(data)
     folders = CATALOG[data.dataset].layout == "folders"
     keep = is_image if folders else _wanted_shard(data, files)

@@ -3,7 +3,7 @@
 Reads models/model.safetensors, data/manifest.csv, data/raw and `evaluate` of params.yaml. Temperature and thresholds are
 fitted on valid, class means on train, nothing on test. Writes models/calibration.safetensors; metrics/evaluate.json;
 metrics/predictions.csv (every image of valid and test with truth, top 5 and verdict); metrics/per_class.csv;
-metrics/coverage.csv (accuracy when the least certain are refused); the pictures of `fieldguide/pictures.py` and the tables
+metrics/coverage.csv (accuracy when the least certain are refused); the pictures of `fieldguide/report/pictures.py`, the tables
 beside them; and, for images without labels, metrics/submission.csv. Run it with `dvc repro evaluate`.
 """
 
@@ -19,30 +19,11 @@ from scipy.special import softmax
 from sklearn.metrics import f1_score
 from tqdm import tqdm
 
-from fieldguide import pictures, tracking
-from fieldguide.calibration import (
-    Calibration,
-    KnownScore,
-    Moments,
-    fit_temperature,
-    fit_unknown_below,
-    fit_unsure_below,
-    save_calibration,
-    score_tensors,
-    verdicts,
-)
-from fieldguide.checkpoint import Checkpoint, load_checkpoint
-from fieldguide.device import pick_device, repeatable
-from fieldguide.errors import run_command
-from fieldguide.files import write_json
-from fieldguide.inference import N_VIEWS, batches_of, views
-from fieldguide.loader import Ahead, Resident, Source, decode_all
-from fieldguide.manifest import leaked, read_manifest, rows_of, splits_in_use, write_table
-from fieldguide.metrics import accuracy_interval, coverage_table, per_class_table, refused_strangers, split_metrics
-from fieldguide.models import Classifier
-from fieldguide.onnx_export import Exported
-from fieldguide.params import Evaluate, Runtime, read_params
-from fieldguide.paths import (
+from fieldguide.core.errors import run_command
+from fieldguide.core.files import write_json
+from fieldguide.core.manifest import leaked, read_manifest, rows_of, splits_in_use, write_table
+from fieldguide.core.params import Evaluate, Runtime, read_params
+from fieldguide.core.paths import (
     CALIBRATION,
     CHECKPOINT,
     COVERAGE_CSV,
@@ -53,7 +34,27 @@ from fieldguide.paths import (
     SUBMISSION_CSV,
     stage_metrics,
 )
-from fieldguide.strangers import noises
+from fieldguide.evaluation.metrics import accuracy_interval, coverage_table, per_class_table, refused_strangers, split_metrics
+from fieldguide.evaluation.ood import noises
+from fieldguide.network.calibration import (
+    Calibration,
+    KnownScore,
+    Moments,
+    fit_temperature,
+    fit_unknown_below,
+    fit_unsure_below,
+    save_calibration,
+    score_tensors,
+    verdicts,
+)
+from fieldguide.network.checkpoint import Checkpoint, load_checkpoint
+from fieldguide.network.device import pick_device, repeatable
+from fieldguide.network.inference import N_VIEWS, batches_of, views
+from fieldguide.network.loader import Ahead, Resident, Source, decode_all
+from fieldguide.network.models import Classifier
+from fieldguide.onnx.export import Exported
+from fieldguide.report import pictures
+from fieldguide.tracking import run as tracking
 
 N_NOISE = 100  # pictures of each kind of noise
 N_ANSWERS = 5  # in predictions.csv

@@ -19,19 +19,12 @@ import pandas as pd
 import torch
 import yaml
 
-from fieldguide import tracking
-from fieldguide.calibration import Calibration, load_calibration
-from fieldguide.checkpoint import Checkpoint, load_checkpoint
-from fieldguide.classifier import OnnxClassifier
-from fieldguide.errors import UserError, run_command
-from fieldguide.files import file_hash, read_json, write_bytes, write_json
-from fieldguide.images import RESIZE_RULE
-from fieldguide.loader import decode_all
-from fieldguide.manifest import Classes, held_out, read_manifest, rows_of
-from fieldguide.metrics import accuracy_interval
-from fieldguide.onnx_export import Exported, export, save_model
-from fieldguide.params import Export, Model, read_params
-from fieldguide.paths import (
+from fieldguide.core.errors import UserError, run_command
+from fieldguide.core.files import file_hash, read_json, write_bytes, write_json
+from fieldguide.core.images import RESIZE_RULE
+from fieldguide.core.manifest import Classes, held_out, read_manifest, rows_of
+from fieldguide.core.params import Export, Model, read_params
+from fieldguide.core.paths import (
     CALIBRATION,
     CHECKPOINT,
     EVALUATE,
@@ -44,8 +37,15 @@ from fieldguide.paths import (
     RECEIPT,
     stage_metrics,
 )
-from fieldguide.quantize import METHODS, to_fp16, to_int8
-from fieldguide.standalone import BATCH_SIZES, probabilities_alone
+from fieldguide.evaluation.metrics import accuracy_interval
+from fieldguide.network.calibration import Calibration, load_calibration
+from fieldguide.network.checkpoint import Checkpoint, load_checkpoint
+from fieldguide.network.loader import decode_all
+from fieldguide.onnx.classifier import OnnxClassifier
+from fieldguide.onnx.export import Exported, export, save_model
+from fieldguide.onnx.proof import BATCH_SIZES, probabilities_alone
+from fieldguide.onnx.quantize import METHODS, to_fp16, to_int8
+from fieldguide.tracking import run as tracking
 
 UPSTREAM = ("download", "split_check", "train", "evaluate")  # the stages whose record in dvc.lock says where a model is from
 TIE = 1e-4  # a lead of the first answer over the second below which rounding may exchange them
@@ -129,7 +129,9 @@ def onnx_metadata(facts: Checkpoint, calibration: Calibration, evaluated: dict[s
             "checkpoint_sha256": file_hash(CHECKPOINT),
             "calibration_sha256": file_hash(CALIBRATION),
             "dvc_lock_sha256": pipeline_hash(),
-            "git_blobs": {source: git_blob(Path(source)) for source in ("fieldguide/models.py", "fieldguide/onnx_export.py")},
+            "git_blobs": {
+                source: git_blob(Path(source)) for source in ("fieldguide/network/models.py", "fieldguide/onnx/export.py")
+            },
         },
         "licence": licence(settings, receipt["licence"]),
     }

@@ -5,12 +5,12 @@ manifest, checkpoint, calibration and ONNX file; writes metrics/report.html, whi
 metrics/model_card.md. Run it with `dvc repro report`.
 """
 
-from fieldguide import tracking
-from fieldguide.errors import run_command
-from fieldguide.files import write_bytes
-from fieldguide.params import read_params
-from fieldguide.paths import CHECKPOINT, MODEL_CARD, REPORT_HTML
-from fieldguide.report import read_facts, render_card, render_page
+from fieldguide.core.errors import run_command
+from fieldguide.core.files import write_bytes
+from fieldguide.core.params import read_params
+from fieldguide.core.paths import CHECKPOINT, MODEL_CARD, REPORT_HTML
+from fieldguide.report.page import read_facts, render_card, render_page
+from fieldguide.tracking import run as tracking
 
 
 def main() -> None:

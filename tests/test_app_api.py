@@ -18,9 +18,9 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from app.openapi import description
-from app.settings import Settings
-from app.web import create_app
+from fieldguide.web.app import create_app
+from fieldguide.web.openapi import description
+from fieldguide.web.settings import Settings
 
 REFUSALS = [400, 404, 413, 415, 422]  # of what the description does not permit
 CHECKS = (

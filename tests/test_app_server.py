@@ -21,7 +21,7 @@ from conftest import ROOT
 from test_classifier import NAMES
 from waitress.adjustments import Adjustments
 
-from app.server import HEADER_BYTES, SILENT_S, Channel
+from fieldguide.web.server import HEADER_BYTES, SILENT_S, Channel
 
 SENT = (
     b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(png())
@@ -141,8 +141,10 @@ def test_hosts_can_be_allowed(tmp_path: Path) -> None:
     ],
 )
 def test_options_out_of_range_are_refused(option: tuple[str, str], said: str) -> None:
-    ended = subprocess.run([sys.executable, "-m", "app", *option], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (2, f"python -m app: error: {said}")
+    ended = subprocess.run(
+        [sys.executable, "-m", "fieldguide", "serve", *option], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (2, f"fieldguide serve: error: {said}")
 
 
 def test_dripping_clients_do_not_starve_the_others(served: Served) -> None:
@@ -309,7 +311,7 @@ def test_nothing_of_an_upload_is_logged_or_left_on_disk(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_user_can_mend_is_one_line(tmp_path: Path, options: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "app", "--port", "0", "--model", str(write_model(tmp_path)), *options]
+    command = [sys.executable, "-m", "fieldguide", "serve", "--port", "0", "--model", str(write_model(tmp_path)), *options]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert ended.stderr.startswith(message)

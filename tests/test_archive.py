@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from fieldguide.archive import open_source, pack, stored_members
-from fieldguide.errors import UserError
+from fieldguide.core.errors import UserError
+from fieldguide.sources.archive import open_source, pack, stored_members
 
 BOUND = 10**9
 LAYOUT = {f"{split}/{name}/1.jpg": f"{split} {name}".encode() for split in ("train", "valid", "test") for name in ("A", "B")}
@@ -342,7 +342,7 @@ def test_what_may_not_be_read_is_named(tmp_path: Path, closed: str) -> None:
     folder = write_folder(tmp_path / "photos", LAYOUT)
     (folder / closed).chmod(0)
     code = (
-        "import pathlib, sys; from fieldguide.errors import UserError; from fieldguide.archive import open_source\n"
+        "import pathlib; from fieldguide.core.errors import UserError; from fieldguide.sources.archive import open_source\n"
         "try:\n"
         "    with open_source(pathlib.Path('photos'), 10**9) as source: [source.read(name) for name in source.names]\n"
         "except UserError as error: print(error)"
@@ -360,7 +360,7 @@ def test_a_folder_behind_a_closed_one_is_one_line(tmp_path: Path) -> None:
     write_folder(tmp_path / "closed" / "photos", LAYOUT)
     (tmp_path / "closed").chmod(0)
     code = (
-        "import pathlib; from fieldguide.errors import UserError; from fieldguide.archive import open_source\n"
+        "import pathlib; from fieldguide.core.errors import UserError; from fieldguide.sources.archive import open_source\n"
         "try:\n"
         "    with open_source(pathlib.Path('closed/photos'), 10**9): pass\n"
         "except UserError as error: print(error)"

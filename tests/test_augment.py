@@ -12,8 +12,9 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from fieldguide import augment as columns_of_draws
-from fieldguide.augment import (
+from fieldguide.core.params import Augment
+from fieldguide.training import augment as columns_of_draws
+from fieldguide.training.augment import (
     N_DRAWS,
     augment,
     blur,
@@ -27,7 +28,6 @@ from fieldguide.augment import (
     sampling_grid,
     turn_hue,
 )
-from fieldguide.params import Augment
 
 IDENTITY = {
     "horizontal_flip": 0.0,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fieldguide import bench
-from fieldguide.bench import interleaved_ms, percentiles, timed_ms
+from fieldguide.benchmark import timing as bench
+from fieldguide.benchmark.timing import interleaved_ms, percentiles, timed_ms
 
 PIXELS = np.zeros((2, 4, 4, 3), np.uint8)
 Events = list[tuple[str, object]]

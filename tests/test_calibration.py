@@ -15,7 +15,9 @@ from sklearn.covariance import EmpiricalCovariance, shrunk_covariance
 from sklearn.metrics import log_loss
 from sklearn.metrics.pairwise import cosine_similarity
 
-from fieldguide.calibration import (
+from fieldguide.core.errors import UserError
+from fieldguide.evaluation.metrics import expected_calibration_error
+from fieldguide.network.calibration import (
     NEVER,
     SCORES,
     SHRINKAGE,
@@ -31,8 +33,6 @@ from fieldguide.calibration import (
     score_tensors,
     verdicts,
 )
-from fieldguide.errors import UserError
-from fieldguide.metrics import expected_calibration_error
 
 FITTED = Calibration("mirror", 0.7, 0.9, "cosine", 0.25, {"centre": torch.ones(3), "directions": torch.eye(3)[:, :2]})
 

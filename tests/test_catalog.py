@@ -2,7 +2,7 @@
 
 import pytest
 
-from fieldguide.catalog import CATALOG, matching_release
+from fieldguide.sources.catalog import CATALOG, matching_release
 
 
 def test_the_flowers_have_104_clean_names_in_the_competitions_order() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.ticker import MaxNLocator
 
-from fieldguide.charts import HEIGHT, WIDTH, Line, confusion, lines, reliability, strip, ticks
+from fieldguide.report.charts import HEIGHT, WIDTH, Line, confusion, lines, reliability, strip, ticks
 
 NASTY = '<script>alert("1")</script> & Ü'
 

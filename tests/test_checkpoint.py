@@ -23,11 +23,11 @@ from safetensors.torch import save, save_file
 from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
-from fieldguide.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, weights_file
-from fieldguide.errors import UserError
-from fieldguide.files import UNSEALED, sealed
-from fieldguide.models import NETWORKS, Classifier, build
-from fieldguide.params import Model
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import UNSEALED, sealed
+from fieldguide.core.params import Model
+from fieldguide.network.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, weights_file
+from fieldguide.network.models import NETWORKS, Classifier, build
 
 FACTS = Checkpoint("cnn", 32, ("ADONIS", "Schöner Käfer", "孔雀蛺蝶"), (0, 3, 7), 5, "ab" * 32)
 HEADER = {
@@ -41,8 +41,8 @@ HEADER = {
 SAVE = """
 import sys, torch
 from pathlib import Path
-from fieldguide.checkpoint import Checkpoint, save_checkpoint
-from fieldguide.models import build
+from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
+from fieldguide.network.models import build
 torch.manual_seed(3)
 save_checkpoint(Path(sys.argv[1]), build("fieldnet", 2), Checkpoint("fieldnet", 32, ("a", "b"), (0, 1), 4, "ff"))
 """

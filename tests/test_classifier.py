@@ -16,10 +16,10 @@ from conftest import ROOT
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from fieldguide.classifier import MAX_BATCH, Answer, OnnxClassifier, Prediction
-from fieldguide.errors import UserError
-from fieldguide.files import UNSEALED, sealed
-from fieldguide.images import UnreadableImage, decode
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import UNSEALED, sealed
+from fieldguide.core.images import UnreadableImage, decode
+from fieldguide.onnx.classifier import MAX_BATCH, Answer, OnnxClassifier, Prediction
 
 NAMES = ("RED", "GREEN", "BLUE", "DARK")
 WEIGHT = np.array([[6, 0, 0, -2], [0, 6, 0, -2], [0, 0, 6, -2]], np.float32)  # mean RGB in 0..1 to logits
@@ -321,7 +321,7 @@ def test_predicting_imports_neither_torch_nor_dvc_nor_mlflow(tmp_path: Path, mak
     script = """
 import sys
 from pathlib import Path
-from fieldguide.classifier import OnnxClassifier
+from fieldguide.onnx.classifier import OnnxClassifier
 print(OnnxClassifier(Path("model.onnx")).predict([Path("photo.jpg")], 1)[0].answers[0].name)
 print(*sorted({name.split(".")[0] for name in sys.modules}))
 """

@@ -17,10 +17,10 @@ from conftest import ROOT
 from kills import Project, kill_and_compare, kill_ranks_and_compare
 from torch import nn
 
-from fieldguide import augment
-from fieldguide.distributed import World, n_devices, scaled, synchronise_norms
-from fieldguide.errors import UserError
-from fieldguide.params import Train, read_params
+from fieldguide.core.errors import UserError
+from fieldguide.core.params import Train, read_params
+from fieldguide.training import augment
+from fieldguide.training.distributed import World, n_devices, scaled, synchronise_norms
 
 PARAMS = read_params(ROOT / "params.yaml")
 SIZES = (1, 2, 3, 4, 7, 8)
@@ -103,9 +103,9 @@ sys.path.insert(0, {str(ROOT / "tests")!r})
 import torch
 torch.set_num_threads(1)
 from test_loop import augmentation, noisy, ALL_ON, training
-from fieldguide.distributed import World, joined, scaled, synchronise_norms
-from fieldguide.inference import predict, score
-from fieldguide.loader import Resident
+from fieldguide.training.distributed import World, joined, scaled, synchronise_norms
+from fieldguide.network.inference import predict, score
+from fieldguide.network.loader import Resident
 
 CASES = {{
     "cnn": dict(network="cnn", class_weights="balanced", accumulate=2, optimizer="sgd", augment=augmentation(**ALL_ON)),
@@ -185,8 +185,8 @@ def test_norms_apart_make_another_curve(curves: dict) -> None:
 AGAIN = """
 import torch
 torch.set_num_threads(1)
-from fieldguide.distributed import joined
-from fieldguide.models import build
+from fieldguide.training.distributed import joined
+from fieldguide.network.models import build
 with joined("cpu") as world:
     torch.manual_seed(0)
     model = build("fieldnet", 3)
@@ -246,8 +246,8 @@ def test_many_processes_told_to_end_go_on_in_the_same_bytes(tmp_path: Path) -> N
 LATE = """
 import os, signal, sys, time
 import torch.distributed as dist
-from fieldguide.distributed import joined, launch
-from fieldguide.resume import stop_signals
+from fieldguide.training.distributed import joined, launch
+from fieldguide.training.resume import stop_signals
 if "WORLD_SIZE" not in os.environ:
     launch("late", 2)
     print("ended")

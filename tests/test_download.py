@@ -17,7 +17,7 @@ from test_files import on_a_tiny_disk
 from test_params import changed
 from test_pipeline import TINY, copy_project, run
 
-from fieldguide.archive import pack
+from fieldguide.sources.archive import pack
 
 MakeProject = Callable[..., Path]
 PHOTOS = {

@@ -5,7 +5,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from fieldguide.duplicates import TRUST, exact_pairs, label_conflicts, leaks, photographs
+from fieldguide.checks.duplicates import TRUST, exact_pairs, label_conflicts, leaks, photographs
 
 Planted = tuple[str, int | None, str]  # split, label, content
 

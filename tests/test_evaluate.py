@@ -13,14 +13,11 @@ import torch
 from conftest import ROOT
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
-from fieldguide.calibration import KnownScore, load_calibration
-from fieldguide.checkpoint import Checkpoint, save_checkpoint
-from fieldguide.errors import UserError
-from fieldguide.images import decode
-from fieldguide.manifest import LEAK, write_manifest
-from fieldguide.models import Classifier, build
-from fieldguide.params import Evaluate, read_params
-from fieldguide.paths import (
+from fieldguide.core.errors import UserError
+from fieldguide.core.images import decode
+from fieldguide.core.manifest import LEAK, write_manifest
+from fieldguide.core.params import Evaluate, read_params
+from fieldguide.core.paths import (
     ACTIVATION_PNG,
     CALIBRATION,
     CHECKPOINT,
@@ -34,7 +31,10 @@ from fieldguide.paths import (
     confusion_csv,
     stage_metrics,
 )
-from fieldguide.strangers import noises
+from fieldguide.evaluation.ood import noises
+from fieldguide.network.calibration import KnownScore, load_calibration
+from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
+from fieldguide.network.models import Classifier, build
 from stages import evaluate
 
 PX = 32
@@ -260,7 +260,7 @@ def test_the_same_bytes_come_out_again_whatever_the_number_of_workers(
     case.write(SIZES, 6)
     contents = []
     for n_workers in (1, 3):
-        monkeypatch.setattr("fieldguide.params.Runtime.n_workers", n_workers)
+        monkeypatch.setattr("fieldguide.core.params.Runtime.n_workers", n_workers)
         case.run(tta=tta)
         contents.append({path: path.read_bytes() for path in OUTPUTS})
     assert contents[0] == contents[1]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from test_pipeline import TINY, copy_project, run, tracked_runs, values
 
-from fieldguide.files import file_hash
+from fieldguide.core.files import file_hash
 
 SMALLEST = TINY | {
     "name: fieldnet ": "name: cnn ",

@@ -12,15 +12,15 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from fieldguide.calibration import Calibration, save_calibration
-from fieldguide.checkpoint import Checkpoint, save_checkpoint
-from fieldguide.errors import UserError
-from fieldguide.files import file_hash, write_json
-from fieldguide.manifest import COLUMNS, write_manifest
-from fieldguide.models import build
-from fieldguide.params import Model
-from fieldguide.paths import CALIBRATION, CHECKPOINT, MANIFEST, ONNX
-from fieldguide.standalone import probabilities_alone
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import file_hash, write_json
+from fieldguide.core.manifest import COLUMNS, write_manifest
+from fieldguide.core.params import Model
+from fieldguide.core.paths import CALIBRATION, CHECKPOINT, MANIFEST, ONNX
+from fieldguide.network.calibration import Calibration, save_calibration
+from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
+from fieldguide.network.models import build
+from fieldguide.onnx.proof import probabilities_alone
 from stages import export_onnx
 from stages.export_onnx import UPSTREAM, evaluation, git_blob, licence, pipeline_hash
 

@@ -16,10 +16,10 @@ from kills import Project
 from test_files import on_a_tiny_disk
 from test_pipeline import BIN, TINY, copy_project, run
 
-from fieldguide.errors import UserError
-from fieldguide.fit import out_of_memory_explained
-from fieldguide.loop import Training
-from fieldguide.params import read_params
+from fieldguide.core.errors import UserError
+from fieldguide.core.params import read_params
+from fieldguide.training.fit import out_of_memory_explained
+from fieldguide.training.loop import Training
 from stages import train
 
 ROWS = re.findall(r"`(tests/\w+\.py)::(\w+)`", (ROOT / "docs" / "faults.md").read_text())

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from fieldguide.errors import UserError
-from fieldguide.files import CHUNK_BYTES, atomic_path, check_free_space, file_hash, read_json, write_bytes, write_json
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import CHUNK_BYTES, atomic_path, check_free_space, file_hash, read_json, write_bytes, write_json
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -120,7 +120,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a"
     target.write_bytes(b"old")
     code = (
-        "import os, pathlib, signal, sys; from fieldguide.files import atomic_path\n"
+        "import os, pathlib, signal, sys; from fieldguide.core.files import atomic_path\n"
         "with atomic_path(pathlib.Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -131,7 +131,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None:
     code = (
-        "import pathlib, sys; from fieldguide.errors import UserError; from fieldguide.files import write_bytes\n"
+        "import pathlib, sys; from fieldguide.core.errors import UserError; from fieldguide.core.files import write_bytes\n"
         "folder = pathlib.Path(sys.argv[1]); target = folder / 'a'\n"
         "write_bytes(target, b'old')\n"
         "try: write_bytes(target, bytes(10**6))\n"

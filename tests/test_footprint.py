@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_classifier import mean_colour_network, save
 
-from fieldguide.errors import UserError
-from fieldguide.footprint import footprint, peak_bytes
+from fieldguide.benchmark.footprint import footprint, peak_bytes
+from fieldguide.core.errors import UserError
 
 
 def test_time_and_memory_are_those_of_a_fresh_process(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from fieldguide.gallery import PICTURE_PX, Picture, page
+from fieldguide.checks.gallery import PICTURE_PX, Picture, page
 
 RED = np.full((300, 200, 3), (200, 0, 0), np.uint8)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 
-from fieldguide.heatmap import OPACITY, colours, overlay, supporting
-from fieldguide.images import upscaled
+from fieldguide.core.images import upscaled
+from fieldguide.onnx.heatmap import OPACITY, colours, overlay, supporting
 
 
 def test_the_colours_are_those_of_matplotlibs_inferno() -> None:

@@ -18,8 +18,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image, ImageFile
 
-from fieldguide import images
-from fieldguide.images import MAX_PIXELS, ImageFacts, UnreadableImage, captioned, decode, read_encoded, resized
+from fieldguide.core import images
+from fieldguide.core.images import MAX_PIXELS, ImageFacts, UnreadableImage, captioned, decode, read_encoded, resized
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
 LOSSLESS = {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True}}
@@ -353,7 +353,7 @@ def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded(
 
 def test_an_image_that_claims_too_many_pixels_prints_nothing_of_its_own() -> None:
     code = (
-        "import sys; from fieldguide.images import UnreadableImage, inspect\n"
+        "import sys; from fieldguide.core.images import UnreadableImage, inspect\n"
         "try: inspect(sys.stdin.buffer.read(), 256)\n"
         "except UnreadableImage as error: print(error)"
     )
@@ -380,7 +380,7 @@ def test_damaged_exif_does_not_cost_the_picture() -> None:
 
 
 def test_damaged_exif_prints_nothing() -> None:
-    code = "import sys; from fieldguide.images import inspect; print(inspect(sys.stdin.buffer.read(), 256)[0].width)"
+    code = "import sys; from fieldguide.core.images import inspect; print(inspect(sys.stdin.buffer.read(), 256)[0].width)"
     done = subprocess.run([sys.executable, "-c", code], input=with_damaged_exif(), cwd=ROOT, capture_output=True, check=True)
     assert (done.stdout, done.stderr) == (b"40\n", b"")
 
@@ -452,7 +452,9 @@ def test_bytes_beyond_the_first_4_gb_are_read(tmp_path: Path) -> None:
 
 
 def test_decoding_needs_pillow_and_numpy_only() -> None:
-    code = "import sys, fieldguide.images; print(sorted({'torch', 'pandas', 'mlflow', 'dvc', 'pydantic'} & set(sys.modules)))"
+    code = (
+        "import sys, fieldguide.core.images; print(sorted({'torch', 'pandas', 'mlflow', 'dvc', 'pydantic'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

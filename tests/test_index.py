@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from test_tfrecord import JPEG, example, flower, texts, write
 
-from fieldguide.errors import UserError
-from fieldguide.index import INDEX_COLUMNS, index_shards, united_classes
+from fieldguide.core.errors import UserError
+from fieldguide.sources.index import INDEX_COLUMNS, index_shards, united_classes
 
 FEATURES = {"image": "image", "label": "class", "id": "id"}
 

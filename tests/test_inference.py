@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
 
-from fieldguide.inference import batches_of, predict, score, views
-from fieldguide.loader import Resident
-from fieldguide.models import NETWORKS, Classifier, build
+from fieldguide.network.inference import batches_of, predict, score, views
+from fieldguide.network.loader import Resident
+from fieldguide.network.models import NETWORKS, Classifier, build
 
 CPU = torch.device("cpu")
 

@@ -23,8 +23,8 @@ import pytest
 import requests.adapters
 from kaggle_server import GOOD_TOKEN, HOLD_S, Fault, KaggleServer, packed
 
-from fieldguide import kaggle
-from fieldguide.errors import UserError
+from fieldguide.core.errors import UserError
+from fieldguide.sources import kaggle
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -277,8 +277,8 @@ import sys
 from pathlib import Path
 from kagglesdk import kaggle_env
 kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.LOCAL] = sys.argv[1]
-from fieldguide import kaggle
-from fieldguide.errors import UserError
+from fieldguide.sources import kaggle
+from fieldguide.core.errors import UserError
 try:
     print(kaggle.download_dataset(sys.argv[3], version=sys.argv[4], cache=Path(sys.argv[2])).path.name)
 except UserError as error:
@@ -566,7 +566,7 @@ def test_competition_file_outside_its_folder(server, cache):
 
 
 def test_import_leaves_the_client_alone():
-    code = "import sys, fieldguide.kaggle; print([m for m in sys.modules if m.startswith('kaggle')])"
+    code = "import sys, fieldguide.sources.kaggle; print([m for m in sys.modules if m.startswith('kaggle')])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 

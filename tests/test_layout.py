@@ -6,10 +6,10 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from fieldguide.errors import UserError
-from fieldguide.layout import (
+from fieldguide.core.errors import UserError
+from fieldguide.core.names import SPLITS
+from fieldguide.sources.layout import (
     SPLIT_NAMES,
-    SPLITS,
     check_class_folders,
     check_classes,
     check_splits,

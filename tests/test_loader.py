@@ -22,11 +22,11 @@ from conftest import ROOT
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fieldguide import loader
-from fieldguide.errors import UserError
-from fieldguide.images import decode
-from fieldguide.loader import PREFETCHED, TO_END, Ahead, Resident, Streaming, decode_all, open_source
-from fieldguide.params import Train, read_params
+from fieldguide.core.errors import UserError
+from fieldguide.core.images import decode
+from fieldguide.core.params import Train, read_params
+from fieldguide.network import loader
+from fieldguide.network.loader import PREFETCHED, TO_END, Ahead, Resident, Streaming, decode_all, open_source
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on a machine of one core
 CPU = torch.device("cpu")

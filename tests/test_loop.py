@@ -19,15 +19,15 @@ from safetensors.torch import save
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-from fieldguide import augment
-from fieldguide.errors import UserError
-from fieldguide.files import file_hash
-from fieldguide.loader import Resident, Source, Streaming, decode_all
-from fieldguide.loop import Training, balanced_order, image_px_at
-from fieldguide.models import NETWORKS, Classifier, build
-from fieldguide.optim import make_optimizer
-from fieldguide.params import Augment, Train, read_params
-from fieldguide.resume import State
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import file_hash
+from fieldguide.core.params import Augment, Train, read_params
+from fieldguide.network.loader import Resident, Source, Streaming, decode_all
+from fieldguide.network.models import NETWORKS, Classifier, build
+from fieldguide.training import augment
+from fieldguide.training.loop import Training, balanced_order, image_px_at
+from fieldguide.training.optim import make_optimizer
+from fieldguide.training.resume import State
 
 PARAMS = read_params(ROOT / "params.yaml")
 OFF = {
@@ -273,7 +273,7 @@ class Masks(Training):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 def test_nothing_waits_for_the_device_before_the_end_of_an_epoch(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors without values: whatever asked for one would fail."""
-    monkeypatch.setattr("fieldguide.loop.autocast", lambda *_: nullcontext())  # has no such device
+    monkeypatch.setattr("fieldguide.training.loop.autocast", lambda *_: nullcontext())  # has no such device
 
     class Counted(Training):
         def update(self, step: int) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fieldguide.errors import UserError
-from fieldguide.manifest import (
+from fieldguide.core.errors import UserError
+from fieldguide.core.manifest import (
     COLUMNS,
     LEAK,
     classes_of,

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, auc, classification_report, f1_score, log_loss, roc_curve, top_k_accuracy_score
 
-from fieldguide.metrics import (
+from fieldguide.evaluation.metrics import (
     accuracy_at,
     accuracy_interval,
     coverage_table,

@@ -13,8 +13,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torchvision.transforms.v2 import functional as tv
 
-from fieldguide.errors import UserError
-from fieldguide.models import (
+from fieldguide.core.errors import UserError
+from fieldguide.network.models import (
     NETWORKS,
     Classifier,
     ResidualBlock,
@@ -306,7 +306,7 @@ def test_unknown_names_are_refused_with_close_ones(name: str, advice: str) -> No
 
 def test_the_module_and_its_own_networks_import_neither_torchvisions_models_nor_timm() -> None:
     script = (
-        "import sys, fieldguide.checkpoint, fieldguide.models; fieldguide.models.build('cnn', 2)\n"
+        "import sys, fieldguide.network.checkpoint, fieldguide.network.models; fieldguide.network.models.build('cnn', 2)\n"
         "assert not {'torchvision.models', 'timm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

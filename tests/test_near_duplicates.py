@@ -15,9 +15,9 @@ from conftest import REAL_DATA
 from numpy.random import Generator, default_rng
 from PIL import Image
 
-from fieldguide import near_duplicates as module
-from fieldguide.near_duplicates import Pair, candidate_pairs, fingerprint, near_duplicates
-from fieldguide.sample import photographs
+from fieldguide.checks import near_duplicates as module
+from fieldguide.checks.near_duplicates import Pair, candidate_pairs, fingerprint, near_duplicates
+from fieldguide.sources.sample import photographs
 
 Change = Callable[[np.ndarray, Generator], np.ndarray]
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from fieldguide import onnx_export
-from fieldguide.calibration import Calibration
-from fieldguide.classifier import OUTPUT_NAMES, OnnxClassifier
-from fieldguide.errors import UserError
-from fieldguide.models import NETWORKS, Classifier, build
-from fieldguide.onnx_export import Exported, export
+from fieldguide.core.errors import UserError
+from fieldguide.network.calibration import Calibration
+from fieldguide.network.models import NETWORKS, Classifier, build
+from fieldguide.onnx import export as onnx_export
+from fieldguide.onnx.classifier import OUTPUT_NAMES, OnnxClassifier
+from fieldguide.onnx.export import Exported, export
 
 N_CLASSES = 6
 TEMPERATURE = 1.6
@@ -33,7 +33,7 @@ METADATA = {
 EXPORT = """
 from pathlib import Path
 from test_onnx_export import METADATA, computed, network
-from fieldguide.onnx_export import export
+from fieldguide.onnx.export import export
 export(computed(network("cnn", 16), 16), 16, 20, METADATA, Path("model.onnx"))
 """
 

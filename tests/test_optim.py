@@ -10,9 +10,9 @@ from conftest import ROOT
 from timm.optim import Muon
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR, OneCycleLR
 
-from fieldguide.models import NETWORKS, build
-from fieldguide.optim import lr_at, make_optimizer, set_lr, update_average
-from fieldguide.params import Train, read_params
+from fieldguide.core.params import Train, read_params
+from fieldguide.network.models import NETWORKS, build
+from fieldguide.training.optim import lr_at, make_optimizer, set_lr, update_average
 
 TRAIN = read_params(ROOT / "params.yaml").train
 COSINE = {  # from nothing to the peak, and down to nothing, with one rate for all layers
@@ -403,7 +403,7 @@ def test_after_a_few_steps_the_average_has_forgotten_the_first_weights() -> None
 @pytest.mark.parametrize("has_bf16", [False, True])
 def test_muon_orthogonalises_in_a_dtype_that_the_hardware_computes(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
-    monkeypatch.setattr("fieldguide.optim.computes_bf16", lambda device: has_bf16)
+    monkeypatch.setattr("fieldguide.training.optim.computes_bf16", lambda device: has_bf16)
     monkeypatch.setattr("timm.optim.muon.zeropower_via_newtonschulz", lambda update, *_, dtype, **__: seen.add(dtype) or update)
     model = build("cnn", 2)
     optimizer = make_optimizer(model, train(optimizer="muon"))

@@ -10,8 +10,8 @@ from conftest import ROOT
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
-from fieldguide.errors import UserError
-from fieldguide.params import Params, read_params
+from fieldguide.core.errors import UserError
+from fieldguide.core.params import Params, read_params
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 BIG = "1e+400"

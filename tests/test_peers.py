@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fieldguide.calibration import Calibration
-from fieldguide.images import decode
-from fieldguide.models import build
-from fieldguide.onnx_export import torch_probabilities
-from fieldguide.peers import peer
+from fieldguide.benchmark.reference import peer
+from fieldguide.core.images import decode
+from fieldguide.network.calibration import Calibration
+from fieldguide.network.models import build
+from fieldguide.onnx.export import torch_probabilities
 
 
 @pytest.mark.parametrize(("name", "library"), [("resnet18", "torchvision"), ("timm/test_resnet", "timm")])

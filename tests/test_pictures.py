@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from fieldguide import pictures
-from fieldguide.paths import (
+from fieldguide.core.paths import (
     ACTIVATION_PNG,
     CONFUSED_PAIRS_CSV,
     CONFUSED_PAIRS_PNG,
@@ -23,7 +22,8 @@ from fieldguide.paths import (
     confusion_csv,
     confusion_png,
 )
-from fieldguide.pictures import THUMBNAIL_PX, Answers, confused_pairs, reliability_of, save_pictures
+from fieldguide.report import pictures
+from fieldguide.report.pictures import THUMBNAIL_PX, Answers, confused_pairs, reliability_of, save_pictures
 
 NAMES = ["RED ADMIRAL", "PEACOCK", "<b>COMMA</b>"]
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import REAL_DATA, ROOT
 
-from fieldguide.files import file_hash
+from fieldguide.core.files import file_hash
 
 BIN = Path(sys.executable).parent
 TINY = {

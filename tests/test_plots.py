@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from fieldguide.plots import (
+from fieldguide.report.plots import (
     Cell,
     accuracy_latency,
     class_scores,
@@ -33,7 +33,7 @@ DRAW = """
 import sys
 from pathlib import Path
 import numpy as np
-from fieldguide.plots import confusion, curves, image_grid, save_png
+from fieldguide.report.plots import confusion, curves, image_grid, save_png
 target = Path(sys.argv[1])
 series = {"train": [2.0, 1.0, 0.5], "valid": [2.1, 1.2, 0.8]}
 save_png(curves([1, 2, 3], series, series, 3, [0.1, 0.2]), target / "curves.png")

@@ -20,9 +20,9 @@ from PIL import Image
 from test_classifier import METADATA, NAMES, expected_probabilities, mean_colour_network, save
 
 from fieldguide.__main__ import SOME_FAILED, main
-from fieldguide.errors import UserError
-from fieldguide.images import decode
-from fieldguide.predict import BATCH
+from fieldguide.commands.predict import BATCH
+from fieldguide.core.errors import UserError
+from fieldguide.core.images import decode
 
 PX = 16
 COLOURS = {"RED": (250, 60, 60), "GREEN": (60, 250, 60), "BLUE": (60, 60, 250)}
@@ -281,14 +281,14 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.Ca
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert "usage: python -m fieldguide" in capsys.readouterr().err
+    assert "usage: fieldguide" in capsys.readouterr().err
 
 
 def test_memory_does_not_grow_with_the_number_of_photographs(folder: Path, make_jpeg: Callable[..., bytes]) -> None:
     """Peak memory of a process that names many large photographs against one that names few."""
     content = make_jpeg(1, 1200, 900)
     script = (
-        "import sys; from fieldguide.__main__ import main; from fieldguide.footprint import peak_bytes\n"
+        "import sys; from fieldguide.__main__ import main; from fieldguide.benchmark.footprint import peak_bytes\n"
         "main(sys.argv[1:]); print(peak_bytes(), file=sys.stderr)"
     )
     peaks = []

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from test_onnx_export import METADATA, computed, network, pictures
 
-from fieldguide.classifier import OUTPUT_NAMES, OnnxClassifier
-from fieldguide.onnx_export import export, save_model
-from fieldguide.quantize import METHODS, after_embedding, to_fp16, to_int8
+from fieldguide.onnx.classifier import OUTPUT_NAMES, OnnxClassifier
+from fieldguide.onnx.export import export, save_model
+from fieldguide.onnx.quantize import METHODS, after_embedding, to_fp16, to_int8
 
 PX = 48
 

@@ -19,7 +19,7 @@ import yaml
 from conftest import ROOT
 from test_pipeline import BIN, TINY, copy_project
 
-from fieldguide.params import read_params
+from fieldguide.core.params import read_params
 
 LEFT = {  # commands of the README that are not run here, and why
     r"dvc exp run -S data.dataset=butterflies$": "fetches from Kaggle",

@@ -15,16 +15,16 @@ from app_server import png
 from conftest import ROOT
 from test_classifier import METADATA, NAMES, PX, mean_colour_network, save
 
-from app.model import Watched
-from fieldguide import tracking
 from fieldguide.__main__ import main
-from fieldguide.errors import UserError
-from fieldguide.files import file_hash
-from fieldguide.manifest import write_manifest
-from fieldguide.params import read_params
-from fieldguide.paths import MANIFEST, ONNX, PREDICTIONS_CSV, RAW
-from fieldguide.registry import Registry, model_file, opened
-from fieldguide.store import CHECKPOINT_TAG, DEFAULTS, Store
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import file_hash
+from fieldguide.core.manifest import write_manifest
+from fieldguide.core.params import read_params
+from fieldguide.core.paths import MANIFEST, ONNX, PREDICTIONS_CSV, RAW
+from fieldguide.tracking import run as tracking
+from fieldguide.tracking.registry import Registry, model_file, opened
+from fieldguide.tracking.store import CHECKPOINT_TAG, DEFAULTS, Store
+from fieldguide.web.model import Watched
 
 PARAMS = read_params(ROOT / "params.yaml")
 CHAMPION = "models:/fieldguide@champion"

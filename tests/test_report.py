@@ -15,10 +15,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from fieldguide import report
-from fieldguide.images import encode_jpeg
-from fieldguide.paths import GALLERY_JSON, MANIFEST, METRICS, RECEIPT, confusion_csv, stage_metrics
-from fieldguide.report import markdown, percent, read_facts, render_card, render_page, size
+from fieldguide.core.images import encode_jpeg
+from fieldguide.core.paths import GALLERY_JSON, MANIFEST, METRICS, RECEIPT, confusion_csv, stage_metrics
+from fieldguide.report import page as report
+from fieldguide.report.page import markdown, percent, read_facts, render_card, render_page, size
 
 NASTY = '<img src=x onerror="alert(1)"> & | *B* [c](d)'
 PARAMS = {

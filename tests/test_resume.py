@@ -14,11 +14,11 @@ import torch
 from conftest import ROOT
 from kills import OUTPUTS, Project, kill_and_compare
 
-from fieldguide import resume
-from fieldguide.errors import UserError
-from fieldguide.files import write_bytes
-from fieldguide.paths import unfinished
-from fieldguide.resume import KEPT, States, states_of, stop_signals
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import write_bytes
+from fieldguide.core.paths import unfinished
+from fieldguide.training import resume
+from fieldguide.training.resume import KEPT, States, states_of, stop_signals
 
 FACTS = {"history": [{"epoch": 1, "loss": 0.1 + 0.2}], "best": 1}
 
@@ -167,7 +167,7 @@ def test_other_values_have_other_states() -> None:
 
 
 def test_a_second_process_on_the_same_training_is_refused() -> None:
-    hold = "from fieldguide.resume import states_of\nwith states_of({'a': 1}): print('held', flush=True); input()"
+    hold = "from fieldguide.training.resume import states_of\nwith states_of({'a': 1}): print('held', flush=True); input()"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", hold], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from fieldguide import runs
-from fieldguide.runs import Experiment, Row, TrackedRun, matched
+from fieldguide.commands import runs
+from fieldguide.commands.runs import Experiment, Row, TrackedRun, matched
 
 PARAMS = {"train.lr": 0.1, "augment.rotation_degrees": 20, "benchmark.batch_sizes": [1, 8], "evaluate.tta": "none"}
 METRICS = {"train.valid.loss": 0.5, "evaluate.test.accuracy": 0.75}
@@ -93,7 +93,7 @@ def test_two_experiments_with_one_checkpoint_see_it_as_their_own_stages_measured
 LOCK = {
     "split_check": {"outs": [{"path": "data/manifest.csv", "md5": "m1"}]},
     "train": {"deps": [{"path": "data/manifest.csv", "md5": "m1"}], "outs": [{"path": "models/model.safetensors", "md5": "a"}]},
-    "evaluate": {"deps": [{"path": "models/model.safetensors", "md5": "b"}, {"path": "fieldguide/files.py", "md5": "x"}]},
+    "evaluate": {"deps": [{"path": "models/model.safetensors", "md5": "b"}, {"path": "fieldguide/core/files.py", "md5": "x"}]},
 }
 
 

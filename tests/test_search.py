@@ -16,11 +16,12 @@ from conftest import ROOT
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from test_pipeline import TINY, copy_project, run, tracked_runs
 
-from fieldguide import plots, store
 from fieldguide.__main__ import main
-from fieldguide.errors import UserError
-from fieldguide.journal import new_journal
-from fieldguide.search import DIVERGED, draw_runs, experiment, file_of, live_curve, reason, settings_of
+from fieldguide.commands.search import DIVERGED, draw_runs, experiment, file_of, live_curve, reason, settings_of
+from fieldguide.core.errors import UserError
+from fieldguide.report import plots
+from fieldguide.tracking import store
+from fieldguide.tracking.journal import new_journal
 
 optuna = pytest.importorskip("optuna", reason="a search needs Optuna")
 

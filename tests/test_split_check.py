@@ -16,12 +16,12 @@ from PIL import Image
 from test_download import TINY_SAMPLE, MakeProject, failed_in_one_line, make_project, run_stage, succeeded
 from test_files import on_a_tiny_disk
 
-from fieldguide.archive import pack
-from fieldguide.checks import FINDING_COLUMNS, Findings, check
-from fieldguide.duplicates import exact_pairs, photographs
-from fieldguide.errors import UserError
-from fieldguide.layout import SPLITS
-from fieldguide.params import SplitCheck, read_params
+from fieldguide.checks.duplicates import exact_pairs, photographs
+from fieldguide.checks.policies import FINDING_COLUMNS, Findings, check
+from fieldguide.core.errors import UserError
+from fieldguide.core.names import SPLITS
+from fieldguide.core.params import SplitCheck, read_params
+from fieldguide.sources.archive import pack
 from stages.split_check import class_counts, inspected, metrics_of, numbered_classes, with_hold_out, with_splits
 
 __all__ = ["make_project"]  # a fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fieldguide.splitting import assign_splits
+from fieldguide.checks.splits import assign_splits
 
 FRACTIONS = {"test": 0.2, "valid": 0.1}
 

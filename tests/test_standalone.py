@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from test_classifier import NAMES, expected_probabilities, mean_colour_network, save
 
-from fieldguide.errors import UserError
-from fieldguide.images import decode
-from fieldguide.params import Export
-from fieldguide.standalone import BATCH_SIZES, CHUNK, probabilities_alone
+from fieldguide.core.errors import UserError
+from fieldguide.core.images import decode
+from fieldguide.core.params import Export
+from fieldguide.onnx.proof import BATCH_SIZES, CHUNK, probabilities_alone
 from stages.export_onnx import proof
 
 PX = 16

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fieldguide.strangers import noises
+from fieldguide.evaluation.ood import noises
 
 PX = 64
 

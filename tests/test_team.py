@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 from test_pipeline import BIN, TINY, copy_project, read, run
 
-from fieldguide.files import file_hash
+from fieldguide.core.files import file_hash
 
 pytestmark = pytest.mark.slow
 ENDED_WITHIN_S = 60

@@ -14,8 +14,8 @@ import pytest
 from conftest import REAL_DATA
 from PIL import Image
 
-from fieldguide.errors import UserError
-from fieldguide.tfrecord import Record, count_in_name, read_shard
+from fieldguide.core.errors import UserError
+from fieldguide.sources.tfrecord import Record, count_in_name, read_shard
 
 FLOWERS = REAL_DATA / "flowers.zip"
 JPEG = b"\xff\xd8 stands for an image \xff\xd9"

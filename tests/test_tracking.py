@@ -27,12 +27,12 @@ from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
 from test_classifier import NAMES, PX, mean_colour_network, save
 
-from fieldguide import tracking
-from fieldguide.classifier import OUTPUT_NAMES, OnnxClassifier
-from fieldguide.journal import new_journal
-from fieldguide.params import read_params
-from fieldguide.sender import send_all, unsent_journals
-from fieldguide.store import CHECKPOINT_TAG, DEFAULTS
+from fieldguide.core.params import read_params
+from fieldguide.onnx.classifier import OUTPUT_NAMES, OnnxClassifier
+from fieldguide.tracking import run as tracking
+from fieldguide.tracking.journal import new_journal
+from fieldguide.tracking.sender import send_all, unsent_journals
+from fieldguide.tracking.store import CHECKPOINT_TAG, DEFAULTS
 
 PARAMS = read_params(ROOT / "params.yaml")
 EVALUATED = {"test": {"accuracy": 0.875, "n": 8}, "note": "no number"}
@@ -66,9 +66,9 @@ def python(script: str, folder: Path, *arguments: str, **environment: str) -> su
 
 START = f"""
 from pathlib import Path
-from fieldguide import tracking
-from fieldguide.params import read_params
-from fieldguide.store import CHECKPOINT_TAG
+from fieldguide.tracking import run as tracking
+from fieldguide.core.params import read_params
+from fieldguide.tracking.store import CHECKPOINT_TAG
 params = read_params(Path({str(ROOT / "params.yaml")!r}))
 """
 
@@ -847,7 +847,7 @@ def test_a_process_killed_while_it_makes_the_store_leaves_none(tmp_path: Path) -
 
 
 def test_importing_tracking_does_not_import_mlflow(tmp_path: Path) -> None:
-    process = python("import sys, fieldguide.tracking; print('mlflow' in sys.modules)", tmp_path)
+    process = python("import sys, fieldguide.tracking.run; print('mlflow' in sys.modules)", tmp_path)
     assert process.communicate(timeout=60)[0] == "False\n"
     assert list(tmp_path.iterdir()) == []
 

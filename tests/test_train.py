@@ -14,9 +14,9 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from torch import nn
 
-from fieldguide.errors import UserError
-from fieldguide.models import build
-from fieldguide.paths import CHECKPOINT, CURVES_PNG, HISTORY_CSV, stage_metrics
+from fieldguide.core.errors import UserError
+from fieldguide.core.paths import CHECKPOINT, CURVES_PNG, HISTORY_CSV, stage_metrics
+from fieldguide.network.models import build
 from stages import download, split_check, train
 
 pytestmark = [

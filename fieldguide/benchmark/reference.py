@@ -1,0 +1,42 @@
+"""The same network through the inference of the libraries that it comes from, as a yardstick for our own."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from fieldguide.network.models import NETWORKS, TIMM, Classifier
+
+Answer = Callable[[bytes], np.ndarray]  # one encoded image to probabilities [K]
+
+
+def peer(name: str, model: Classifier, image_px: int) -> tuple[str, Answer] | None:
+    """The library's name and its way from an encoded image to probabilities, eager torch; None for our own networks.
+
+    Decoding, resizing and scaling are the library's, at the size of the network; the temperature of a calibration is not.
+    """
+    if name in NETWORKS:
+        return None
+    device = next(model.parameters()).device
+    network = nn.Sequential(model.features, model.head).eval()
+    if name.startswith(TIMM):
+        from timm.data import create_transform, resolve_data_config
+
+        settings = resolve_data_config({"input_size": (3, image_px, image_px)}, model=model.features)
+        library, transform = "timm", create_transform(**settings)
+    else:
+        from torchvision.models import get_model_weights
+
+        preset = get_model_weights(name).DEFAULT.transforms
+        library, transform = "torchvision", preset(crop_size=image_px, resize_size=image_px)
+
+    @torch.inference_mode()
+    def answer(encoded: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(encoded)) as image:  # as both libraries' own examples do
+            pixels = transform(image.convert("RGB"))
+        return network(pixels[None].to(device)).softmax(dim=1)[0].cpu().numpy()
+
+    return library, answer

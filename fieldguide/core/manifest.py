@@ -1,0 +1,113 @@
+"""`data/manifest.csv`, the first waist: one row per image, and all that anything after the split check knows of the data."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import atomic_path
+from fieldguide.core.names import SPLITS
+from fieldguide.core.paths import MANIFEST
+
+LEAK = "leak: "  # how the reason of a leaked row begins
+COLUMNS = {
+    "split": "string",  # train | valid | test | unlabelled
+    "label": "Int64",  # class number; empty where the split is unlabelled
+    "class_name": "string",
+    "id": "string",  # path inside the data set, or the record's id
+    "file": "string",  # under data/raw
+    "offset": "int64",  # of the encoded bytes in that file
+    "length": "int64",
+    "width": "Int64",  # pixels as displayed; empty for an unreadable image
+    "height": "Int64",
+    "sha256": "string",  # of the encoded bytes
+    "phash": "string",  # perceptual hash of the image as it is, 64 bits in hexadecimal; empty for an unreadable image
+    "use": "bool",  # whether later stages see the row
+    "reason": "string",  # why not, or what is known against it
+}
+
+
+def write_table(frame: pd.DataFrame, target: Path) -> None:
+    """Any table as CSV, atomically; equal tables give equal bytes."""
+    with atomic_path(target) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def write_manifest(frame: pd.DataFrame, target: Path) -> None:
+    """The table as CSV, columns in the order of `COLUMNS`, atomically."""
+    write_table(frame[list(COLUMNS)], target)
+
+
+def named_tuples(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows of any table as named tuples; which columns they have is known at run time."""
+    return frame.itertuples()
+
+
+def read_manifest(source: Path) -> pd.DataFrame:
+    """The table with typed columns; raises `UserError` when it is missing or has other columns."""
+    try:
+        frame = pd.read_csv(
+            source, dtype=COLUMNS, keep_default_na=False, na_values={"label": [""], "width": [""], "height": [""]}
+        )
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}; make it with: dvc repro split_check") from error
+    except ValueError as error:
+        raise UserError(f"{source}: not a manifest ({error}); make it again with: dvc repro -f split_check") from error
+    if list(frame.columns) != list(COLUMNS):
+        raise UserError(f"{source}: columns {list(frame.columns)} are not a manifest's; make it with: dvc repro split_check")
+    return frame
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a network tells apart: output k stands for `names[k]`, which the data set numbers `labels[k]`."""
+
+    names: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def targets(self, rows: pd.DataFrame) -> np.ndarray:
+        """Output numbers of labelled rows: int64 `[N]`; raises `UserError` for a class that is none of these."""
+        labels = rows["label"].to_numpy(dtype=np.int64)
+        own = set(zip(self.labels, self.names, strict=True))
+        for label, name in rows[["label", "class_name"]].drop_duplicates().itertuples(index=False, name=None):
+            if (label, name) not in own:
+                raise UserError(
+                    f"{MANIFEST}: class {label}, {name}, is none of the {len(own)} that the network was trained for; train it"
+                    " on these data: dvc repro train"
+                )
+        return np.searchsorted(np.array(self.labels), labels)
+
+
+def classes_of(frame: pd.DataFrame) -> Classes:
+    """All classes of the table by rising label. Rows out of use count too: dropping one never renumbers the outputs."""
+    labelled = frame[frame["label"].notna()].drop_duplicates("label").sort_values("label")
+    return Classes(tuple(labelled["class_name"]), tuple(int(label) for label in labelled["label"]))
+
+
+def rows_of(frame: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows of one split that are in use, in the manifest's order; raises `UserError` when there is none."""
+    rows = frame[(frame["split"] == split) & frame["use"]].reset_index(drop=True)
+    if rows.empty:
+        raise UserError(f"data/manifest.csv: no image in use in split {split}; see reason there and metrics/findings.csv")
+    return rows
+
+
+def splits_in_use(frame: pd.DataFrame) -> list[str]:
+    """The labelled splits that have images in use, in the order train, valid, test."""
+    present = set(frame[frame["use"]]["split"])
+    return [split for split in SPLITS if split in present]
+
+
+def held_out(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The split on which a finished network is measured, and its rows: test, or valid where test has no labels."""
+    split = (splits_in_use(frame) or ["train"])[-1]
+    return split, rows_of(frame, split)
+
+
+def leaked(rows: pd.DataFrame) -> np.ndarray:
+    """Which rows have the same image in a split from which something is learned: bool `[N]`."""
+    return rows["reason"].str.startswith(LEAK).to_numpy(dtype=bool)

@@ -1,0 +1,322 @@
+"""`params.yaml` as typed, frozen sections: everything is checked before any work begins.
+
+The text is read as DVC reads it (YAML 1.2 floats, so that the `1e-05` which `dvc exp run -S` writes is a number), a key
+given twice is refused, and so is a key that no section knows.
+"""
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fieldguide.core.errors import UserError
+from fieldguide.core.machine import n_cores
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+ImagePx = Annotated[int, Field(ge=16, le=1024)]
+Policy = Literal["report", "drop", "fail"]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+
+
+def _as_text(value: object) -> object:
+    """A number as text: `-S data.version=3` writes one."""
+    return str(value) if type(value) is int else value
+
+
+class Section(BaseModel):
+    """A part of `params.yaml`; the meaning of each key stands beside it in that file."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class Sample(Section):
+    """`data.sample`: size and seed of the embedded synthetic data set."""
+
+    species: Annotated[int, Field(ge=2, le=200)]
+    train_images: Count
+    valid_images: Count
+    test_images: Count
+    image_px: ImagePx
+    seed: Seed
+
+
+class Features(Section):
+    """`data.features`: the names under which TFRecords hold what is needed."""
+
+    image: Annotated[str, Field(min_length=1)]
+    label: Annotated[str, Field(min_length=1)]
+    id: str
+
+
+class Data(Section):
+    """Which photographs, and where from."""
+
+    dataset: Literal["sample", "butterflies", "flowers", "folder", "tfrecords"]
+    path: str
+    version: Annotated[str, BeforeValidator(_as_text)]
+    resolution: Literal[192, 224, 331, 512]
+    features: Features
+    max_gigabytes: Annotated[float, Field(gt=0, le=10_000)]
+    sample: Sample
+
+
+class SplitCheck(Section):
+    """What is done about each kind of fault in the data."""
+
+    near_duplicates: bool
+    unreadable: Policy
+    leaks: Policy
+    label_conflicts: Policy
+    missing_classes: Policy
+    few_images: Annotated[int, Field(ge=0, le=1_000_000)]
+    valid_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    hold_out: Annotated[float, Field(ge=0, lt=0.5)]
+    seed: Seed
+
+
+class Model(Section):
+    """The network, what it has learned before, and the side of the square that it sees."""
+
+    name: Annotated[str, Field(pattern=r"^(timm/)?[A-Za-z0-9_.-]+$")]
+    weights: Annotated[str, Field(min_length=1)]
+    image_px: ImagePx
+
+
+class Train(Section):
+    """How the network learns."""
+
+    devices: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
+    sync_batch_norm: bool
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    patience: Annotated[int, Field(ge=0, le=10_000)]
+    batch_size: Annotated[int, Field(ge=2, le=65_536)]
+    accumulate: Annotated[int, Field(ge=1, le=1024)]
+    loader: Literal["auto", "resident", "streaming"]
+    memory_share: Annotated[float, Field(gt=0, le=1)]
+    decode_px: ImagePx
+    size_start: Annotated[float, Field(ge=0.1, le=1)]
+    size_end: Annotated[float, Field(ge=0.1, le=1)]
+    size_growth: Probability
+    optimizer: Literal["sgd", "adam", "adamw", "muon"]
+    lr: Annotated[float, Field(gt=0, le=10)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    schedule: Literal["constant", "cosine", "one_cycle", "exponential"]
+    warmup: Probability
+    hold: Probability
+    lr_start: Probability
+    lr_end: Probability
+    lr_decay: Annotated[float, Field(gt=0, le=1)]
+    head_epochs: Annotated[int, Field(ge=0, le=10_000)]
+    head_lr: Annotated[float, Field(gt=0, le=10)]
+    backbone_lr: Annotated[float, Field(ge=0, le=1)]
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    clip_norm: Annotated[float, Field(ge=0, le=1_000_000)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    class_weights: Literal["equal", "balanced"]
+    sampling: Literal["shuffle", "balanced"]
+    best_by: Literal["accuracy", "loss"]
+    precision: Literal["auto", "bf16", "fp32"]
+    compile: bool
+    seed: Seed
+
+
+class Augment(Section):
+    """Random changes to each training image; all off is every value at its identity."""
+
+    horizontal_flip: Probability
+    vertical_flip: Probability
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+    scale: Annotated[float, Field(ge=0, lt=1)]
+    translate: Probability
+    shear_degrees: Annotated[float, Field(ge=0, le=60)]
+    perspective: Probability
+    perspective_distortion: Annotated[float, Field(ge=0, lt=1)]
+    crop_area_min: Annotated[float, Field(gt=0, le=1)]
+    crop_aspect_max: Annotated[float, Field(ge=1, le=4)]
+    brightness: Annotated[float, Field(ge=0, le=1)]
+    contrast: Annotated[float, Field(ge=0, le=1)]
+    saturation: Annotated[float, Field(ge=0, le=1)]
+    hue: Annotated[float, Field(ge=0, le=0.5)]
+    blur: Probability
+    blur_sigma_max: Annotated[float, Field(gt=0.1, le=10)]
+    erase: Probability
+    erase_area_max: Annotated[float, Field(gt=0.02, lt=1)]
+    mixup: Probability
+    cutmix: Probability
+    mix_until: Probability
+
+
+class Evaluate(Section):
+    """How the checkpoint is measured."""
+
+    batch_size: BatchSize
+    ece_bins: Annotated[int, Field(ge=2, le=1000)]
+    tta: Literal["none", "mirror"]
+    sure_accuracy: Annotated[float, Field(gt=0, le=1)]
+    known_score: Literal["probability", "energy", "cosine", "whitened_cosine", "mahalanobis"]
+    accept: Annotated[float, Field(gt=0, le=1)]
+
+
+class Export(Section):
+    """The ONNX file and the proof that it equals the checkpoint."""
+
+    opset: Annotated[int, Field(ge=18, le=25)]
+    max_abs_difference: Annotated[float, Field(gt=0, le=1)]
+    int8_images: Annotated[int, Field(ge=8, le=100_000)]
+
+
+class Benchmark(Section):
+    """How speed is measured."""
+
+    batch_sizes: Annotated[tuple[BatchSize, ...], Field(min_length=1, strict=False)]
+    warmup_runs: Annotated[int, Field(ge=1, le=10_000)]
+    latency_runs: Annotated[int, Field(ge=10, le=100_000)]
+    throughput_runs: Annotated[int, Field(ge=3, le=10_000)]
+    compile: bool
+
+
+class Runtime(Section):
+    """What must not alter results, so that no stage depends on it."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
+
+    @property
+    def n_workers(self) -> int:
+        """Threads or processes that prepare data: by default one for each core that this process may use."""
+        if self.workers != "auto":
+            return self.workers
+        return n_cores()
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    data: Data
+    split_check: SplitCheck
+    model: Model
+    train: Train
+    augment: Augment
+    evaluate: Evaluate
+    export: Export
+    benchmark: Benchmark
+    runtime: Runtime
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML with YAML 1.2 floats and without repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} stands here a second time", problem_mark=key_node.start_mark)
+            if isinstance(key, Hashable):  # PyYAML itself refuses the others
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def read_params(source: Path = Path("params.yaml")) -> Params:
+    """The checked parameters; raises `UserError` with a line for the first thing that is wrong."""
+    try:
+        content = yaml.load(source.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}; run from the project's folder or restore the file") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{source}{line}: {error.problem or error}; correct the file") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: also a date that is none
+        raise UserError(f"{source}: not readable as YAML ({error}); correct the file") from error
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_sentence(error)}") from error
+    if contradiction := _contradiction(params):
+        raise UserError(f"{source}: {contradiction}")
+    return params
+
+
+def _contradiction(params: Params) -> str:
+    """What two keys say against each other, or nothing."""
+    train = params.train
+    if train.head_epochs and params.model.weights == "none":
+        return f"train.head_epochs is {train.head_epochs}, but model.weights is none; set weights to warm a head up on"
+    if train.head_epochs >= train.epochs:
+        return f"train.head_epochs is {train.head_epochs} of train.epochs {train.epochs}; leave epochs for the backbone"
+    if train.optimizer in ("sgd", "adam") and train.weight_decay > 0.1:
+        return (
+            f"train.weight_decay is {train.weight_decay}, too much for {train.optimizer}, which adds it to the gradient;"
+            " set 0 to 0.1 (0.0005 is usual), and a train.lr that suits the optimizer"
+        )
+    if train.warmup + train.hold > 1:
+        return f"train.warmup and train.hold are {train.warmup} and {train.hold} of the steps; together at most 1"
+    return ""
+
+
+def _sentence(error: ValidationError) -> str:
+    """`train.lr must be in (0, 10], got -1` for the first of pydantic's findings."""
+    first = error.errors()[0]
+    n_faults = len({_path(fault["loc"]) for fault in error.errors()})
+    more = f" (and {n_faults - 1} more)" if n_faults > 1 else ""
+    section: Any = Params
+    path = _path(first["loc"])
+    for part in path:
+        parent, field = section, section.model_fields.get(part)
+        section = field.annotation if field else object
+    name = ".".join(path) or "the file"
+    match first["type"]:
+        case "missing":
+            return f"{name} is missing; add it{more}"
+        case "extra_forbidden" | "invalid_key":
+            return f"{name} is not a known key; known here: {', '.join(parent.model_fields)}{more}"
+        case "model_type":
+            return f"{name} must be a section with keys, got {first['input']!r}{more}"
+    assert field is not None  # else the key was not known
+    annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return f"{name} must be {in_words(TypeAdapter(annotation).json_schema())}, got {first['input']!r}{more}"
+
+
+def _path(loc: tuple[int | str, ...]) -> tuple[str, ...]:
+    """The keys of a finding, without what pydantic adds for list items and alternatives."""
+    section: Any = Params
+    path: list[str] = []
+    for part in loc:
+        if isinstance(section, type) and issubclass(section, Section):
+            path.append(str(part))
+            field = section.model_fields.get(str(part))
+            section = field.annotation if field else None
+    return tuple(path)
+
+
+def in_words(schema: dict[str, Any]) -> str:
+    """The values that a JSON schema allows: `a whole number in [1, 65536]`."""
+    if "anyOf" in schema:
+        return " or ".join(in_words(choice) for choice in schema["anyOf"])
+    if "const" in schema:
+        return str(schema["const"])
+    if "enum" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"]))
+    match schema.get("type"):
+        case "number" | "integer" as kind:
+            low = f"[{schema['minimum']}" if "minimum" in schema else f"({schema['exclusiveMinimum']:g}"
+            high = f"{schema['maximum']}]" if "maximum" in schema else f"{schema['exclusiveMaximum']:g})"
+            return f"{'a whole number ' if kind == 'integer' else ''}in {low}, {high}"
+        case "array":
+            return f"a list, each {in_words(schema['items'])}"
+        case "boolean":
+            return "true or false"
+    return "text in quotes"

@@ -1,0 +1,276 @@
+"""Networks by name: our own, torchvision's, timm's.
+
+Each is a `Classifier`: pixels in 0..1 to logits, with its own input scaling inside.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fieldguide.core.errors import UserError
+
+PIXEL_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB
+PIXEL_STD = (0.229, 0.224, 0.225)
+TIMM = "timm/"
+BLOCK = re.compile(r"features\.(?:\D*?\d[^.]*|[^.]+)|head")  # to the end of the first component with a digit
+UNFIT = (AssertionError, RuntimeError, TypeError, ValueError)  # what networks raise at a size that they cannot take
+USUAL_PX = (32, 48, 64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 336, 384, 448, 512, 518, 672, 1024)
+
+
+class Classifier(nn.Module):
+    """Scaling, `features` (an embedding for each image) and `head` (one linear layer)."""
+
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
+
+    def __init__(
+        self,
+        features: nn.Module,
+        n_features: int,
+        n_classes: int,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.head = nn.Linear(n_features, n_classes)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, 3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Float `[B, 3, H, W]` in 0..1 to logits `[B, K]`."""
+        return self.head(self.features((pixels - self.pixel_mean) / self.pixel_std))
+
+
+def build(name: str, n_classes: int, image_px: int = 224) -> Classifier:
+    """A fresh network for squares of `image_px` pixels; nothing is fetched.
+
+    Its weights come from torch's global generator, and so do dropout and stochastic depth in training. The scaling is that
+    of the network's published weights. Raises `UserError` for an unknown name and for a size at which it does not run.
+    """
+    check_name(name)
+    if name in NETWORKS:
+        return NETWORKS[name](n_classes)
+    pixel_mean, pixel_std = _scaling(name)
+    try:
+        features = _features(name, image_px)
+        n_features = embedding_size(features, image_px)
+    except UNFIT as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        fitting = ", ".join(map(str, _sizes(name, near=image_px))) or "none of the usual ones does"
+        raise UserError(
+            f"params.yaml: model.image_px is {image_px}, at which {name} does not run ({reason}); set one that fits: {fitting}"
+        ) from error
+    return Classifier(features, n_features, n_classes, pixel_mean, pixel_std)
+
+
+def check_name(name: str, where: str = "params.yaml: model.name") -> None:
+    """Raises `UserError` with close matches unless `build` knows the name."""
+    if name in NETWORKS:
+        return
+    import torchvision.models
+
+    names = [*NETWORKS, *torchvision.models.list_models(module=torchvision.models)]
+    if name in names:
+        return
+    import timm
+
+    timms = [TIMM + known for known in {*timm.list_models(), *timm.list_models(include_tags=True)}]
+    if name in timms:
+        return
+    close = [TIMM + name] if TIMM + name in timms else difflib.get_close_matches(name, names + sorted(timms))
+    advice = (
+        f"did you mean {', '.join(close)}?" if close else f"give {', '.join(NETWORKS)}, one of torchvision's or timm/<name>"
+    )
+    raise UserError(f"{where} is {name}, which is no known network; {advice}")
+
+
+def runs_at(model: Classifier, image_px: int) -> bool:
+    """Whether the network takes squares of that side (a ViT takes the one that it was built for)."""
+    try:
+        embedding_size(model.features, image_px)
+    except UNFIT:
+        return False
+    return True
+
+
+def embedding_size(features: nn.Module, image_px: int) -> int:
+    """Length F of the embedding `[B, F]` of squares of that side, from shapes alone: nothing is computed or drawn.
+
+    Raises what the network itself raises at a side that it cannot take (`UNFIT`).
+    """
+    state = {name: tensor.to("meta") for name, tensor in (*features.named_parameters(), *features.named_buffers())}
+    with torch.device("meta"):
+        embedding = torch.func.functional_call(features, state, torch.empty(2, 3, image_px, image_px))
+    if embedding.ndim != 2:
+        raise ValueError(f"it gives {tuple(embedding.shape)} instead of one embedding an image")
+    return embedding.shape[1]
+
+
+def averaged_map(features: nn.Module, image_px: int) -> str | None:
+    """The path of the submodule whose output `[B, F, h, w]`, averaged over h and w, is the embedding; None where none is.
+
+    Found by trying: on noise, the last output whose mean equals the embedding.
+    """
+    outputs: list[tuple[str, torch.Tensor]] = []
+    handles = [
+        module.register_forward_hook(lambda _, __, output, name=name: outputs.append((name, output)))
+        for name, module in features.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            noise = torch.rand(2, 3, image_px, image_px, generator=torch.Generator().manual_seed(0)) * 4 - 2
+            embedding = features.eval()(noise.to(next(features.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    tolerance = 1e-4 * float(embedding.abs().max())
+    for name, output in reversed(outputs):
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[1] == embedding.shape[1]:
+            is_map = output.shape[2] * output.shape[3] > 1
+            if is_map and torch.allclose(output.mean(dim=(2, 3)), embedding, atol=tolerance, rtol=1e-3):
+                return name
+    return None
+
+
+def block_numbers(model: Classifier) -> dict[str, int]:
+    """The block of each parameter, by the names of `model.named_parameters()`: 0 at the input, the head the highest.
+
+    A block is a run of parameters whose names agree up to and including their first component with a digit, or in their
+    first component where none has one: `layer1` of resnet50, `features.3` of convnext_tiny, `blocks.3` of timm's ViT.
+    """
+    numbers: dict[str, int] = {}
+    number, last = -1, ""
+    for name, _ in model.named_parameters():
+        block = BLOCK.match(name)[0]  # type: ignore[index]  # each name is within features or the head
+        number, last = number + (block != last), block
+        numbers[name] = number
+    return numbers
+
+
+def _scaling(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation, RGB in 0..1, for which the network's published weights were made."""
+    if name.startswith(TIMM):
+        import timm
+
+        published = timm.get_pretrained_cfg(name.removeprefix(TIMM))
+        return (published.mean, published.std) if published else (PIXEL_MEAN, PIXEL_STD)
+    import torchvision.models
+
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return preset.mean, preset.std
+
+
+def _features(name: str, image_px: int) -> nn.Module:
+    """Float `[B, 3, image_px, image_px]`, scaled, to an embedding `[B, F]`."""
+    return timm_features(name, image_px) if name.startswith(TIMM) else torchvision_features(name, image_px)
+
+
+def torchvision_features(name: str, image_px: int) -> nn.Module:
+    """torchvision's network with an identity in the place of its last layer; auxiliary heads are left out."""
+    import torchvision.models
+
+    options: dict[str, object] = {}
+    if name in ("googlenet", "inception_v3"):  # their weights expect another scaling, which transform_input does
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
+    elif name.startswith("vit_"):
+        options = {"image_size": image_px}
+    elif name.startswith("maxvit_"):
+        options = {"input_size": (image_px, image_px)}
+    network = torchvision.models.get_model(name, weights=None, **options)
+    heads = [
+        path
+        for path, module in network.named_modules()
+        if (isinstance(module, nn.Linear) and module.out_features == 1000)
+        or (isinstance(module, nn.Conv2d) and module.out_channels == 1000)  # squeezenet
+    ]
+    network.set_submodule(heads[-1], nn.Identity())
+    return network
+
+
+def timm_features(name: str, image_px: int, pretrained: bool = False) -> nn.Module:
+    """timm's network without its classifier; `pretrained` fetches its weights from the hub."""
+    import timm
+
+    name = name.removeprefix(TIMM)
+    published = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"img_size": image_px} if published and published.fixed_input_size else {}
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+
+
+def _sizes(name: str, near: int) -> list[int]:
+    """Up to four of the usual sides at which the network runs, the nearest ones."""
+    fitting: list[int] = []
+    for image_px in sorted(USUAL_PX, key=lambda usual_px: abs(usual_px - near)):
+        try:
+            with torch.device("meta"):
+                embedding_size(_features(name, image_px), image_px)
+        except UNFIT:
+            continue
+        fitting.append(image_px)
+        if len(fitting) == 4:
+            break
+    return sorted(fitting)
+
+
+def cnn(n_classes: int) -> Classifier:
+    """The butterfly system's network: four convolutions, each with ReLU and 2x2 max pooling, then the global average."""
+    layers: list[nn.Module] = []
+    channels = (3, 32, 64, 128, 256)
+    for n_in, n_out, kernel in zip(channels, channels[1:], (5, 5, 3, 5), strict=False):
+        layers += [nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    return Classifier(nn.Sequential(*layers, *global_average()), channels[-1], n_classes)
+
+
+def fieldnet(n_classes: int) -> Classifier:
+    """fieldguide's residual network for training from scratch on few images: 3.4 M parameters at 50 classes.
+
+    Basic residual blocks (He et al. 2016, arXiv:1512.03385) with average-pooled shortcuts (He et al. 2019,
+    arXiv:1812.01187), behind a stem of stride 2.
+    """
+    widths, depths = (48, 96, 192, 384), (1, 1, 2, 1)
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(widths[0]),
+        nn.ReLU(inplace=True),
+    ]
+    n_in = widths[0]
+    for width, depth in zip(widths, depths, strict=True):
+        for block in range(depth):
+            layers.append(ResidualBlock(n_in, width, stride=2 if block == 0 and width != widths[0] else 1))
+            n_in = width
+    return Classifier(nn.Sequential(*layers, *global_average()), n_in, n_classes)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around which the input is added; it begins as the identity (last scale at zero)."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(n_out)
+        nn.init.zeros_(self.norm2.weight)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or n_in != n_out:
+            pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
+            self.shortcut = nn.Sequential(pool, nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, n_in, H, W]` to `[B, n_out, ceil(H / stride), ceil(W / stride)]`."""
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
+
+
+def global_average() -> list[nn.Module]:
+    """`[B, C, H, W]` to `[B, C]`."""
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+
+
+NETWORKS: dict[str, Callable[[int], Classifier]] = {"fieldnet": fieldnet, "cnn": cnn}

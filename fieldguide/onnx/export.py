@@ -1,0 +1,154 @@
+"""torch to `model.onnx`: uint8 pictures in, answers out, with all that a user of the file needs in its metadata."""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import UNSEALED, sealed, write_bytes
+from fieldguide.network.calibration import Calibration, KnownScore
+from fieldguide.network.models import Classifier, averaged_map
+from fieldguide.onnx.classifier import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES
+
+PRODUCER = "fieldguide"
+EXAMPLE_BATCH = 2  # a dynamic dimension must not be 1 in the example, or the exporter fixes it
+MAX_BYTES = 2**31 - 1  # of a protobuf message; a larger model would need a second file
+
+
+class Exported(nn.Module):
+    """What the file computes: scaling of bytes, the network, its views, calibration, and where it looked.
+
+    `activation` (Zhou et al. 2016, arXiv:1512.04150) is there where the head is linear on the mean of a map.
+    """
+
+    def __init__(self, model: Classifier, calibration: Calibration, image_px: int) -> None:
+        super().__init__()
+        self.model = model
+        self.mirror = calibration.tta == "mirror"
+        self.temperature = calibration.temperature
+        self.known_score = KnownScore(calibration)
+        self.map_name = averaged_map(model.features, image_px)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return OUTPUT_NAMES if self.map_name is not None else OUTPUT_NAMES[:-1]
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """uint8 `[N, H, W, 3]`, RGB, to the outputs that `output_names` lists, float32.
+
+        probabilities `[N, K]`, embedding `[N, F]`, known_score `[N]`, activation `[N, K, h, w]` of the unmirrored view.
+        """
+        pixels = images.permute(0, 3, 1, 2).float() / 255
+        views = torch.cat([pixels, pixels.flip(3)]) if self.mirror else pixels
+        embedding, feature_map = self._features((views - self.model.pixel_mean) / self.model.pixel_std)
+        if self.mirror:
+            embedding = embedding.unflatten(0, (2, -1)).mean(dim=0)
+        logits = self.model.head(embedding)  # linear: of the mean it is the mean
+        outputs = ((logits / self.temperature).softmax(dim=1), embedding, self.known_score(logits, embedding))
+        if feature_map is None:
+            return outputs
+        unmirrored = feature_map[: images.shape[0]] if self.mirror else feature_map
+        return (*outputs, F.conv2d(unmirrored, self.model.head.weight[:, :, None, None]))
+
+    def _features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The embedding `[N, F]`, and the map `[N, F, h, w]` of which it is the mean, where there is one."""
+        if self.map_name is None:
+            return self.model.features(pixels), None
+        maps: list[torch.Tensor] = []
+        source = self.model.features.get_submodule(self.map_name)
+        handle = source.register_forward_hook(lambda _, __, output: maps.append(output))
+        try:
+            return self.model.features(pixels), maps[-1]
+        finally:
+            handle.remove()
+
+
+def torch_probabilities(
+    model: Classifier, calibration: Calibration, compiled: bool = False
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The file's probabilities by torch itself, on the model's device, transfers included, and nothing else computed.
+
+    The function takes uint8 `[N, H, W, 3]`, RGB, and gives float32 `[N, K]`.
+    """
+    device = next(model.parameters()).device
+    model = model.eval().to(memory_format=torch.channels_last)
+    network = torch.compile(model) if compiled else model
+
+    @torch.inference_mode()
+    def predict(images: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+        logits = network(pixels)
+        if calibration.tta == "mirror":
+            logits = (logits + network(pixels.flip(3))) / 2
+        return (logits / calibration.temperature).softmax(dim=1).cpu().numpy()
+
+    return predict
+
+
+def export(exported: Exported, image_px: int, opset: int, metadata: dict[str, Any], target: Path) -> None:
+    """Writes the checked ONNX file, atomically; equal networks give equal bytes.
+
+    `metadata` becomes one JSON text under the key `fieldguide` of the file's metadata. Raises `UserError` for a network
+    that does not fit one file.
+    """
+    example = torch.zeros(EXAMPLE_BATCH, image_px, image_px, 3, dtype=torch.uint8)
+    with _silence():
+        program = torch.onnx.export(
+            exported.eval(),
+            (example,),
+            input_names=[INPUT_NAME],
+            output_names=list(exported.output_names),
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            opset_version=opset,
+            dynamo=True,
+            optimize=True,
+        )
+    assert program is not None  # as it is where `dynamo` is on
+    save_model(_without_traces(program.model_proto), metadata, target)
+
+
+def save_model(proto: onnx.ModelProto, metadata: dict[str, Any], target: Path) -> None:
+    """Checks the model and writes it with its metadata, sealed, atomically."""
+    if proto.ByteSize() > MAX_BYTES:
+        raise UserError(f"{target}: {proto.ByteSize():,} bytes, more than one ONNX file holds; take a smaller model.name")
+    sealing = metadata | {"seal": UNSEALED}
+    del proto.metadata_props[:]
+    proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=json.dumps(sealing, ensure_ascii=False)))
+    onnx.checker.check_model(proto, full_check=True)
+    write_bytes(target, sealed(proto.SerializeToString(deterministic=True)))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without the exporter's warnings, log and progress; all is as it was after the block."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the exporter's notes, which name files of the machine that it ran on."""
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.ClearField("metadata_props")
+    proto.producer_name, proto.producer_version = PRODUCER, torch.__version__.split("+")[0]
+    return proto

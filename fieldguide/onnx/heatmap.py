@@ -1,0 +1,44 @@
+"""Where a network looked: a class activation map laid over the photograph. NumPy and images.py only."""
+
+import numpy as np
+
+from fieldguide.core.images import upscaled
+
+INFERNO = np.array(  # 17 of matplotlib's 256 colours, evenly spaced; perceptually uniform (van der Walt and Smith 2015)
+    [
+        (0, 0, 4), (11, 7, 36), (33, 12, 74), (61, 9, 101), (87, 16, 110), (113, 25, 110),
+        (138, 34, 106), (163, 44, 97), (188, 55, 84), (210, 70, 68), (228, 90, 49), (241, 115, 29),
+        (249, 142, 9), (252, 172, 17), (249, 203, 53), (242, 234, 105), (252, 255, 164),
+    ],
+    np.float32,
+)  # fmt: skip
+OPACITY = 0.7  # of the colour where the activation is 1
+
+
+def colours(levels: np.ndarray) -> np.ndarray:
+    """Float 0..1, any shape `[...]`, to RGB 0..255 of the colour map: float32 `[..., 3]`."""
+    places = np.linspace(0, 1, len(INFERNO))
+    return np.stack([np.interp(levels, places, INFERNO[:, channel]) for channel in range(3)], axis=-1).astype(np.float32)
+
+
+def supporting(activation: np.ndarray) -> np.ndarray:
+    """What speaks for the class, as a share of its largest value, any shape; all 0 where nothing does."""
+    positive = np.maximum(activation, 0)
+    return positive / max(float(positive.max()), np.finfo(np.float32).tiny)
+
+
+def overlay(rgb: np.ndarray, activation: np.ndarray) -> np.ndarray:
+    """The photograph under its activation map: uint8 `[H, W, 3]`.
+
+    rgb: uint8 `[H, W, 3]`; activation: float `[h, w]`, 0..1, of the centre square, which is what the network saw. The rest
+    of the photograph stays as it is. The stronger the activation, the less of the photograph shows through.
+    """
+    height, width = rgb.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    levels = np.clip(upscaled(activation, side), 0, 1)
+    alpha = OPACITY * levels[..., None]
+    laid = rgb.copy()
+    square = laid[top : top + side, left : left + side]
+    square[:] = np.rint(square * (1 - alpha) + colours(levels) * alpha).astype(np.uint8)
+    return laid

@@ -1,0 +1,118 @@
+"""The model file made smaller: fp16 for GPUs, static INT8 for CPUs with dot products of bytes (VNNI).
+
+What comes after the embedding (head, softmax, known score, activation) is computed in fp32 in both: it costs next to
+nothing, and scores have a range that half precision lacks.
+"""
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from fieldguide.onnx.classifier import INPUT_NAME
+
+METHODS = {  # of choosing the range of an activation: what is kept of its distribution on the calibration images
+    "entropy": (CalibrationMethod.Entropy, {}),
+    "percentile": (CalibrationMethod.Percentile, {"CalibPercentile": 99.99}),
+}
+BATCH = 4  # calibration images at a time, whose activations are all held at once
+
+
+class _Images(CalibrationDataReader):
+    """Calibration images in batches, as ONNX Runtime asks for them."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+        self.set_range(0, len(self))
+
+    def __len__(self) -> int:
+        return -(-len(self.pixels) // BATCH)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self.batches = iter(self.pixels[BATCH * k : BATCH * (k + 1)] for k in range(start_index, end_index))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {INPUT_NAME: batch}
+
+
+def to_int8(source: Path, pixels: np.ndarray, method: str) -> onnx.ModelProto:
+    """Weights int8 per channel, activations uint8 with ranges found on `pixels`, uint8 `[N, H, W, 3]`; QDQ format."""
+    calibrate_method, options = METHODS[method]
+    model = onnx.load(source)
+    with tempfile.TemporaryDirectory() as folder, _silence():
+        target = Path(folder, "int8.onnx")
+        quantize_static(
+            source,  # not the loaded model, of which it would empty the weights
+            target,
+            _Images(pixels),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=calibrate_method,
+            nodes_to_exclude=after_embedding(model),
+            extra_options=options | {"CalibStridedMinMax": 1},  # a histogram after each batch, not at the end
+        )
+        return _plain(onnx.load(target), model)
+
+
+def to_fp16(source: Path) -> onnx.ModelProto:
+    """Weights and activations in half precision; inputs and outputs as before."""
+    model = onnx.load(source)
+    with _silence():
+        converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=after_embedding(model)))
+    _drop_repeated_casts(converted.model.graph)
+    converted.topological_sort()  # the casts were put at the end
+    return _plain(converted.model, model)
+
+
+def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
+    """The converter casts a value once for each of its uses, every time to the same name."""
+    made: set[str] = set()
+    for node in list(graph.node):
+        if node.op_type == "Cast" and node.output[0] in made:
+            graph.node.remove(node)
+        made |= set(node.output)
+
+
+def after_embedding(model: onnx.ModelProto) -> list[str]:
+    """The names of the nodes that use the embedding, directly or not, and of that which computes the activation."""
+    known = {"embedding"}
+    names = []
+    for node in model.graph.node:  # in the order of computation
+        if known & set(node.input) or "activation" in node.output:
+            known |= set(node.output)
+            names.append(node.name)
+    return names
+
+
+def _plain(model: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProto:
+    """The model named as its original, without notes of the tools that made it."""
+    model.producer_name, model.producer_version = original.producer_name, original.producer_version
+    del model.graph.value_info[:]  # whose types the tools leave as they were
+    for node in model.graph.node:
+        node.ClearField("doc_string")
+    return model
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without the tools' warnings and prints."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)

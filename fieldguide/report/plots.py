@@ -1,0 +1,331 @@
+"""Figures from arrays: the only module that imports matplotlib. The data of each figure are saved beside it by the caller."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
+
+from fieldguide.core.files import atomic_path
+from fieldguide.core.names import common_name
+
+DPI = 110
+RIGHT, WRONG = "#1a7f37", "#c4320a"  # of captions, which also say it in words
+STYLES = {"train": ("0.6", ":"), "valid": ("tab:orange", "--"), "test": ("black", "-")}  # colour and dash of a split's line
+LOG_FROM = 50  # largest over smallest value from which an axis of a search is logarithmic
+MAX_CELL_LABELS = 20  # more classes than this, squared, leave no room for a number in each cell
+MAX_TICK_LABELS = 110  # more class names than this cannot be read along an axis
+
+
+def save_png(figure: Figure, target: Path) -> None:
+    """The figure as PNG, atomically; names no program version and no date, so that equal figures give equal bytes."""
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def curves(
+    epochs: Sequence[int], loss: dict[str, list[float]], accuracy: dict[str, list[float]], best: int, rates: Sequence[float]
+) -> Figure:
+    """Loss and accuracy (0..1) over epochs, a line for each split, the best epoch marked; the learning rate of every step."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
+    axes[2].plot(np.linspace(0, epochs[-1], len(rates)), rates, color="black")
+    axes[2].set_ylabel("learning rate")
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for axis, name, lines in ((axes[0], "loss (nats)", loss), (axes[1], "accuracy", accuracy)):
+        for (split, values), style in zip(lines.items(), ("--", "-"), strict=True):
+            axis.plot(
+                epochs,
+                values,
+                style,
+                label=split,
+                marker="." if len(epochs) == 1 else "",
+                color="black" if style == "-" else "tab:orange",
+            )
+        axis.axvline(best, color="grey", linewidth=0.8, linestyle=":")
+        axis.set_ylabel(name)
+        axis.legend(frameon=False)
+    figure.suptitle(f"Best epoch {best} of {epochs[-1]}: valid accuracy {accuracy['valid'][epochs.index(best)]:.1%}")
+    return figure
+
+
+def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Counts `[K, K]`, truth down, prediction across; each row is shown as shares of its truth."""
+    n_classes = len(names)
+    side = min(max(7.0, 0.22 * n_classes + 2), 20)
+    figure = Figure(figsize=(side, 0.95 * side), layout="constrained")
+    axis = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axis.imshow(shares, cmap="Greys", norm=PowerNorm(0.5, vmin=0, vmax=1))  # so that a few errors can be seen
+    few = n_classes <= MAX_CELL_LABELS
+    labelled = counts if few else counts * ~np.eye(n_classes, dtype=bool)  # of many classes the mistakes only
+    if np.count_nonzero(labelled) <= MAX_CELL_LABELS**2:
+        for truth, predicted in zip(*np.nonzero(labelled), strict=True):
+            shade = "white" if shares[truth, predicted] > 0.25 else "black"
+            text = str(counts[truth, predicted])
+            axis.text(predicted, truth, text, ha="center", va="center", color=shade, fontsize=10 if few else 7)
+    step = 1 if n_classes <= MAX_TICK_LABELS else 1 + n_classes // MAX_TICK_LABELS
+    ticks = list(range(0, n_classes, step))
+    labels = [common_name(str(names[k])) for k in ticks]
+    size = 9 if n_classes <= 20 else 8 if n_classes <= 60 else 6
+    axis.set_xticks(ticks, labels, rotation=90, fontsize=size, parse_math=False)
+    axis.set_yticks(ticks, labels, fontsize=size, parse_math=False)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("truth")
+    axis.set_title(title)
+    figure.colorbar(image, ax=axis, label="share of the truth", shrink=0.6)
+    return figure
+
+
+def image_grid(
+    rows: Sequence[Sequence[np.ndarray] | np.ndarray],
+    row_titles: Sequence[str],
+    title: str,
+    captions: Sequence[Sequence[str]] = (),
+) -> Figure:
+    """Rows of pictures, each uint8 `[N, H, W, 3]`, one above the other; `captions`, a text for each picture."""
+    n_columns = len(rows[0])
+    figure = Figure(figsize=(1.1 * n_columns, 1.25 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(len(rows), n_columns, squeeze=False)
+    texts = captions or [[""] * n_columns] * len(rows)
+    for pictures, row_title, line, names in zip(rows, row_titles, axes, texts, strict=True):
+        for picture, axis, name in zip(pictures, line, names, strict=True):
+            axis.imshow(picture)
+            axis.set_title(textwrap.shorten(name, 20, placeholder="…"), fontsize=6, pad=2, parse_math=False)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(row_title)
+    figure.suptitle(title)
+    return figure
+
+
+def class_distribution(counts: dict[str, np.ndarray], names: Sequence[str]) -> Figure:
+    """Images of every class, a panel for each split; counts: int `[K]` by split. Classes by falling size in the first."""
+    n_classes = len(names)
+    order = np.argsort(-next(iter(counts.values())), kind="stable")[::-1]
+    figure = Figure(figsize=(3.2 * len(counts) + 2, min(max(3.0, 0.17 * n_classes + 1.2), 20)), layout="constrained")
+    axes = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    for axis, (split, values) in zip(axes, counts.items(), strict=True):
+        axis.barh(np.arange(n_classes), values[order], color="0.35")
+        axis.set_title(f"{split}: {values.sum()} images, {values.min()} to {values.max()} a class", fontsize=9)
+        axis.set_xlabel("images")
+        axis.margins(y=0.01)
+    size = 9 if n_classes <= 20 else 6
+    axes[0].set_yticks(np.arange(n_classes), [common_name(str(names[k])) for k in order], fontsize=size, parse_math=False)
+    return figure
+
+
+def sizes_and_mean(widths: np.ndarray, heights: np.ndarray, means: dict[str, np.ndarray]) -> Figure:
+    """Histogram of the images' smaller and larger sides (pixels) and the mean image of each split, uint8 `[H, W, 3]`."""
+    figure = Figure(figsize=(3.6 + 2.2 * len(means), 2.8), layout="constrained")
+    axes = figure.subplots(1, 1 + len(means), squeeze=False, width_ratios=[1.7, *[1] * len(means)])[0]
+    sides = [np.minimum(widths, heights), np.maximum(widths, heights)]
+    low, high = sides[0].min(), sides[1].max()
+    bounds = (low, high) if low < high else (0.9 * low, 1.1 * high)
+    axes[0].hist(sides, bins=20, range=bounds, label=["smaller side", "larger side"], color=["0.2", "0.65"])
+    axes[0].set_xlabel("pixels")
+    axes[0].set_ylabel("images")
+    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].set_title(f"{len(widths)} images of {low} to {high} px", fontsize=9)
+    for axis, (split, mean) in zip(axes[1:], means.items(), strict=True):
+        axis.imshow(mean)
+        axis.set_title(f"mean of {split}", fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure
+
+
+def accuracy_latency(points: dict[str, tuple[float, float, float]], title: str) -> Figure:
+    """Accuracy (0..1) against milliseconds an image at batch 1; points: p50, p95 and accuracy of each backend."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for number, (name, (p50, p95, accuracy)) in enumerate(points.items()):
+        axis.errorbar([p50], [accuracy], xerr=np.array([[0], [p95 - p50]]), fmt="osD^vP*X"[number % 8], capsize=3, label=name)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(ScalarFormatter())
+    axis.set_xlabel("latency at batch 1, p50 (bar: to p95), milliseconds")
+    axis.set_ylabel("accuracy")
+    axis.legend(frameon=False, fontsize=8)
+    axis.set_title(title)
+    return figure
+
+
+class Cell(NamedTuple):
+    """A photograph, uint8 `[H, W, 3]`, what stands below it, and whether that is in the colour of right or wrong answers."""
+
+    pixels: np.ndarray
+    caption: str
+    right: bool | None = None
+
+
+def gallery(rows: Sequence[Sequence[Cell | None]], title: str, headings: Sequence[str] = ()) -> Figure:
+    """Photographs of one size in rows, pixel by pixel, each above its caption; `None` leaves a place empty.
+
+    `headings`, one for each row, stand above the rows.
+    """
+    side = next(cell.pixels.shape[0] for row in rows for cell in row if cell)
+    gap, text_px, head_px, title_px = 12, 62, 22 if headings else 0, 40
+    n_columns = max(map(len, rows))
+    width, height = gap + n_columns * (side + gap), title_px + len(rows) * (head_px + side + text_px)
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axis.axis("off")
+    n_letters = int(side / 6.4)  # that fit below a photograph
+    for number, row in enumerate(rows):
+        top = title_px + number * (head_px + side + text_px)
+        if headings:
+            axis.text(gap, top + 4, headings[number], fontsize=9, fontweight="bold", va="top", parse_math=False)
+        top += head_px
+        for column, cell in enumerate(row):
+            if cell:
+                left = gap + column * (side + gap)
+                canvas[top : top + side, left : left + side] = cell.pixels
+                lines = [textwrap.wrap(line, n_letters, max_lines=2, placeholder="…") for line in cell.caption.split("\n")]
+                text = "\n".join(piece for line in lines for piece in line)
+                color = {True: RIGHT, False: WRONG, None: "black"}[cell.right]
+                axis.text(left, top + side + 4, text, fontsize=7, va="top", color=color, parse_math=False, linespacing=1.1)
+    axis.imshow(canvas, extent=(0, width, height, 0), interpolation="none", aspect="auto")
+    axis.text(gap, 12, title, fontsize=12, va="top", parse_math=False)
+    return figure
+
+
+def notice(text: str) -> Figure:
+    """A picture that says why there is none."""
+    figure = Figure(figsize=(7, 1.2))
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=11, parse_math=False)
+    return figure
+
+
+def reliability(splits: dict[str, tuple[np.ndarray, ...]], title: str) -> Figure:
+    """A panel for each split: how often the answers of each confidence are right, and below how many there are.
+
+    By split and for each of B equal bins of the confidence: the number of answers, int `[B]`, then their mean confidence,
+    the share right and its interval's ends, float `[B]`, NaN where a bin is empty.
+    """
+    figure = Figure(figsize=(3.9 * len(splits) + 0.4, 4.8), layout="constrained")
+    axes = figure.subplots(2, len(splits), sharex=True, squeeze=False, height_ratios=[3, 1])
+    for (above, below), (split, (counts, confidence, accuracy, low, high)) in zip(axes.T, splits.items(), strict=True):
+        edges = np.linspace(0, 1, len(counts) + 1)
+        above.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="as sure as right")
+        above.bar(edges[:-1], accuracy, np.diff(edges), align="edge", color="0.85", edgecolor="0.5", linewidth=0.6)
+        above.vlines(confidence, low, high, color="black", linewidth=1)
+        above.plot(confidence, accuracy, "o", color="black", markersize=4, label="answers of a bin, 95 % interval")
+        above.set(xlim=(0, 1), ylim=(0, 1.02))
+        above.set_title(f"{split}: {counts.sum()} images", fontsize=10)
+        below.bar(edges[:-1], counts, np.diff(edges), align="edge", color="0.35")
+        below.set_xlabel("confidence (largest probability)")
+        below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+    axes[0, 0].set_ylabel("share right")
+    axes[1, 0].set_ylabel("images")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
+    figure.suptitle(title)
+    return figure
+
+
+def class_scores(f1: np.ndarray, support: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """F1 of every class, the worst first; f1: float `[K]`, NaN where the class has no image; support: int `[K]`, images."""
+    order = np.lexsort((np.arange(len(f1)), np.nan_to_num(f1, nan=2)))
+    n_classes = len(order)
+    figure = Figure(figsize=(8, min(max(3.0, 0.17 * n_classes + 1.2), 20)), layout="constrained")
+    axis = figure.subplots()
+    places, values = np.arange(n_classes), np.nan_to_num(f1[order])
+    axis.hlines(places, 0, values, color="0.75", linewidth=1.5)
+    axis.plot(values, places, "o", color="black", markersize=4)
+    size = 9 if n_classes <= 20 else 8 if n_classes <= 110 else 4
+    labels = [f"{common_name(str(names[k]))} ({support[k]})" for k in order]
+    axis.set_yticks(places, labels, fontsize=size, parse_math=False)
+    axis.invert_yaxis()
+    axis.margins(y=0.01)
+    axis.set_xlim(0, 1.02)
+    axis.set_xlabel("F1")
+    axis.set_ylabel("class (images)")
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    axis.set_title(title)
+    return figure
+
+
+def coverage(splits: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
+    """How accurate the answers are (float, 0..1) when only this share (likewise) of the images, the surest, is answered."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axis = figure.subplots()
+    for split, (shares, accuracy) in splits.items():
+        color, dash = STYLES[split]
+        axis.plot(100 * shares, 100 * accuracy, dash, color=color, label=split)
+    axis.set_xlabel("images answered, the surest first (%)")
+    axis.set_ylabel("of these right (%)")
+    axis.set_xlim(0, 100)
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axis.grid(color="0.9")
+    axis.legend(frameon=False)
+    axis.set_title(title)
+    return figure
+
+
+def parallel_coordinates(
+    table: pd.DataFrame, figures: Sequence[float], ended: Sequence[bool], name: str, higher_is_better: bool, title: str
+) -> Figure:
+    """A line for each row of `table` (a column for each parameter, numbers or names) that ends at its figure, named `name`.
+
+    Those that were ended early are dashed; the best of the others is thick. Numbers that span more than a factor of
+    `LOG_FROM` stand on a logarithmic axis.
+    """
+    places, labels = zip(*(_axis_of(table[column]) for column in table.columns), strict=True)
+    low, high = min(figures), max(figures)
+    last, ticks = _axis_of(pd.Series(figures, dtype=float))
+    paths = np.column_stack([*places, last])  # [N, columns + 1], 0..1
+    figure = Figure(figsize=(2.1 * len(table.columns) + 2.4, 4.4), layout="constrained")
+    axis = figure.subplots()
+    colors = ScalarMappable(Normalize(low, high), colormaps["cividis_r" if higher_is_better else "cividis"])
+    rank = paths[:, -1] if higher_is_better else -paths[:, -1]
+    best = max((k for k in range(len(paths)) if not ended[k]), key=lambda k: rank[k], default=-1)  # the first of equals
+    for k in np.argsort(rank):  # the best above the others
+        style = {"linestyle": "--", "linewidth": 0.9} if ended[k] else {"linewidth": 3.5 if k == best else 1.6}
+        axis.plot(paths[k], color=colors.to_rgba(figures[k]), solid_capstyle="round", zorder=3 if k == best else 2, **style)
+    names = [*map(str, table.columns), name]
+    for place, marks in enumerate([*labels, ticks]):
+        axis.axvline(place, color="black", linewidth=0.8, zorder=4)
+        for height, text in marks:
+            axis.plot([place - 0.02, place], [height, height], color="black", linewidth=0.8, zorder=4)
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}
+            axis.text(place - 0.03, height, text, ha="right", va="center", fontsize=8, zorder=5, bbox=box, parse_math=False)
+    axis.set_xticks(range(len(names)), names, fontsize=9)
+    axis.tick_params(axis="x", length=0)
+    axis.set_yticks([])
+    axis.set_xlim(-0.45, len(names) - 0.9)
+    axis.set_ylim(-0.04, 1.04)
+    axis.spines[:].set_visible(False)
+    figure.colorbar(colors, ax=axis, label=name, shrink=0.8)
+    axis.set_title(title, fontsize=11)
+    return figure
+
+
+def _axis_of(column: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Where values stand on an axis from 0 to 1, float `[N]`, and its marks."""
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        kinds = sorted(column.astype(str).unique())
+        scale = {kind: 0.5 if len(kinds) == 1 else k / (len(kinds) - 1) for k, kind in enumerate(kinds)}
+        return column.astype(str).map(scale).to_numpy(float), [(height, kind) for kind, height in scale.items()]
+    values = column.to_numpy(float)
+    low, high = values.min(), values.max()
+    if low == high:
+        return np.full(len(values), 0.5), [(0.5, f"{low:.4g}")]
+    is_log = low > 0 and high / low >= LOG_FROM
+    locator = LogLocator(subs=(1, 2, 5)) if is_log else MaxNLocator(nbins=5)
+    marks = [mark for mark in locator.tick_values(low, high) if low < mark < high]
+    change = np.log if is_log else np.asarray
+    start, length = change(low), change(high) - change(low)
+    heights = [(change(mark) - start) / length for mark in marks]
+    shown = [(height, f"{mark:.4g}") for height, mark in zip(heights, marks, strict=True) if 0.05 < height < 0.95]
+    return (change(values) - start) / length, [(0.0, f"{low:.4g}"), *shown, (1.0, f"{high:.4g}")]

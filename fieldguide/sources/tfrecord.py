@@ -1,0 +1,180 @@
+"""Index of a TFRecord shard without TensorFlow: where each image lies in the file, its label and id, checksums held.
+
+A source of the manifest: each `Record` becomes a row, so that the loader reads an image inside a shard by the same line
+as any other. A shard is one record after another, little-endian (tensorflow.org/tutorials/load_data/tfrecord):
+    int64 length | uint32 masked CRC32C of it | `length` bytes, a tf.train.Example | uint32 masked CRC32C of these
+"""
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
+from google_crc32c import value as crc32c
+
+from fieldguide.core.errors import UserError
+
+HEADER = struct.Struct("<qI")  # TensorFlow's length is unsigned; read as signed, an impossible one shows as negative
+CHECKSUM = struct.Struct("<I")
+LONGEST_RECORD_BYTES = (1 << 31) - 1  # protobuf's own limit: no tf.train.Example can be longer
+GZIP_MAGIC = b"\x1f\x8b"
+NAMED_COUNT = re.compile(r".*[0-9]-(0|[1-9][0-9]*)\.tfrec")  # not train-00001.tfrec, train-00000-of-01024.tfrec
+KINDS = {"image": ("bytes_list",), "label": ("int64_list",), "id": ("bytes_list", "int64_list")}
+TYPES = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64", None: "no value"}
+HEAD_BYTES = 256  # a guess: enough to tell the image from what stands before it
+LISTED_FEATURES = 12  # a guess: enough to find the right name, still one line
+AGAIN = "download the shard again"
+# tensorflow/core/example/feature.proto and example.proto
+SCHEMA = """
+name: "fieldguide/example.proto" syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "FloatList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Int64List" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type { name: "Feature" oneof_decl { name: "kind" }
+  field { name: "bytes_list" number: 1 label: LABEL_OPTIONAL type_name: ".BytesList" oneof_index: 0 }
+  field { name: "float_list" number: 2 label: LABEL_OPTIONAL type_name: ".FloatList" oneof_index: 0 }
+  field { name: "int64_list" number: 3 label: LABEL_OPTIONAL type_name: ".Int64List" oneof_index: 0 } }
+message_type { name: "Features"
+  field { name: "feature" number: 1 label: LABEL_REPEATED type_name: ".Features.FeatureEntry" }
+  nested_type { name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+    field { name: "value" number: 2 label: LABEL_OPTIONAL type_name: ".Feature" } } }
+message_type { name: "Example" field { name: "features" number: 1 label: LABEL_OPTIONAL type_name: ".Features" } }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a shard: `length` encoded bytes at `offset` of the file."""
+
+    index: int  # position in the shard, from 0
+    offset: int  # bytes from the start of the file to the encoded image
+    length: int  # bytes
+    label: int | None  # >= 0; None in every record of a shard without labels
+    id: str
+
+
+def count_in_name(name: str) -> int | None:
+    """The number of records at the end of a file name as Kaggle writes it (`00-192x192-798.tfrec`: 798), else None."""
+    match = NAMED_COUNT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def read_shard(path: Path, *, image_feature: str, label_feature: str, id_feature: str) -> Iterator[Record]:
+    """The records of `path` in order, one at a time in memory, each yielded once both of its checksums hold.
+
+    All labels are None when no record has `label_feature`: the caller knows whether this split may be unlabelled.
+    An `id_feature` of "" makes ids `<shard's stem>/<index>`; one that is named must be there, so that a misspelt name
+    cannot invent ids. Raises `UserError` with path, record number and the record's byte offset for damage, a feature
+    that is missing, of a wrong type or not one value, a negative label, labels in some records only; after the last
+    record, for a number of records other than the file name's. Without that number, a cut between records is not seen.
+    """
+    index, labelled = -1, None
+    try:
+        with path.open("rb") as shard:
+            for index, (where, start, payload) in enumerate(_payloads(shard, path)):
+                features = _features(payload, where)
+                image = _value(features, "image", image_feature, where)
+                label = _value(features, "label", label_feature, where)
+                if label is not None and label < 0:
+                    raise UserError(f"{where}: label must be >= 0, got {label}; set data.features.label")
+                if labelled not in (None, label is not None):
+                    wrong = "is missing, while the records before have it" if labelled else "is in no record before"
+                    raise UserError(f"{where}: feature {label_feature!r} {wrong}; label all of the shard or nothing")
+                labelled = label is not None
+                name = str(_value(features, "id", id_feature, where)) if id_feature else f"{path.stem}/{index}"
+                yield Record(index, start + HEADER.size + _position(payload, image), len(image), label, name)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; make it readable or {AGAIN}") from error
+    stated = count_in_name(path.name)
+    if stated not in (None, index + 1):
+        wrong = f"{path}: its name states {stated} records, it holds {index + 1}"
+        raise UserError(f"{wrong}; {AGAIN}, or rename it if {stated} is no count")
+
+
+def _payloads(shard: BinaryIO, path: Path) -> Iterator[tuple[str, int, bytes]]:
+    """Record by record: its name in errors, its byte offset, its payload; checksums hold, nothing is past the end."""
+    size = os.fstat(shard.fileno()).st_size
+    start = index = 0
+    while start < size:
+        where = f"{path}: record {index} at byte {start}"
+        header = shard.read(HEADER.size)
+        if len(header) < HEADER.size:
+            raise UserError(f"{where}: cut short, {len(header)} bytes are left of a header of {HEADER.size}; {AGAIN}")
+        length, stored = HEADER.unpack(header)
+        if start == 0 and header.startswith(GZIP_MAGIC) and stored != _masked_crc(header[:8]):
+            raise UserError(f"{path}: compressed by gzip, so that no offset points at an image; gunzip it")
+        _check(f"{where}: the length's", stored, header[:8])
+        if not 0 <= length <= LONGEST_RECORD_BYTES:
+            raise UserError(f"{where}: length must be in [0, {LONGEST_RECORD_BYTES}], got {length}; {AGAIN}")
+        if length + CHECKSUM.size > (left := size - start - HEADER.size):
+            raise UserError(f"{where}: cut short, {left} bytes are left of {length + CHECKSUM.size}; {AGAIN}")
+        payload, checksum = shard.read(length), shard.read(CHECKSUM.size)
+        if len(checksum) < CHECKSUM.size:
+            raise UserError(f"{where}: the file of {size} bytes was cut while it was read; {AGAIN}")
+        _check(f"{where}: the content's", CHECKSUM.unpack(checksum)[0], payload)
+        yield where, start, payload
+        start += HEADER.size + length + CHECKSUM.size
+        index += 1
+
+
+def _masked_crc(content: bytes) -> int:
+    """CRC32C as TFRecord stores it: rotated right by 15 bits, plus a constant, modulo 2**32."""
+    crc = crc32c(content)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _check(what: str, stored: int, content: bytes) -> None:
+    """Raises `UserError` unless `content` has the masked CRC32C that is stored beside it."""
+    if (computed := _masked_crc(content)) != stored:
+        raise UserError(f"{what} CRC32C is {computed:#010x}, stored is {stored:#010x}; {AGAIN}")
+
+
+@cache
+def _example_class() -> Any:
+    """The message class of tf.train.Example, in a pool of its own so that TensorFlow may be imported beside it."""
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(SCHEMA, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))
+
+
+def _features(payload: bytes, where: str) -> Any:
+    """The map from name to tf.train.Feature in a serialized tf.train.Example."""
+    try:
+        return _example_class().FromString(payload).features.feature
+    except (message.DecodeError, UnicodeDecodeError) as error:  # the latter from protobuf without its C library
+        raise UserError(f"{where}: {len(payload)} bytes that are no tf.train.Example; write it as one") from error
+
+
+def _value(features: Any, role: str, name: str, where: str) -> Any:
+    """The only value of feature `name`, UTF-8 decoded for an id; None for a label that is absent or of no kind."""
+    feature, remedy = f"{where}: feature {name!r}", f"set data.features.{role}"
+    kind = features[name].WhichOneof("kind") if name in features else None  # features[name] would add a missing one
+    if kind is None:  # TensorFlow, too, takes a feature of no kind for an absent one
+        if role == "label":
+            return None
+        there = [f"{key!r} ({TYPES[features[key].WhichOneof('kind')]})" for key in sorted(features)]
+        more = f" and {len(there) - LISTED_FEATURES} more" if len(there) > LISTED_FEATURES else ""
+        raise UserError(f"{feature} is missing, got {', '.join(there[:LISTED_FEATURES]) or 'none'}{more}; {remedy}")
+    if kind not in KINDS[role]:
+        wanted = " or ".join(TYPES[choice] for choice in KINDS[role])
+        raise UserError(f"{feature} must be {wanted}, got {TYPES[kind]}; {remedy}")
+    values = getattr(features[name], kind).value
+    if len(values) != 1 or values[0] == b"":
+        got = "an empty one" if len(values) == 1 else len(values)
+        raise UserError(f"{feature} must hold 1 value, got {got}; {remedy}")
+    try:
+        return values[0].decode() if role == "id" and kind == "bytes_list" else values[0]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{feature} must be UTF-8, got {values[0][:32]!r}; {remedy}") from error
+
+
+def _position(payload: bytes, image: bytes) -> int:
+    """Where the bytes of `image`, parsed from `payload`, lie in it; of two copies the first: it reads the same."""
+    start = payload.index(image[:HEAD_BYTES])  # to search for all of a long image costs more than to read it
+    return start if payload.startswith(image, start) else payload.index(image)

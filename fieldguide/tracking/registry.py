@@ -1,0 +1,216 @@
+"""MLflow's model registry: a run's exported model becomes a version of the registered model, and a version a local file.
+
+Imports no more than prediction has at hand, so that a file's path never waits for MLflow; whatever is called needs it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import atomic_path, file_hash
+from fieldguide.core.paths import PREDICTIONS_CSV, models_cache, project_root
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.entities import Run as StoredRun
+    from mlflow.entities.model_registry import ModelVersion
+
+    from fieldguide.tracking.store import Store
+
+NAME = "fieldguide"  # of the registered model
+CHAMPION = "champion"  # the alias of the version in use
+SCHEME = "models:/"
+FILE = "model.onnx"  # in the folder of a logged model
+UNKNOWN = (400, 404)  # of HTTP: the store is there, and the model is not
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A training run and the model that was exported of it last."""
+
+    run: "StoredRun"
+    model: "LoggedModel"
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.info.run_name} (run {self.run.info.run_id[:8]})"
+
+    @property
+    def md5(self) -> str:
+        """Of the ONNX file."""
+        return self.model.tags[_store_module().ONNX_TAG]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the registered model: its number, the run that made it, and the MD5 of its ONNX file."""
+
+    number: int
+    run_id: str
+    md5: str
+
+
+class Registry:
+    """The registered model, and the runs from which its versions come."""
+
+    def __init__(self, store: "Store") -> None:
+        self.client, self.experiment_id = store.client, store.experiment_id
+        self.onnx_tag: str = _store_module().ONNX_TAG
+
+    def exported(self) -> list[Exported]:
+        """Every training run of which a model was exported, the latest first."""
+        store = _store_module()
+        models: dict[str | None, LoggedModel] = {}
+        for model in store.all_pages(self.client.search_logged_models, [self.experiment_id], f"name = '{store.MODEL}'"):
+            if model.status == "READY" and self.onnx_tag in model.tags:
+                known = models.setdefault(model.source_run_id, model)
+                models[model.source_run_id] = max(known, model, key=lambda one: one.creation_timestamp)
+        runs = store.all_pages(self.client.search_runs, [self.experiment_id], f"tags.`{store.STAGE_TAG}` = 'train'")
+        found = [Exported(run, models[run.info.run_id]) for run in runs if run.info.run_id in models]
+        return sorted(found, key=lambda one: one.run.info.start_time, reverse=True)
+
+    def predictions(self, run_id: str, folder: Path) -> Path:
+        """A copy in `folder` of the predictions that evaluate logged to a run; raises `UserError` where there are none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Path(self.client.download_artifacts(run_id, f"evaluate/{PREDICTIONS_CSV.name}", str(folder)))
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"run {run_id}: evaluate/{PREDICTIONS_CSV.name} is not among its artifacts; with its model in the workspace"
+                " run: dvc repro -f -s evaluate"
+            ) from error
+
+    def champion(self) -> Version | None:
+        """The version that bears the alias."""
+        registered = self.client.search_registered_models(f"name = '{NAME}'")
+        number = registered[0].aliases.get(CHAMPION) if registered else None
+        return self._version(self.client.get_model_version(NAME, number)) if number else None
+
+    def crown(self, exported: Exported, tags: dict[str, str]) -> Version:
+        """The version of this model, made where there is none, tagged and given the alias."""
+        from mlflow.exceptions import MlflowException
+
+        if not self.client.search_registered_models(f"name = '{NAME}'"):
+            try:
+                self.client.create_registered_model(NAME, description="Species on photographs, as an ONNX file")
+            except MlflowException:  # another process was first
+                self.client.get_registered_model(NAME)
+        versions = _store_module().all_pages(
+            self.client.search_model_versions, f"name = '{NAME}' AND tags.`{self.onnx_tag}` = '{exported.md5}'"
+        )
+        if versions:
+            version = versions[0]
+            for key, value in tags.items():
+                self.client.set_model_version_tag(NAME, version.version, key, value)
+        else:
+            version = self.client.create_model_version(
+                NAME,
+                exported.model.artifact_location,
+                exported.run.info.run_id,
+                tags | {self.onnx_tag: exported.md5},
+                model_id=exported.model.model_id,
+            )
+        self.client.set_registered_model_alias(NAME, CHAMPION, version.version)
+        return self._version(version)
+
+    def _version(self, found: "ModelVersion") -> Version:
+        return Version(int(found.version), found.run_id or "", found.tags.get(self.onnx_tag, ""))
+
+    def file(self, uri: str) -> Path:
+        """The model file of `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/NAME/latest` or `models:/ID`."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+        try:
+            model_id, *of_name = get_model_name_and_version(self.client, uri)
+            if of_name:
+                version = self.client.get_model_version(model_id, *of_name)
+                if version.model_id is None:  # registered by hand, from a run's artifacts
+                    location = self.client.get_model_version_download_uri(version.name, version.version)
+                    return self._fetched(location, version.tags.get(self.onnx_tag, ""))
+                model_id = version.model_id
+            model = self.client.get_logged_model(model_id)
+        except MlflowException as error:
+            if error.get_http_status_code() not in UNKNOWN:
+                raise
+            raise UserError(f"{error}; a run's model is registered by: python -m fieldguide champion") from error
+        return self.model_file(model)
+
+    def model_file(self, model: "LoggedModel") -> Path:
+        """The ONNX file of a logged model."""
+        return self._fetched(model.artifact_location, model.tags.get(self.onnx_tag, ""))
+
+    def _fetched(self, location: str, md5: str) -> Path:
+        """A file in the project's cache, named after its content, fetched unless it is there whole.
+
+        md5: of the file as it was logged; empty where that is not known. Raises `UserError` where it has changed since.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        cached = models_cache() / f"{md5}.onnx"
+        if md5 and cached.is_file() and file_hash(cached, "md5") == md5:
+            return cached
+        with TemporaryDirectory() as folder:
+            artifact = f"{location}/{FILE}"
+            fetched = Path(download_artifacts(artifact, dst_path=folder, tracking_uri=self.client.tracking_uri))
+            found = file_hash(fetched, "md5")
+            if md5 and found != md5:
+                raise UserError(
+                    f"{artifact}: its MD5 is {found}, it was logged with {md5}; log it again: dvc repro -f -s export_onnx"
+                )
+            cached = models_cache() / f"{found}.onnx"
+            with atomic_path(cached) as temporary:
+                temporary.write_bytes(fetched.read_bytes())
+        return cached
+
+
+@contextmanager
+def opened() -> Iterator[Registry]:
+    """The registry of the project's tracking store; raises `UserError` where MLflow or the store is not there."""
+    try:
+        store = _store_module()
+        import mlflow  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"the model registry needs {error.name}, which is not installed; pip install -r requirements.txt"
+        ) from error
+    database = project_root() / "mlflow.db"
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not database.exists():
+        raise UserError(f"{database}: there is no tracking store; make a run with dvc repro, or set MLFLOW_TRACKING_URI")
+    with store.opened_store() as opened_store:
+        yield Registry(opened_store)
+
+
+def is_registered(model: Path) -> bool:
+    """Whether it is no file's path but `models:/…`."""
+    return model.as_posix().startswith(SCHEME)
+
+
+def model_file(model: Path) -> Path:
+    """`model` itself where it is a file's path; for `models:/…` the local file of that model, verified.
+
+    Raises `UserError` where the registry, the model or MLflow is not there.
+    """
+    if not is_registered(model):
+        return model
+    try:
+        with opened() as registry:
+            return registry.file(model.as_posix())
+    except UserError as error:
+        raise UserError(f"{model}: {error}") from error
+
+
+def _store_module() -> ModuleType:
+    """Only when asked for: it needs more than prediction has at hand."""
+    from fieldguide.tracking import store
+
+    store.prepare()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    return store

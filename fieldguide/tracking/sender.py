@@ -1,0 +1,117 @@
+"""Journals on their way to the store: a thread sends them while the stage works, and what it could not send stays for later."""
+
+import threading
+import time
+from contextlib import ExitStack
+
+from fieldguide.core.errors import UserError
+from fieldguide.core.paths import journals
+from fieldguide.tracking.journal import Journal, all_journals
+from fieldguide.tracking.store import Store, fault_of, faults, prepare, store_name, warn
+
+RETRY_SECONDS = 30.0  # until a store that could not be reached is tried again
+PATIENCE_SECONDS = {"remote": 15.0, "local": 120.0}  # that the end of a stage waits for a store that takes nothing
+NO_ANSWER = "the store did not answer in time"
+
+
+class Sender:
+    """A thread that sends journals, oldest first, while the stage works; `own` is the one that is being written."""
+
+    def __init__(self, own: Journal | None = None) -> None:
+        self.own = own
+        self.wake, self.closing, self.abandoned = threading.Event(), threading.Event(), threading.Event()
+        self.fault = ""  # why the store took nothing at the last attempt
+        self.taken = 0.0  # when it last took something, seconds
+        self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def finish(self) -> bool:
+        """Waits until all is sent, but not long for a store that takes nothing; whether all is sent."""
+        self.taken = time.monotonic()
+        self.closing.set()
+        self.wake.set()
+        patience = PATIENCE_SECONDS["remote" if store_name().startswith("http") else "local"]
+        while self.thread.is_alive() and time.monotonic() - self.taken < patience:
+            self.thread.join(0.05)
+        self.abandoned.set()
+        return not self.thread.is_alive() and not self.fault
+
+    def _work(self) -> None:
+        n_faults = 0
+        while not self.abandoned.is_set():
+            closing = self.closing.is_set()  # before the attempt: what is written after it is for the next one
+            self.wake.clear()
+            self.fault = NO_ANSWER  # until it is known
+            fault = fault_of(self._send)
+            if fault and not n_faults and not closing:  # else the end says so
+                warn(f"{fault}; what is logged is kept in {journals()} and sent when the store can be reached")
+            n_faults += bool(fault)
+            self.fault = fault
+            if closing:
+                return
+            if fault:
+                self.closing.wait(RETRY_SECONDS)
+            else:
+                self.wake.wait()
+
+    def _send(self) -> None:
+        """Sends what there is; raises what the store raises, for an artifact only after the other journals."""
+        store: Store | None = None
+        fault: Exception | None = None
+        for journal in all_journals():
+            if journal.store != store_name():
+                continue
+            with ExitStack() as stack:
+                if self.own is None or journal.folder != self.own.folder:
+                    if not stack.enter_context(journal.held()):
+                        continue  # of a run that is at work
+                    if journal.last() not in ("", "end"):
+                        journal.append("end", status="KILLED")  # its process is gone
+                store = store or Store()
+                try:
+                    self._send_one(journal, store)
+                except faults() as error:
+                    if not store.at_file:
+                        raise
+                    fault = fault or error
+        if fault:
+            raise fault
+
+    def _send_one(self, journal: Journal, store: "Store") -> None:
+        for entry, place in journal.unsent():
+            if self.abandoned.is_set():
+                return
+            store.take(journal, entry)
+            journal.mark(place)
+            self.taken = time.monotonic()
+        if journal.last() == "end" and not journal.has_unsent():  # in this order: an end may be written just now
+            journal.remove()
+
+
+def send_all() -> str:
+    """Sends what earlier runs left; says in words how much. Raises `UserError` when the store does not take it."""
+    prepare()
+    before = len(unsent_journals())
+    sender = Sender()
+    sender.start()
+    all_sent, left = sender.finish(), unsent_journals()
+    if not all_sent:
+        raise UserError(f"MLflow: {sender.fault}; {left_words(left)}")
+    return f"MLflow: {before - len(left)} runs sent" + (f"; {left_words(left)}" if left else "")
+
+
+def unsent_journals() -> list[Journal]:
+    """Those with something in them that is not sent."""
+    return [journal for journal in all_journals() if journal.has_unsent()]
+
+
+def left_words(left: list[Journal]) -> str:
+    """What is not sent, where it is kept and how it goes out."""
+    n_entries = sum(sum(1 for _ in journal.unsent()) for journal in left)
+    others = {journal.store or "" for journal in left} - {store_name()}
+    return (
+        f"{n_entries} entries of {len(left)} runs are not sent; they are kept in {journals()} and go out with the next run, or"
+        " by: python -m fieldguide sync" + (f" (with MLFLOW_TRACKING_URI for {', '.join(sorted(others))})" if others else "")
+    )

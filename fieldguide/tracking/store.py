@@ -1,0 +1,342 @@
+"""MLflow's store: the runs and models of a project, in one place whatever started them.
+
+It lies at the project's root, whichever temporary folder a run works in; `MLFLOW_TRACKING_URI` is honoured when set. MLflow
+is imported when it is needed, which takes seconds.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
+
+import numpy as np
+from filelock import FileLock
+
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import atomic_path
+from fieldguide.core.paths import project_root
+from fieldguide.tracking.journal import Journal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as StoredRun
+
+EXPERIMENT = "fieldguide"
+CHECKPOINT_TAG = "fieldguide.checkpoint_md5"
+RESTORED_TAG = "fieldguide.restored"  # of a run whose training came out of DVC's cache
+KEY_TAG = "fieldguide.run"  # the journal's key, by which a run is found again
+STAGE_TAG = "fieldguide.stage"
+EXPERIMENT_TAG = "dvc.experiment"
+PARAMS_TAG = "fieldguide.params_sha256"
+DATA_TAG = "fieldguide.data_md5"
+ONNX_TAG = "fieldguide.onnx_md5"
+MODEL = "fieldguide"  # the name of every model that is logged
+MODEL_NEEDS = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")  # to load and serve it; stated, as finding out costs seconds
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # with MLflow's 7 each call to a server that is down blocks for 4 minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+MLFLOW_TYPES = {"string": "string", "Int64": "long", "int64": "long", "bool": "boolean"}  # of the manifest's columns
+PARAMS_A_CALL = 100  # MLflow refuses more
+REFUSED = (400, 404, 409)  # of HTTP: the store is there and will never take this entry
+
+
+class Store:
+    """MLflow's store, as far as a journal needs it. Its calls may be made again: they find what they made before."""
+
+    def __init__(self) -> None:
+        """Makes the store on first use, one process of this machine at a time."""
+        from mlflow import MlflowClient
+
+        root, uri = project_root(), os.environ.get("MLFLOW_TRACKING_URI", "")
+        artifacts = None if uri else (root / "mlartifacts").as_uri()
+        uri = uri or _sqlite(root / "mlflow.db")
+        self.is_remote = uri.startswith("http")
+        self.at_file = False  # whether the last entry was a file
+        self.ids: dict[str, str] = {}  # MLflow's own id of a run, by its key or the checkpoint's digest
+        with ExitStack() as stack:
+            if not self.is_remote:  # MlflowClient makes the tables: several processes at once would break them
+                database = Path(unquote(urlsplit(uri).path[1:])) if uri.startswith("sqlite:") else root / "mlflow.db"
+                stack.enter_context(FileLock(f"{database}.lock", thread_local=False))
+                if uri.startswith("sqlite:") and not database.exists():
+                    _make_tables(database)
+            self.client = MlflowClient(uri)
+            self.experiment_id = _experiment(self.client, artifacts)
+
+    def add(self, run_id: str, params: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Values that a run does not have yet."""
+        from mlflow.entities import Metric, Param
+
+        names = list(params)
+        for start in range(0, len(names), PARAMS_A_CALL):
+            chunk = names[start : start + PARAMS_A_CALL]
+            self.client.log_batch(run_id, params=[Param(name, str(params[name])) for name in chunk])
+        now = int(time.time() * 1000)
+        self.client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
+
+    def trainings(self, query: str) -> list["StoredRun"]:
+        """The training runs that match a filter of MLflow, "" being all; raises `UserError` for what is no filter."""
+        from mlflow.exceptions import MlflowException
+
+        of_train = f"tags.`{STAGE_TAG}` = 'train'" + (f" and {query}" if query else "")
+        try:
+            return all_pages(self.client.search_runs, [self.experiment_id], of_train)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise UserError(f"{query!r} is no filter of MLflow ({in_words(error)}); correct it") from error
+
+    def take(self, journal: Journal, entry: dict[str, Any]) -> None:
+        """One entry; one that the store will never take is named and left out."""
+        from mlflow.exceptions import MlflowException, RestException
+
+        self.at_file = entry["kind"] in ("file", "model")
+        try:
+            getattr(self, f"_{entry['kind']}")(journal, entry)
+        except MlflowException as error:
+            understood = isinstance(error, RestException) or not self.is_remote  # else another server may have answered
+            if not understood or error.get_http_status_code() not in REFUSED:
+                raise
+            warn(f"{in_words(error)}; left out: {entry['kind']} of run {journal.key}")
+
+    def _start(self, journal: Journal, entry: dict[str, Any]) -> None:
+        from mlflow.entities import RunTag
+
+        if entry["of"]:
+            self.made(entry["of"], entry.get("parent"))
+        found = self._found(journal.key, entry)
+        if found:
+            self.client.update_run(found, status="RUNNING")
+            self.client.log_batch(found, tags=[RunTag(name, value) for name, value in entry["tags"].items()])
+        else:
+            parent = {"mlflow.parentRunId": self.made(entry["of"])} if entry["of"] else {KEY_TAG: journal.key}
+            found = self._create(entry["name"], entry["tags"] | parent, entry["time"])
+        self.ids[journal.key] = found
+
+    def _found(self, key: str, start: dict[str, Any]) -> str:
+        """The id of the run that a journal with this first entry tells of, or nothing: a stage's by model, stage and params."""
+        if not start["of"]:
+            return self._search({KEY_TAG: key})
+        same = {tag: start["tags"].get(tag, "") for tag in (STAGE_TAG, PARAMS_TAG)}
+        return self._search(same | {"mlflow.parentRunId": self.made(start["of"])})
+
+    def _params(self, journal: Journal, entry: dict[str, Any]) -> None:
+        run_id = self._id(journal)
+        known = self.client.get_run(run_id).data.params  # a value of a run that goes on cannot be changed
+        self.add(run_id, {name: value for name, value in entry["values"].items() if name not in known}, {})
+
+    def _metrics(self, journal: Journal, entry: dict[str, Any]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, entry["time"], entry["step"]) for name, value in entry["values"].items()]
+        self.client.log_batch(self._id(journal, entry["of"]), metrics=metrics)
+
+    def _file(self, journal: Journal, entry: dict[str, Any]) -> None:
+        self.client.log_artifact(self._id(journal, entry["of"]), str(journal.folder / entry["file"]), entry["folder"])
+
+    def _data(self, journal: Journal, entry: dict[str, Any]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        columns = [{"name": name, "type": MLFLOW_TYPES.get(kind, "string")} for name, kind in entry["columns"].items()]
+        source, schema, profile = map(json.dumps, (entry["source"], {"mlflow_colspec": columns}, entry["profile"]))
+        dataset = Dataset(entry["name"], entry["digest"], "local", source, schema, profile)
+        tags = [InputTag("mlflow.data.context", entry["context"])]
+        self.client.log_inputs(self._id(journal, entry["of"]), [DatasetInput(dataset, tags)])
+
+    def _model(self, journal: Journal, entry: dict[str, Any]) -> None:
+        from mlflow.entities import LoggedModelOutput
+
+        run_id = self._id(journal, entry["of"])
+        query = f"name = '{MODEL}' AND source_run_id = '{run_id}' AND tags.`{ONNX_TAG}` = '{entry['md5']}'"
+        found = self.client.search_logged_models([self.experiment_id], query)
+        tags = {CHECKPOINT_TAG: entry["of"], ONNX_TAG: entry["md5"]}
+        model = found[0] if found else self.client.create_logged_model(self.experiment_id, MODEL, run_id, tags)
+        if model.status == "READY":
+            return
+        with TemporaryDirectory() as folder:
+            example = np.array(entry["example"]["array"], entry["example"]["dtype"])
+            _save_model(journal.folder / entry["file"], example, Path(folder, MODEL), model.model_id, run_id)
+            self.client.log_model_artifacts(model.model_id, str(Path(folder, MODEL)))
+        outputs = self.client.get_run(run_id).outputs
+        if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+            self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])  # a second time it would raise
+        self.client.finalize_logged_model(model.model_id, "READY")
+
+    def _tag(self, journal: Journal, entry: dict[str, Any]) -> None:
+        self.client.set_tag(self._id(journal), entry["name"], entry["value"])
+
+    def _end(self, journal: Journal, entry: dict[str, Any]) -> None:
+        self.client.set_terminated(self._id(journal), entry["status"], entry["time"])
+
+    def _id(self, journal: Journal, of: str = "") -> str:
+        """MLflow's id of the journal's run, or of the run `of` a checkpoint; raises `MlflowException` where it is gone."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
+        if of:
+            return self.made(of)
+        found = self.ids.get(journal.key) or self._found(journal.key, journal.first())
+        if not found:
+            raise MlflowException(f"run {journal.key} is no longer in the store", RESOURCE_DOES_NOT_EXIST)
+        return self.ids.setdefault(journal.key, found)
+
+    def made(self, digest: str, otherwise: dict[str, Any] | None = None) -> str:
+        """The latest run whose checkpoint has this MD5; a new one when the checkpoint came from a cache without a run.
+
+        otherwise: name and tags of the new one.
+        """
+        if digest not in self.ids:
+            found = self._search({CHECKPOINT_TAG: digest})
+            if not found:
+                new = otherwise or {"name": "restored", "tags": {}}
+                tags = {STAGE_TAG: "train", CHECKPOINT_TAG: digest, RESTORED_TAG: "true"} | new["tags"]
+                found = self._create(new["name"], tags, int(time.time() * 1000))
+                self.client.set_terminated(found, "FINISHED")
+            self.ids[digest] = found
+        return self.ids[digest]
+
+    def _create(self, name: str, tags: dict[str, str], start: int) -> str:
+        return self.client.create_run(self.experiment_id, start_time=start, tags=tags, run_name=name).info.run_id
+
+    def _search(self, tags: dict[str, str]) -> str:
+        """The id of the latest run with these tags, or nothing."""
+        query = " AND ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+        found = self.client.search_runs([self.experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
+        return found[0].info.run_id if found else ""
+
+
+@contextmanager
+def opened_store() -> Iterator[Store]:
+    """The store, for a command that can do nothing without it; raises `UserError` where it cannot be reached or used."""
+    prepare()
+    try:
+        yield Store()
+    except UserError:
+        raise
+    except faults() as error:
+        name = store_name() or project_root() / "mlflow.db"
+        raise UserError(f"MLflow: {name}: {in_words(error)}; start the server or set MLFLOW_TRACKING_URI") from error
+
+
+def all_pages(search: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
+    """All that MLflow finds, of whose answers each is one page."""
+    found = search(*arguments, **options)
+    everything = list(found)
+    while found.token:
+        found = search(*arguments, **options, page_token=found.token)
+        everything += found
+    return everything
+
+
+def prepare() -> None:
+    """MLflow's settings for this process; before its first import, which starts its telemetry."""
+    for variable, value in DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+
+
+def store_name() -> str:
+    """The store's address without a password; nothing for the one at the project's root."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    scheme, separator, rest = uri.partition("://")
+    return scheme + separator + rest.rpartition("@")[2]
+
+
+def faults() -> tuple[type[Exception], ...]:
+    """What a store raises that cannot be reached or used."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, RequestException, SQLAlchemyError, ImportError, OSError, UserError
+
+
+def fault_of(action: Callable[[], object]) -> str:
+    """What a store raised, in words; nothing where all went well."""
+    try:
+        action()
+    except faults() as error:
+        return in_words(error)
+    return ""
+
+
+def in_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def warn(text: str) -> None:
+    print(f"warning: MLflow: {text}", file=sys.stderr)
+
+
+def _sqlite(database: Path) -> str:
+    """Its address, in which only what means something there is quoted: MLflow makes the folder as the address spells it."""
+    return "sqlite:///" + re.sub("[%?#]", lambda match: quote(match[0]), str(database))
+
+
+def _make_tables(database: Path) -> None:
+    """A store whole or not at all: with half of its tables, MLflow would refuse it for ever."""
+    from mlflow import MlflowClient
+
+    with atomic_path(database) as temporary:
+        client = MlflowClient(_sqlite(temporary))
+        client.search_experiments(max_results=1)
+        client._tracking_client.store.engine.dispose()
+
+
+def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
+    """The experiment's id; on a server another process may make it between the look and the attempt."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment:
+        return experiment.experiment_id
+    try:
+        return client.create_experiment(EXPERIMENT, artifacts)
+    except MlflowException:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            raise
+        return experiment.experiment_id
+
+
+def _save_model(file: Path, example: np.ndarray, target: Path, model_id: str, run_id: str) -> None:
+    """An ONNX file as a folder in MLflow's form (flavours onnx and pyfunc), byte for byte the same file.
+
+    Its signature: one tensor without a name in, tensors with the graph's names out; its metadata: those of the file.
+    """
+    import onnx
+    from mlflow.models import Model, ModelSignature
+    from mlflow.onnx import save_model
+    from mlflow.types import Schema, TensorSpec
+
+    def spec(value: onnx.ValueInfoProto, name: str | None) -> TensorSpec:
+        tensor = value.type.tensor_type
+        shape = [dimension.dim_value or -1 for dimension in tensor.shape.dim]
+        return TensorSpec(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape, name)
+
+    proto = onnx.load(file)
+    inputs, outputs = proto.graph.input, proto.graph.output
+    save_model(
+        proto,
+        str(target),
+        mlflow_model=Model(model_id=model_id, run_id=run_id),
+        signature=ModelSignature(
+            Schema([spec(value, None) for value in inputs]), Schema([spec(value, value.name) for value in outputs])
+        ),
+        input_example=example,
+        pip_requirements=[f"{package}=={version(package)}" for package in MODEL_NEEDS],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        metadata={entry.key: json.loads(entry.value) for entry in proto.metadata_props},
+        save_as_external_data=False,
+    )
+    shutil.copyfile(file, target / "model.onnx")  # a second serialisation would break its seal

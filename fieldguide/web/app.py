@@ -1,0 +1,402 @@
+"""The Flask application: routes, what they check and how they answer."""
+
+import base64
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from flask import Blueprint, Flask, Response, current_app, g, json, render_template, request, url_for
+from flask.json.provider import DefaultJSONProvider
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as BaseResponse
+
+from fieldguide.core.images import TooManyPixels, UnreadableImage, decode, encode_jpeg, ends_early
+from fieldguide.core.names import common_name
+from fieldguide.onnx.classifier import Prediction
+from fieldguide.onnx.heatmap import overlay
+from fieldguide.tracking.registry import is_registered
+from fieldguide.web.batching import Batcher, Slots
+from fieldguide.web.examples import Examples
+from fieldguide.web.metrics import Metrics
+from fieldguide.web.model import Model, Watched
+from fieldguide.web.openapi import description
+from fieldguide.web.problems import MEDIA_TYPE, Problem, code_of
+from fieldguide.web.settings import Settings
+from fieldguide.web.uploads import FIELD, READABLE, MemoryRequest, Upload, format_of, read_uploads
+
+TOP_K = 5
+PICTURE_PX = 480  # side of the photograph on a plate
+ANSWER_WITHIN_S = 30  # of waiting for the network, after which it must be stuck
+YEAR_S = 31_536_000
+ACCEPT = "image/jpeg,image/png,image/webp,image/bmp,image/gif,image/tiff"  # without HEIC: phones then send JPEG
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "same-origin",  # under no-referrer a plain form is sent with Origin: null
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+pages = Blueprint("pages", __name__)
+
+
+@dataclass(frozen=True)
+class Plate:
+    """What the page shows of one photograph: an answer with its pictures as `data:` addresses, or a problem."""
+
+    number: int
+    file: str | None
+    prediction: Prediction | None = None
+    photograph: str = ""
+    overlay: str = ""
+    problem: Problem | None = None
+
+
+class Guide:
+    """All that outlives a request: the model, the queue before it, and what is counted."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Loads the model; raises `UserError`."""
+        self.settings = settings
+        self.metrics = metrics = Metrics()
+        self.watched = Watched(
+            settings.model,
+            settings.registry_s if is_registered(settings.model) else settings.reload_s,
+            lambda worked: metrics.reloads.labels("taken" if worked else "refused").inc(),
+        )
+        self.slots = Slots(settings.max_images, settings.within_s)
+        metrics.places.set_function(lambda: self.slots.n_taken)
+        self.cores = threading.BoundedSemaphore(settings.workers)  # held to decode or to compute: more at a time is slower
+        self.batcher = Batcher(settings.workers, settings.max_batch, TOP_K, self.cores, self._decoded, self._hear)
+        self.examples = Examples(settings.manifest, settings.raw)
+        self.draining = False
+
+    def answers(self, model: Model, uploads: list[Upload], activation: bool = False) -> list[Prediction | Problem]:
+        """An answer or a problem for each image, in order."""
+        begun = [self.batcher.submit(model.classifier, upload.encoded, activation) for upload in uploads]
+        answers = [self._finished(item) for item in begun]
+        for answer in answers:
+            if isinstance(answer, Problem):
+                self.metrics.refused.labels(answer.code).inc()
+            else:
+                self.metrics.images.labels(answer.verdict).inc()
+        return answers
+
+    def pixels(self, encoded: bytes, side: int) -> np.ndarray:
+        """The centre square, uint8 `[side, side, 3]`, as soon as a core is free; raises `Problem`."""
+        with self.cores:
+            return self._decoded(encoded, side)
+
+    def _decoded(self, encoded: bytes, side: int) -> np.ndarray:
+        kind = format_of(encoded)
+        try:
+            if ends_early(encoded, kind):
+                raise Problem("unreadable", "The image cannot be read: the data end early.")
+            return decode(encoded, side, self.settings.max_pixels)
+        except TooManyPixels as error:
+            raise Problem("too_large", f"The image has {error}.") from error
+        except UnreadableImage as error:
+            raise Problem("unreadable", f"The image cannot be read: {error}.") from error
+
+    def _hear(self, n_images: int, seconds: float) -> None:
+        self.metrics.batches.observe(n_images)
+        self.slots.learn(seconds / n_images / self.settings.workers)
+
+    def close(self) -> None:
+        self.watched.close()
+        self.batcher.close()
+
+    @staticmethod
+    def _finished(result: Future[Prediction]) -> Prediction | Problem:
+        try:
+            return result.result(timeout=ANSWER_WITHIN_S)
+        except Problem as problem:
+            return problem
+        except NoAnswer:
+            return Problem("overloaded", "The network did not answer in time; try again.")
+
+
+def guide() -> Guide:
+    """The application's own."""
+    return current_app.extensions["guide"]
+
+
+def model_in_use() -> Model:
+    """The same for all of a request, also where another one is taken up meanwhile."""
+    if "model" not in g:
+        g.model = guide().watched.current
+    return g.model
+
+
+def create_app(settings: Settings) -> Flask:
+    """The application, its model loaded; raises `UserError` without one."""
+    app = Flask(__name__)
+    app.request_class = MemoryRequest
+    app.config.update(
+        MAX_CONTENT_LENGTH=settings.max_body_bytes,
+        MAX_FORM_PARTS=4 * settings.max_files,
+        SEND_FILE_MAX_AGE_DEFAULT=YEAR_S,
+    )
+    assert isinstance(app.json, DefaultJSONProvider) and app.static_folder is not None  # as Flask makes them
+    app.json.sort_keys = False
+    app.jinja_options["trim_blocks"] = app.jinja_options["lstrip_blocks"] = True
+    app.jinja_env.filters.update(percent=percent, common_name=common_name, roman=roman, thousands=thousands, day=day)
+    app.jinja_env.globals.update(
+        asset=asset_address(Path(app.static_folder)), has_example=lambda name: name in guide().examples
+    )
+    app.extensions["guide"] = Guide(settings)
+    app.register_blueprint(pages)
+    app.register_error_handler(Problem, answer_problem)
+    app.register_error_handler(HTTPException, answer_http_error)
+    app.register_error_handler(Exception, answer_fault)
+    app.before_request(check_sender)
+    app.after_request(finish)
+    return app
+
+
+def bare_host(name: str) -> str:
+    """A Host header as hosts are compared: small letters, no port; an IPv6 address in brackets."""
+    name = name.lower()
+    if name.count(":") > 1 and not name.startswith("["):
+        return f"[{name}]"
+    return re.sub(r":\d+$", "", name)
+
+
+def check_sender() -> None:
+    """Refuses names that are not this server's, and what another site sends in a visitor's name, as the browser says it."""
+    g.start = time.perf_counter()
+    allowed = guide().settings.allowed_hosts
+    if allowed and bare_host(request.host) not in allowed:
+        raise Problem("bad_request", "The Host header names another server; --allowed-host lets it in.")
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site is None:  # an older browser, or no browser
+        site = "none" if origin is None or origin.partition("://")[2] == request.host else "cross-site"
+    if site not in ("same-origin", "none"):
+        raise Problem("cross_site", "Requests from other sites are refused.")
+
+
+def finish(response: Response) -> Response:
+    """Adds the headers that every answer has, and counts it."""
+    response.headers.update(HEADERS)
+    if "Cache-Control" not in response.headers:
+        response.headers["Cache-Control"] = "no-store"
+    metrics, route = guide().metrics, str(request.url_rule or "none")
+    metrics.requests.labels(route, response.status_code).inc()
+    metrics.seconds.labels(route).observe(time.perf_counter() - g.get("start", time.perf_counter()))
+    return response
+
+
+@pages.get("/")
+def front() -> str:
+    return page([])
+
+
+@pages.post("/")
+def identify() -> Response:
+    """The page with a plate for each photograph of the form, or the plates alone for the page's own script."""
+    own_script = "X-Plates" in request.headers  # whose value is the number of the first plate
+    first = min(max(request.headers.get("X-Plates", 1, type=int), 1), 3999)
+    try:
+        with guide().slots.taken(1):
+            uploads = read_uploads(request, guide().settings.max_files)
+            with guide().slots.taken(len(uploads) - 1):
+                plates = plates_of(uploads, first)
+    except Problem as problem:
+        plates = [Plate(first, None, problem=problem)]
+    problems = [plate.problem for plate in plates if plate.problem]
+    status = problems[0].status if len(problems) == len(plates) else 200
+    headers = problems[0].headers() if status != 200 else {}
+    html = render_template("plates.html", plates=plates, facts=facts()) if own_script else page(plates)
+    return Response(html, status, headers, mimetype="text/html")
+
+
+@pages.get("/model")
+def about() -> str:
+    return render_template("model.html", facts=facts(), class_names=model_in_use().classifier.class_names)
+
+
+@pages.get("/examples/<int:index>.jpg")
+def example(index: int) -> Response:
+    """A training photograph of the class at this output of the network."""
+    names = model_in_use().classifier.class_names
+    jpeg = guide().examples.jpeg(names[index]) if index < len(names) else None
+    if jpeg is None:
+        raise Problem("not_found", "There is no example photograph of this class.")
+    return Response(jpeg, mimetype="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@pages.post("/api/predict")
+def predict() -> Response:
+    """Ranked answers for one or many images; the first one's problem where none could be answered."""
+    current, model = guide(), model_in_use()
+    with current.slots.taken(1):
+        uploads = read_uploads(request, current.settings.max_files)
+        with current.slots.taken(len(uploads) - 1):
+            answers = current.answers(model, uploads)
+    problems = [answer for answer in answers if isinstance(answer, Problem)]
+    if len(problems) == len(answers):
+        raise problems[0]
+    results = [{"file": upload.name} | result(answer) for upload, answer in zip(uploads, answers, strict=True)]
+    return as_json({"model": model.sha256, "results": results})
+
+
+@pages.get("/api/model")
+def model_facts() -> Response:
+    return as_json(facts() | {"class_names": model_in_use().classifier.class_names})
+
+
+@pages.get("/healthz")
+def healthy() -> Response:
+    """The process answers."""
+    return as_json({"status": "ok"})
+
+
+@pages.get("/readyz")
+def ready() -> Response:
+    """The server takes images: it has a model and is not about to stop."""
+    if guide().draining:
+        raise Problem("overloaded", "The server is stopping.")
+    return as_json({"status": "ready", "model": model_in_use().sha256})
+
+
+@pages.get("/metrics")
+def metrics() -> Response:
+    return Response(guide().metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@pages.get("/openapi.json")
+def openapi() -> Response:
+    return as_json(description(guide().settings))
+
+
+def as_json(content: object) -> Response:
+    return Response(json.dumps(content), mimetype="application/json")
+
+
+def result(answer: Prediction | Problem) -> dict[str, object]:
+    """One image's part of the API's answer."""
+    if isinstance(answer, Problem):
+        return {"error": answer.content()}
+    answers = [{"name": one.name, "probability": one.probability, "index": one.index} for one in answer.answers]
+    return {"verdict": answer.verdict, "known_score": answer.known_score, "answers": answers}
+
+
+def plates_of(uploads: list[Upload], first: int) -> list[Plate]:
+    """A plate for each image, with the square that the network saw and where it looked."""
+    answers = guide().answers(model_in_use(), uploads, activation=True)
+    return [plate_of(*numbered) for numbered in zip(range(first, first + len(uploads)), uploads, answers, strict=True)]
+
+
+def plate_of(number: int, upload: Upload, answer: Prediction | Problem) -> Plate:
+    if isinstance(answer, Problem):
+        return Plate(number, upload.name, problem=answer)
+    square = guide().pixels(upload.encoded, PICTURE_PX)
+    looked = "" if answer.activation is None else data_address(overlay(muted(square), answer.activation))
+    return Plate(number, upload.name, answer, data_address(square), looked)
+
+
+def muted(rgb: np.ndarray) -> np.ndarray:
+    """Darker and with little colour, so that what is laid over it glows: uint8 `[H, W, 3]`."""
+    return (0.3 * rgb + 0.25 * rgb.mean(axis=2, keepdims=True)).astype(np.uint8)
+
+
+def data_address(pixels: np.ndarray) -> str:
+    """uint8 `[H, W, 3]` as a JPEG inside the page itself."""
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(pixels, PICTURE_PX)).decode()
+
+
+def page(plates: list[Plate]) -> str:
+    limits = guide().settings
+    return render_template(
+        "front.html",
+        plates=plates,
+        facts=facts(),
+        field=FIELD,
+        accept=ACCEPT,
+        readable=READABLE,
+        max_files=limits.max_files,
+        max_mib=limits.max_body_bytes >> 20,
+        max_bytes=limits.max_body_bytes,
+    )
+
+
+def facts() -> dict[str, object]:
+    """What the model's file tells of it, and what can be told of the file."""
+    model = model_in_use()
+    told = {key: value for key, value in model.classifier.metadata.items() if key not in ("class_names", "labels", "seal")}
+    own = {"sha256": model.sha256, "modified": model.modified, "bytes": model.classifier.file_bytes}
+    return own | {"n_classes": len(model.classifier.class_names), "image_px": model.classifier.image_px, "metadata": told}
+
+
+def wants_page() -> bool:
+    """Whether an error goes to a person: a browser's own request outside of the API."""
+    accepted = request.accept_mimetypes
+    return not request.path.startswith("/api/") and accepted["text/html"] > accepted[MEDIA_TYPE]
+
+
+def answer_problem(problem: Problem) -> Response:
+    if wants_page():
+        html = render_template("problem.html", problem=problem.content(), facts=facts())
+        return Response(html, problem.status, problem.headers(), mimetype="text/html")
+    return Response(problem.body(), problem.status, problem.headers(), content_type=MEDIA_TYPE)
+
+
+def answer_http_error(error: HTTPException) -> BaseResponse:
+    """The framework's own errors (no such page, method, size) in the same form, its headers (Allow) kept."""
+    if error.code is None or error.code < 400:
+        return error.get_response()
+    response = answer_problem(Problem(code_of(error.code), " ".join((error.description or error.name).split())))
+    allowed = getattr(error, "valid_methods", None)
+    if allowed:
+        response.headers["Allow"] = ", ".join(sorted(allowed))
+    return response
+
+
+def answer_fault(error: Exception) -> Response:
+    """A mistake of ours: the traceback goes to the log, never into an answer."""
+    current_app.logger.error("fault in %s %s", request.method, request.url_rule, exc_info=error)
+    return answer_problem(Problem("internal", "The server made a mistake; its log says which."))
+
+
+def asset_address(folder: Path) -> Callable[[str], str]:
+    """`asset(name)`: the address of a static file, which changes with its content, so that it may be kept for ever."""
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in folder.iterdir() if path.is_file()}
+    return lambda name: url_for("static", filename=name, v=digests[name])
+
+
+def percent(share: float) -> str:
+    """`93.1 %`; the ends are told apart from certainty."""
+    if 0.9995 <= share < 1:
+        return "> 99.9 %"
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def roman(number: int) -> str:
+    """1 to 3999 as a Roman numeral, as plates are numbered."""
+    signs = ((1000, "M"), (900, "CM"), (500, "D"), (400, "CD"), (100, "C"), (90, "XC"), (50, "L"), (40, "XL"))
+    text = ""
+    for value, sign in (*signs, (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I")):
+        text += sign * (number // value)
+        number %= value
+    return text
+
+
+def thousands(number: int) -> str:
+    return f"{number:,}"
+
+
+def day(moment: str) -> str:
+    """`2026-11-21T10:15:00+00:00` as `21 November 2026, 10:15 UTC`."""
+    return f"{datetime.fromisoformat(moment):%-d %B %Y, %H:%M} UTC"
