@@ -61,7 +61,7 @@ def test_without_a_record_of_this_checkpoint_there_is_no_hash(project: Path, tex
 
 
 def test_a_blob_is_named_as_git_names_it() -> None:
-    source = ROOT / "fieldguide" / "models.py"
+    source = ROOT / "fieldguide" / "network" / "models.py"
     expected = subprocess.check_output(["git", "hash-object", "--no-filters", source], cwd=ROOT, text=True).strip()
     assert git_blob(source) == expected
 

