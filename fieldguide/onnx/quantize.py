@@ -57,7 +57,7 @@ def to_int8(source: Path, pixels: np.ndarray, method: str) -> onnx.ModelProto:
             _Images(pixels),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=True,  # 7 bits of weight: without VNNI, sums of two products of 8 bits saturate at 16 (ONNX Runtime, "Quantize ONNX models")
+            reduce_range=True,  # without VNNI, sums of two products of 8 bits saturate (ONNX Runtime, "Quantize ONNX models")
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=calibrate_method,
