@@ -150,14 +150,14 @@ def per_class_table(targets: np.ndarray, predicted: np.ndarray, names: np.ndarra
     return pd.DataFrame({"class_name": names, "precision": precision, "recall": recall, "f1": f1, "support": support})
 
 
-def refused_strangers(known: np.ndarray, strange: np.ndarray, threshold: float) -> dict[str, float]:
-    """How a score tells known images from strangers: AUROC, and the shares of both below `threshold`.
+def ood_metrics(known: np.ndarray, ood: np.ndarray, threshold: float) -> dict[str, float]:
+    """How a score tells known images from out-of-distribution ones: AUROC, and the shares on either side of `threshold`.
 
-    known, strange: scores `[N]` and `[M]`, higher being more surely known.
+    known, ood: scores `[N]` and `[M]`, higher being more surely known.
     """
-    is_known = np.repeat([1, 0], [len(known), len(strange)])
+    is_known = np.repeat([1, 0], [len(known), len(ood)])
     return {
-        "auroc": float(roc_auc_score(is_known, np.concatenate([known, strange]))),
+        "auroc": float(roc_auc_score(is_known, np.concatenate([known, ood]))),
         "known_accepted": float((known >= threshold).mean()),
-        "strangers_refused": float((strange < threshold).mean()),
+        "ood_refused": float((ood < threshold).mean()),
     }

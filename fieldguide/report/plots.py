@@ -2,12 +2,13 @@
 
 import textwrap
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
@@ -24,6 +25,11 @@ MAX_CELL_LABELS = 20  # more classes than this, squared, leave no room for a num
 MAX_TICK_LABELS = 110  # more class names than this cannot be read along an axis
 
 
+def svg_settings() -> AbstractContextManager[None]:
+    """Text stays text, and equal figures give equal bytes."""
+    return rc_context({"svg.fonttype": "none", "svg.hashsalt": "fieldguide"})
+
+
 def save_png(figure: Figure, target: Path) -> None:
     """The figure as PNG, atomically; names no program version and no date, so that equal figures give equal bytes."""
     with atomic_path(target) as temporary:
@@ -33,10 +39,10 @@ def save_png(figure: Figure, target: Path) -> None:
 def curves(
     epochs: Sequence[int], loss: dict[str, list[float]], accuracy: dict[str, list[float]], best: int, rates: Sequence[float]
 ) -> Figure:
-    """Loss and accuracy (0..1) over epochs, a line for each split, the best epoch marked; the learning rate of every step."""
+    """Loss and accuracy (0..1) over epochs, a line for each split, the best epoch marked; the rate at each epoch's start."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
-    axes[2].plot(np.linspace(0, epochs[-1], len(rates)), rates, color="black")
+    axes[2].plot(epochs, rates, color="black", marker="." if len(epochs) == 1 else "")
     axes[2].set_ylabel("learning rate")
     for axis in axes:
         axis.set_xlabel("epoch")

@@ -208,12 +208,6 @@ def per_process(n: int) -> int:
     return max(1, n // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def scaled(train: Train, n: int) -> Train:
-    """The settings of n devices together: n times the batch at n times the rate (Goyal et al. 2017, arXiv:1706.02677)."""
-    larger = {key: n * getattr(train, key) for key in ("batch_size", "lr", "head_lr")}
-    return train if n == 1 else train.model_copy(update=larger)
-
-
 def launch(module: str, n: int) -> None:
     """Runs `module` in n processes under torchrun, which starts them again after one has died; returns when they have ended.
 

@@ -19,9 +19,8 @@ from fieldguide.core.paths import CHECKPOINT, HISTORY_CSV
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
 from fieldguide.network.inference import Score, predict, score
 from fieldguide.network.loader import Source
-from fieldguide.tracking import run as tracking
+from fieldguide.tracking.run import Run
 from fieldguide.training.loop import Progress, Stopped, Training, image_px_at
-from fieldguide.training.optim import lr_at
 from fieldguide.training.resume import State, States
 
 FULL = "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # in the words of torch's allocators and libraries
@@ -41,7 +40,7 @@ class Fit:
 
     training: Training
     valid: Valid
-    run: tracking.Run
+    run: Run
     facts: Checkpoint
     states: States | None  # of the process that writes
     stop: Callable[[], int]  # the signal that has come, or 0
@@ -108,9 +107,8 @@ class Fit:
     def _end_epoch(self, trained: Score, seconds: float) -> None:
         """Validates, keeps the network if it is the best, saves the state, and reports."""
         training, train, number = self.training, self.training.train, len(self.history) + 1
-        batch_size = train.batch_size // training.world.size
         with out_of_memory_explained(train, training.image_px):
-            logits = predict(training.result, self.valid.source, batch_size, training.device, training.dtype)
+            logits = predict(training.result, self.valid.source, train.batch_size, training.device, training.dtype)
         validated = score(training.world.gathered(logits, len(self.valid.targets)), self.valid.targets)
         line = {
             "epoch": number,
@@ -119,7 +117,7 @@ class Fit:
             "train_accuracy": trained.accuracy,
             "valid_loss": validated.loss,
             "valid_accuracy": validated.accuracy,
-            "lr": lr_at((number - 1) * training.steps_per_epoch, training.steps_per_epoch, train),
+            "lr": training.lr((number - 1) * training.steps_per_epoch),
         }
         if self.best == 0 or rank(line, train.best_by) > rank(self.history[self.best - 1], train.best_by):
             self.best = number
