@@ -3,7 +3,7 @@
     python benchmarks/near_duplicates.py [--images 60] [--hashes 1000000] [--zip PHOTOGRAPHS.zip ...]
 
 Copies of drawn photographs, of scenes with the spectrum of real ones and, with --zip, of a user's own photographs are
-made by the changes of tests/test_near_duplicates.py: each kind, each strength. Pairs that are in an archive already are
+made by the changes of tests/support/planted.py: each kind, each strength. Pairs that are in an archive already are
 left out of its originals.
 """
 
@@ -19,9 +19,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from test_near_duplicates import CHANGES, drawn, found, reported, rgb_of, textured
-
 from fieldguide.checks.near_duplicates import MAX_DISTANCE, candidate_pairs
+from support.planted import CHANGES, drawn, found, reported, rgb_of, textured
 
 
 def photographs_of(archive: Path, n_images: int) -> list[np.ndarray]:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-REAL_DATA = Path(os.environ.get("FIELDGUIDE_REAL_DATA", ROOT.parent / "shared" / "data"))
+from support import REAL_DATA, ROOT
+from support.archives import write_folder
+from support.stages import OLD, MakeProject, with_settings
 
 for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:  # an inherited DVC_ROOT would be kept
     del os.environ[name]
@@ -49,5 +50,20 @@ def make_jpeg() -> Callable[..., bytes]:
         stream = io.BytesIO()
         Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=quality)
         return stream.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def make_project(tmp_path: Path) -> MakeProject:
+    """`make_project(**{"data.path": "photos"})`: a folder with this checkout's code, other params and old raw data."""
+
+    def make(folder: str = "my project", **settings: object) -> Path:
+        project = tmp_path / folder
+        write_folder(project / "data" / "raw", OLD)
+        for name in ("fieldguide", "stages"):
+            (project / name).symlink_to(ROOT / name)
+        (project / "params.yaml").write_text(with_settings({"runtime.workers": 1} | settings), encoding="utf-8")
+        return project
 
     return make

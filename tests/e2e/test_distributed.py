@@ -1,0 +1,360 @@
+"""Several processes train as one with the whole batch would; one that dies costs nothing; what they cannot do is one line."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from fieldguide.core.errors import UserError
+from fieldguide.core.params import Train, read_params
+from fieldguide.training import augment
+from fieldguide.training.distributed import World, n_devices, scaled, synchronise_norms
+from support import ROOT
+from support.kills import Project, kill_and_compare, kill_ranks_and_compare
+
+PARAMS = read_params(ROOT / "params.yaml")
+SIZES = (1, 2, 3, 4, 7, 8)
+LENGTHS = [64, 63, 16, 17, 100]
+
+
+def settings(**changes: object) -> Train:
+    return Train(**(PARAMS.train.model_dump() | changes))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_place_of_every_batch_belongs_to_one_process(size: int) -> None:
+    shares = [World(rank, size).shares(LENGTHS) for rank in range(size)]
+    start = 0
+    for number, length in enumerate(LENGTHS):
+        own = [share[number] for share in shares]
+        assert sorted(torch.cat(own).tolist()) == list(range(start, start + length))
+        assert max(map(len, own)) - min(map(len, own)) <= 2
+        assert all(part.equal(part.sort().values) for part in own)
+        start += length
+
+
+def test_a_process_alone_has_every_place_in_order() -> None:
+    assert torch.cat(World().shares(LENGTHS)).equal(torch.arange(sum(LENGTHS)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_image_and_its_partner_in_mixing_belong_to_the_same_process(size: int) -> None:
+    mixing = PARAMS.augment.model_copy(update={"mixup": 0.0, "cutmix": 1.0})
+    for length in LENGTHS:
+        targets = torch.arange(length)
+        pixels = torch.rand(length, 3, 8, 8, generator=torch.Generator().manual_seed(length))
+        whole, partners, share = augment.mix(pixels, targets, mixing, seed=1, epoch=2, batch=3)
+        for rank in range(size):
+            (own,) = World(rank, size).shares([length])
+            mixed, theirs, same_share = augment.mix(pixels[own], targets[own], mixing, seed=1, epoch=2, batch=3)
+            assert same_share == share
+            assert theirs.equal(partners[own])
+            assert mixed.equal(whole[own])
+
+
+def test_n_devices_have_n_times_the_batch_at_n_times_the_rate() -> None:
+    train = settings(batch_size=48, lr=0.125, head_lr=0.25)
+    assert scaled(train, 1) is train
+    four = scaled(train, 4)
+    assert (four.batch_size, four.lr, four.head_lr) == (192, 0.5, 1.0)
+    assert four.model_dump() | train.model_dump(include={"batch_size", "lr", "head_lr"}) == train.model_dump()
+
+
+def test_without_gpus_auto_is_one_process_and_a_number_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert n_devices(settings(devices="auto"), "cpu") == 1
+    assert n_devices(settings(devices=3), "cpu") == 3
+
+
+def test_auto_is_every_gpu_and_more_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert n_devices(settings(devices="auto"), "auto") == 4
+    assert n_devices(settings(devices=2), "cuda") == 2
+    with pytest.raises(UserError, match=r"^params.yaml: train.devices is 5, this machine has 4 of cuda; set it to auto$"):
+        n_devices(settings(devices=5), "cuda")
+
+
+def test_torchruns_own_number_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert n_devices(settings(devices="auto"), "cpu") == n_devices(settings(devices=4), "cpu") == 4
+    with pytest.raises(UserError, match=r"train\.devices is 2, but torchrun started 4; set it to auto"):
+        n_devices(settings(devices=2), "cpu")
+
+
+def test_norms_that_cannot_be_synchronised_are_named() -> None:
+    with pytest.raises(UserError, match=r"sync_batch_norm is true, but odd has norms \(BatchNorm1d\) .*; set it to false"):
+        synchronise_norms(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm1d(4)), "odd")
+
+
+TOGETHER = f"""
+import json, sys, copy
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import torch
+torch.set_num_threads(1)
+from support.trainings import augmentation, noisy, ALL_ON, training
+from fieldguide.training.distributed import World, joined, scaled, synchronise_norms
+from fieldguide.network.inference import predict, score
+from fieldguide.network.loader import Resident
+
+CASES = {{
+    "cnn": dict(network="cnn", class_weights="balanced", accumulate=2, optimizer="sgd", augment=augmentation(**ALL_ON)),
+    "cnn, balanced sampling": dict(network="cnn", sampling="balanced", clip_norm=0.5, optimizer="adamw"),
+    "fieldnet, norms together": dict(network="fieldnet", ema=0.9, optimizer="sgd", augment=augmentation(mixup=0.5)),
+    "fieldnet, norms apart": dict(network="fieldnet", optimizer="sgd"),
+}}
+n_together = int(sys.argv[1])
+curves = {{}}
+with joined("cpu") as world:
+    for name, case in CASES.items():
+        images, targets = noisy(43, 3)
+        chosen = training(images, targets, **case, epochs=3, batch_size=16 // n_together, lr=0.02 / n_together, warmup=0.0)
+        if "together" in name and world.size > 1:
+            synchronise_norms(chosen.model, "fieldnet")
+        object.__setattr__(chosen, "train", scaled(chosen.train, n_together))
+        object.__setattr__(chosen, "world", world)
+        seen = curves[name] = []
+        for epoch in range(3):
+            trained = chosen.epoch(epoch)
+            rows = images[world.rank :: world.size]
+            logits = predict(chosen.result, Resident(rows), 8, torch.device("cpu"))
+            valid = score(world.gathered(logits, len(images)), targets)
+            seen.append([trained.loss, trained.accuracy, valid.loss, valid.accuracy])
+        weights = torch.cat([parameter.flatten() for parameter in chosen.model.parameters()])
+        seen.append(weights[:: 997].tolist())
+        same = weights.clone()
+        world.copy_first([same])
+        assert same.equal(weights), "the processes' weights differ"
+    print(json.dumps(curves))
+"""
+
+
+def started(script: str, size: int, folder: Path) -> list[subprocess.Popen[str]]:
+    """`script` in so many processes that know of one another, as torchrun would start them."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    common = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks = [{"RANK": str(rank), "WORLD_SIZE": str(size)} if size > 1 else {} for rank in range(size)]
+    command = [sys.executable, "-c", script, str(max(size, 2))]
+    return [
+        subprocess.Popen(command, cwd=folder, env=common | rank, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in ranks
+    ]
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[list[float]]]]:
+    """Losses and accuracies of each epoch, and then weights, of each case with one process and with two."""
+    found = {}
+    for size in (1, 2):
+        processes = started(TOGETHER, size, tmp_path_factory.mktemp("ranks"))
+        outputs = [process.communicate(timeout=300) for process in processes]
+        assert all(process.returncode == 0 for process in processes), outputs
+        assert all(output == "" for output, _ in outputs[1:]), "only the first process writes"
+        found[size] = json.loads(outputs[0][0])
+    return found
+
+
+@pytest.mark.parametrize("case", ["cnn", "cnn, balanced sampling", "fieldnet, norms together"])
+def test_two_processes_have_the_curve_of_one_with_the_same_batch(curves: dict, case: str) -> None:
+    for one, two in zip(curves[1][case], curves[2][case], strict=True):
+        assert two == pytest.approx(one, rel=2e-3, abs=2e-4)
+
+
+def test_norms_apart_make_another_curve(curves: dict) -> None:
+    one, two = (curves[size]["fieldnet, norms apart"][2] for size in (1, 2))
+    assert two != pytest.approx(one, rel=2e-3, abs=2e-4)
+
+
+AGAIN = """
+import torch
+torch.set_num_threads(1)
+from fieldguide.training.distributed import joined
+from fieldguide.network.models import build
+with joined("cpu") as world:
+    torch.manual_seed(0)
+    model = build("fieldnet", 3)
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(world.rank))
+    seen = []
+    for _ in range(2):  # as a training that goes on makes another wrapper
+        network = world.wrapped(model)
+        for _ in range(3):
+            model.zero_grad()
+            network(pixels).logsumexp(1).sum().backward()
+            seen.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(each.equal(first) for later in seen[1:] for each, first in zip(later, seen[0], strict=True))
+    print("same")
+"""
+
+
+def test_the_mean_of_gradients_is_the_same_in_the_first_step_and_later_ones(tmp_path: Path) -> None:
+    processes = started(AGAIN, 3, tmp_path)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert outputs[0][0] == "same\n"
+
+
+@pytest.mark.parametrize("loader", ["resident", pytest.param("streaming", marks=pytest.mark.long)])
+def test_a_process_that_is_killed_costs_nothing(tmp_path: Path, loader: str) -> None:
+    """One kill in the quick lane; `python tests/support/kills.py --ranks 10` makes twenty."""
+    kill_ranks_and_compare(tmp_path, n_runs=1, n_kills=1, seed=2, epochs="6", loader=loader)
+    assert "goes on after" in (tmp_path / "output.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return Project(tmp_path_factory.mktemp("project"), devices="2", epochs="100", loader="streaming")
+
+
+def test_many_processes_told_to_end_save_their_state(project: Project) -> None:
+    launcher = project.start("train")
+    while not (project.folder / "metrics" / "history.csv").exists():
+        assert launcher.poll() is None, (project.folder / "output.log").read_text()
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(60) == 128 + signal.SIGTERM
+    log = (project.folder / "output.log").read_text()
+    assert log.count("SIGTERM: stopped after epoch") == 1
+    assert list((project.folder / ".fieldguide" / "unfinished").glob("*/state-*"))
+
+
+def test_many_processes_told_to_end_go_on_in_the_same_bytes(tmp_path: Path) -> None:
+    assert (
+        kill_and_compare(tmp_path, n_kills=1, seed=4, signals=(signal.SIGTERM,), devices="2", loader="streaming", epochs="10")
+        == 1
+    )
+    log = (tmp_path / "output.log").read_text()
+    assert log.count("SIGTERM: stopped after epoch") == log.count("goes on after epoch") == 1
+
+
+LATE = """
+import os, signal, sys, time
+import torch.distributed as dist
+from fieldguide.training.distributed import joined, launch
+from fieldguide.training.resume import stop_signals
+if "WORLD_SIZE" not in os.environ:
+    launch("late", 2)
+    print("ended")
+    sys.exit()
+with joined("cpu") as world, stop_signals() as stop:
+    print("trains", flush=True)
+    dist.barrier()  # the last that they do together
+    if os.environ["FAULT"] == "nohup":
+        if world.is_first:
+            os.kill(os.getppid(), signal.SIGHUP)
+        time.sleep(2)
+        assert not stop()
+    elif world.is_first:
+        if os.environ["FAULT"] == "signal":
+            os.kill(os.getppid(), signal.SIGTERM)
+        while not stop():
+            time.sleep(0.05)
+    elif os.environ["FAULT"] == "death":
+        os.abort()
+"""
+
+
+@pytest.mark.parametrize("fault", ["signal", "death", "nohup"])
+def test_after_its_last_step_neither_a_signal_nor_a_death_undoes_a_training(tmp_path: Path, fault: str) -> None:
+    """Nor does a closed terminal under nohup, at any time."""
+    (tmp_path / "late.py").write_text(LATE)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1", "FAULT": fault}
+    command = [*(["nohup"] if fault == "nohup" else []), sys.executable, "-m", "late"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "trains\nended\n"), done.stderr
+
+
+def test_a_launcher_that_is_killed_leaves_no_process_behind(project: Project) -> None:
+    launcher = project.start("train")
+    while len(ranks := project.ranks(launcher)) < 2 or not (project.folder / "metrics" / "history.csv").exists():
+        assert launcher.poll() is None, (project.folder / "output.log").read_text()
+        time.sleep(0.05)
+    everyone = {process for rank in ranks for process in (rank, *rank.children(recursive=True))}
+    assert len(everyone) > 4  # those that decode too
+    launcher.kill()
+    launcher.wait()
+    for _ in range(100):
+        left = [one for one in everyone if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        if not left:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"processes go on without their launcher: {left}")
+
+
+def test_an_error_that_a_user_can_mend_is_told_once_and_not_tried_again(project: Project) -> None:
+    log = project.folder / "output.log"
+    before = len(log.read_text())
+    params = project.folder / "params.yaml"
+    text = params.read_text()
+    for key, value in {"optimizer": "sgd", "lr": "9", "warmup": "0", "weight_decay": "0", "ema": "0.0"}.items():  # diverges
+        text, n_changed = re.subn(rf"(?m)^(  {key}: )\S+", rf"\g<1>{value}", text)
+        assert n_changed == 1
+    sound = params.read_text()
+    params.write_text(text)
+    try:
+        assert project.start("train").wait(120) == 1
+    finally:
+        params.write_text(sound)
+    told = log.read_text()[before:]
+    assert told.count("error: ") == 1, told
+    assert told.splitlines()[-1].startswith("error: epoch "), told
+    assert "Traceback" not in told
+
+
+NETWORKS = """
+set -e
+unshare -n sleep 300 & A=$!
+unshare -n sleep 300 & B=$!
+trap 'kill $A $B' EXIT
+sleep 0.5
+ip link add va type veth peer name vb || exit 77
+ip link set va netns $A
+ip link set vb netns $B
+nsenter -t $A -n sh -c 'ip addr add 10.9.0.1/24 dev va; ip link set va up; ip link set lo up'
+nsenter -t $B -n sh -c 'ip addr add 10.9.0.2/24 dev vb; ip link set vb up; ip link set lo up'
+GLOO_SOCKET_IFNAME=va nsenter -t $A -n "$@" --node-rank 0 --no-python "$PYTHON" -m stages.train & FIRST=$!
+GLOO_SOCKET_IFNAME=vb nsenter -t $B -n "$@" --node-rank 1 --no-python "$PYTHON" -m stages.train
+wait $FIRST
+"""
+
+
+def test_two_machines_meet_over_the_network_and_train_as_one(tmp_path: Path) -> None:
+    """Each a namespace with an address of its own; only the folder is shared."""
+    project = Project(tmp_path, devices="2", epochs="3")
+    assert project.start("train").wait() == 0, (tmp_path / "output.log").read_text()
+    expected = project.hashes()
+    for output in expected:
+        (tmp_path / output).unlink()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    torchrun += ["--master-addr=10.9.0.1", "--master-port=29511"]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "DVC_ROOT": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        "PYTHON": sys.executable,
+    }
+    command = ["unshare", "-rn", "bash", "-c", NETWORKS, "bash", *torchrun]
+    try:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("two networks on one machine need the command unshare")
+    if done.returncode == 77 or "unshare:" in done.stderr or "ip: not found" in done.stderr:
+        pytest.skip(f"this machine gives no network namespaces: {done.stderr.strip()[:200]}")
+    assert done.returncode == 0, done.stderr
+    assert project.hashes() == expected

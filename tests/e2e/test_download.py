@@ -1,0 +1,304 @@
+"""The download stage as a command: every kind of source gives the same raw data, every mistake is one line."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fieldguide.sources.archive import pack
+from support.archives import write_folder, write_zip
+from support.disk import on_a_tiny_disk
+from support.projects import TINY, copy_project, run
+from support.stages import OLD, TINY_SAMPLE, MakeProject, failed_in_one_line, run_stage, succeeded
+
+PHOTOS = {
+    f"{split}/{name}/{n}.jpg": f"{split} {name} {n}".encode()
+    for split in ("train", "val", "Test")
+    for name in "AB"
+    for n in "12"
+}
+
+
+def own_photos(path: str | Path) -> dict[str, object]:
+    return {"data.dataset": "folder", "data.path": str(path)}
+
+
+def raw(project: Path) -> dict[str, bytes]:
+    folder = project / "data" / "raw"
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["folder", "wrapped zip"])
+def test_own_photographs_become_one_uncompressed_zip_and_a_receipt(
+    make_project: MakeProject, tmp_path: Path, kind: str
+) -> None:
+    strays = {"readme.txt": b"x", "train/A/.DS_Store": b"x", "train/loose.jpg": b"outside", "more/A/1.jpg": b"outside"}
+    source = tmp_path / "some where" / "my photos"
+    source.parent.mkdir()
+    if kind == "folder":
+        write_folder(source, PHOTOS | strays)
+    else:
+        write_zip(source, {f"moths/{name}": content for name, content in (PHOTOS | strays).items()})
+    project = make_project(**own_photos(source))
+    output = succeeded(run_stage(project, "download"))
+    with zipfile.ZipFile(project / "data" / "raw" / "images.zip") as archive:
+        assert archive.namelist() == sorted(PHOTOS)
+        assert {info.filename: archive.read(info) for info in archive.infolist()} == PHOTOS
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+    packed = raw(project)["images.zip"]
+    pack(sorted(PHOTOS.items()), tmp_path / "reference.zip")
+    assert packed == (tmp_path / "reference.zip").read_bytes()  # whatever the source, the same bytes
+    receipt = json.loads(raw(project)["receipt.json"])
+    assert receipt["files"] == {"images.zip": {"bytes": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}}
+    assert receipt["images"] == {"test": 4, "train": 4, "valid": 4}
+    assert receipt["ignored"] == {"outside_classes": 2, "other_files": 2}
+    assert (receipt["dataset"], receipt["layout"], receipt["source"]) == ("folder", "folders", "my photos")
+    assert str(tmp_path) not in raw(project)["receipt.json"].decode()  # it would differ between machines
+    assert "my photos -> data/raw" in output
+    assert "ignored: 2 outside classes, 2 other files" in output
+    assert set(raw(project)) == {"images.zip", "receipt.json"}
+
+
+def test_a_relative_path_is_meant_from_the_projects_own_folder(make_project: MakeProject, tmp_path: Path) -> None:
+    write_folder(tmp_path / "home" / "my photos", PHOTOS)
+    project = make_project("home/queue/tmp1", **own_photos("my photos"))  # as DVC runs queued experiments
+    failed_in_one_line(run_stage(project, "download"), rf"data\.path: {project}/my photos does not exist; .*")
+    succeeded(run_stage(project, "download", DVC_ROOT=str(tmp_path / "home")))
+    assert json.loads(raw(project)["receipt.json"])["images"] == {"test": 4, "train": 4, "valid": 4}
+
+
+def test_a_tilde_is_the_users_home(make_project: MakeProject, tmp_path: Path) -> None:
+    write_folder(tmp_path / "home" / "photos", PHOTOS)
+    project = make_project(**own_photos("~/photos"))
+    succeeded(run_stage(project, "download", HOME=str(tmp_path / "home")))
+    assert set(raw(project)) == {"images.zip", "receipt.json"}
+
+
+def test_the_sample_is_drawn_in_the_numbers_asked_for_and_the_same_each_time(make_project: MakeProject) -> None:
+    results = []
+    for folder in ("once", "again"):
+        project = make_project(folder, **TINY_SAMPLE)
+        succeeded(run_stage(project, "download"))
+        results.append(raw(project))
+    assert results[0] == results[1]
+    receipt = json.loads(results[0]["receipt.json"])
+    assert receipt["images"] == {"test": 2, "train": 6, "valid": 4}
+    with zipfile.ZipFile(project / "data" / "raw" / "images.zip") as archive:
+        assert len(archive.namelist()) == 12
+        assert archive.testzip() is None
+
+
+@pytest.mark.parametrize("names", [("photos/A/1.jpg", "photos/B/1.jpg"), ("train/A/1.jpg", "train/B/1.jpg")])
+def test_own_photographs_may_come_without_splits(make_project: MakeProject, tmp_path: Path, names: tuple[str, ...]) -> None:
+    project = make_project(**own_photos(write_folder(tmp_path / "photos", dict.fromkeys(names, b"x"))))
+    succeeded(run_stage(project, "download"))
+    with zipfile.ZipFile(project / "data" / "raw" / "images.zip") as archive:
+        assert archive.namelist() == [name.removeprefix("photos/") for name in names]
+
+
+def test_an_archive_in_place_of_a_known_download_says_when_its_counts_are_unknown(
+    make_project: MakeProject, tmp_path: Path
+) -> None:
+    write_zip(tmp_path / "butterflies.zip", PHOTOS)
+    project = make_project(**{"data.dataset": "butterflies", "data.path": str(tmp_path / "butterflies.zip")})
+    output = succeeded(run_stage(project, "download"))
+    assert "counts differ from every release that is known: none: 4/4/4 train/valid/test images" in output
+    assert json.loads(raw(project)["receipt.json"])["dataset"] == "butterflies"
+
+
+def test_shards_are_kept_as_they_are(make_project: MakeProject, tmp_path: Path) -> None:
+    shards = {"train/00-2.tfrec": b"\x00\x01", "val/00-1.tfrec": b"\x02", "test/00-1.tfrec": b""}
+    write_folder(tmp_path / "shards", shards | {"sample_submission.csv": b"id,label\n"})
+    project = make_project(**{"data.dataset": "tfrecords", "data.path": str(tmp_path / "shards")})
+    output = succeeded(run_stage(project, "download"))
+    assert {name: content for name, content in raw(project).items() if name != "receipt.json"} == shards
+    assert "ignored: 1 other files" in output
+
+
+@pytest.mark.parametrize("receipt", [None, b"{}", b"damaged"])
+def test_what_the_stage_did_not_bring_stays_in_data_raw_and_is_named(make_project: MakeProject, receipt: bytes | None) -> None:
+    project = make_project(**TINY_SAMPLE)
+    mine = {"train/A/1.jpg": b"mine", "train/A/2.jpg": b"mine"} | ({"receipt.json": receipt} if receipt else {})
+    for name in OLD:
+        (project / "data" / "raw" / name).unlink()
+    write_folder(project / "data" / "raw", mine)
+    failed_in_one_line(
+        run_stage(project, "download"),
+        r"data/raw/train/A/1\.jpg \(and 1 more\) was not brought by this stage, which replaces all of data/raw; move it out of"
+        r" there and give its new place: -S data\.path=/photos",
+    )
+    assert raw(project) == mine
+
+
+def test_dvc_too_leaves_it_there(tmp_path: Path) -> None:
+    """Without `persist` in dvc.yaml DVC would have deleted it before the stage could look."""
+    project = tmp_path / "project"
+    copy_project(project, TINY)
+    mine = {"train/A/1.jpg": b"mine", "valid/A/1.jpg": b"mine"}
+    write_folder(project / "data" / "raw", mine)
+    done = run(project, "dvc", "repro", "download", check=False, environment={"DVC_ROOT": None})
+    assert done.returncode != 0
+    assert "data/raw/train/A/1.jpg (and 1 more) was not brought by this stage" in done.stdout
+    assert raw(project) == mine
+
+
+def test_what_a_killed_download_left_is_replaced(make_project: MakeProject) -> None:
+    project = make_project(**TINY_SAMPLE)
+    write_folder(project / "data" / "raw", {".begun": b"", "train/00-1.tfrec": b"half", ".images.zip.x.tmp": b"half"})
+    succeeded(run_stage(project, "download"))
+    assert set(raw(project)) == {"images.zip", "receipt.json"}
+    assert not (project / "data" / "raw" / "train").exists()
+
+
+def test_a_systems_own_files_in_data_raw_do_not_count(make_project: MakeProject) -> None:
+    project = make_project(**TINY_SAMPLE)
+    write_folder(project / "data" / "raw", {".DS_Store": b"x", "__MACOSX/images.zip": b"x"})
+    succeeded(run_stage(project, "download"))
+    assert set(raw(project)) == {"images.zip", "receipt.json"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (own_photos("data/raw"), "lies in"),
+        (own_photos("data/raw/images.zip"), "lies in"),
+        ({"data.dataset": "tfrecords", "data.path": "."}, "holds"),
+    ],
+)
+def test_data_raw_is_no_source_of_its_own(make_project: MakeProject, settings: dict[str, object], said: str) -> None:
+    project = make_project(**settings)
+    failed_in_one_line(
+        run_stage(project, "download"), rf"data\.path: \S.* {said} data/raw, which this stage replaces; give another place"
+    )
+    assert raw(project) == OLD
+
+
+def test_photographs_a_level_deeper_than_class_folders_are_pointed_out(make_project: MakeProject, tmp_path: Path) -> None:
+    """As when a folder of several data sets is given."""
+    names = [f"{data}/{name}/1.jpg" for data in ("mine", "yours") for name in "AB"]
+    project = make_project(**own_photos(write_folder(tmp_path / "all", dict.fromkeys(names, b"x"))))
+    said = "each image lies in a folder of its class folder, the first as mine/A/1.jpg; if the inner folders are the classes"
+    assert said in succeeded(run_stage(project, "download"))
+    (tmp_path / "all" / "mine" / "1.jpg").write_bytes(b"x")
+    assert "inner folders" not in succeeded(run_stage(project, "download"))
+
+
+def without(split: str) -> dict[str, bytes]:
+    return {name: content for name, content in PHOTOS.items() if not name.startswith(split)}
+
+
+def damaged_zip(path: Path) -> Path:
+    whole = write_zip(path, PHOTOS, zipfile.ZIP_STORED).read_bytes()
+    path.write_bytes(whole.replace(b"train B 2", b"train B !"))
+    return path
+
+
+def empty_class(path: Path) -> Path:
+    (write_folder(path, PHOTOS) / "train" / "EMPTY").mkdir()
+    return path
+
+
+def text_file(path: Path) -> Path:
+    path.write_text("hello")
+    return path
+
+
+BAD_SOURCES = {
+    "missing": (lambda path: path, "data.path: SOURCE does not exist; give a zip or a folder"),
+    "no zip": (
+        text_file,
+        "data.path: SOURCE is not a whole zip (File is not a zip file); download it again or give a folder",
+    ),
+    "loose images": (
+        lambda path: write_folder(path, {"1.jpg": b"x", "2.jpg": b"x"}),
+        "SOURCE: no class folder with images; arrange the photographs as train/<CLASS>/, valid/<CLASS>/, test/<CLASS>/",
+    ),
+    "no train": (
+        lambda path: write_folder(path, without("train")),
+        "SOURCE: no train split; arrange the photographs as train/<CLASS>/, valid/<CLASS>/, test/<CLASS>/",
+    ),
+    "empty class": (empty_class, "SOURCE: class folder train/EMPTY holds no image; add images or remove the folder"),
+    "damaged": (
+        damaged_zip,
+        "SOURCE: member train/B/2.jpg is damaged (Bad CRC-32 for file 'train/B/2.jpg'); download the archive again",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SOURCES)
+def test_a_bad_source_is_one_line_and_leaves_the_old_raw_data(make_project: MakeProject, tmp_path: Path, kind: str) -> None:
+    make, said = BAD_SOURCES[kind]
+    source = make(tmp_path / "the source")
+    project = make_project(**own_photos(source))
+    failed_in_one_line(run_stage(project, "download"), re.escape(said.replace("SOURCE", str(source))))
+    assert raw(project) == OLD
+
+
+BAD_SETTINGS = {
+    "range": ({"train.lr": -1}, r"params\.yaml: train\.lr must be in \(0, 10\], got -1"),
+    "no path": (own_photos(""), r".*data\.path is empty.*: -S data\.path=/photos"),
+    "bound": (
+        {**own_photos("photos"), "data.max_gigabytes": 1e-9},
+        r".* to unpack, more than data\.max_gigabytes \(1e-09\); .*",
+    ),
+    "no such user": (own_photos("~nobody-of-this-name/photos"), r".*~nobody-of-this-name.*"),
+    "all splits": ({"data.dataset": "butterflies", "data.path": "no test"}, r".*: no test split; arrange .*"),
+    "shards": ({"data.dataset": "tfrecords", "data.path": "shards"}, r".*: a\.tfrec tells no split; put .*"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SETTINGS)
+def test_a_bad_setting_is_one_line_and_leaves_the_old_raw_data(make_project: MakeProject, kind: str) -> None:
+    settings, said = BAD_SETTINGS[kind]
+    project = make_project(**settings)
+    write_folder(project / "photos", PHOTOS)
+    write_folder(project / "no test", without("Test"))
+    write_folder(project / "shards", {"a.tfrec": b"", "b.tfrec": b""})
+    failed_in_one_line(run_stage(project, "download"), said)
+    assert raw(project) == OLD
+
+
+def test_a_file_in_the_place_of_data_raw_is_one_line(make_project: MakeProject) -> None:
+    project = make_project(**TINY_SAMPLE)
+    for name in OLD:
+        (project / "data" / "raw" / name).unlink()
+    (project / "data" / "raw").rmdir()
+    (project / "data" / "raw").write_bytes(b"")
+    failed_in_one_line(run_stage(project, "download"), r"data/raw.*(File exists|Not a directory).*")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            TINY_SAMPLE | {"data.sample.train_images": 200},
+            r"data/raw/images\.zip: could not be written \(No space left on device\); .*",
+        ),
+        (own_photos("photos"), r"data/raw: \d+\.\d{3} GB are needed, 0\.000 GB are free; free some space"),
+    ],
+    ids=["sample", "folder"],
+)
+def test_a_full_disk_is_one_line_and_leaves_the_old_raw_data(
+    make_project: MakeProject, settings: dict[str, object], said: str
+) -> None:
+    project = make_project(**settings)
+    write_folder(project / "photos", PHOTOS | {"train/A/big.jpg": bytes(200_000)})
+    old = "printf old > data/raw/images.zip; " + """printf '{"files": {"images.zip": {}}}' > data/raw/receipt.json"""
+    stage = f'cd "$1" && {old}; "{sys.executable}" -m stages.download; code=$?; '
+    stage += "ls -A data/raw; cat data/raw/images.zip; exit $code"
+    done = on_a_tiny_disk(project / "data" / "raw", ["sh", "-c", stage, "sh", str(project)])
+    failed_in_one_line(done, said)
+    assert done.stdout == "images.zip\nreceipt.json\nold"
+
+
+def test_the_data_stages_never_load_what_only_training_needs(make_project: MakeProject) -> None:
+    command = [sys.executable, "-c", "import sys, stages.download, stages.split_check; print(*sys.modules)"]
+    done = subprocess.run(command, cwd=make_project(), capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "fieldguide" in loaded
+    assert loaded.isdisjoint({"torch", "torchvision", "mlflow", "dvc", "onnx", "onnxruntime", "sklearn", "kaggle"})

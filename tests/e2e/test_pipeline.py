@@ -1,0 +1,179 @@
+"""The whole pipeline with real DVC and MLflow, on a tiny sample, in a clone whose path has a space."""
+
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from fieldguide.core.files import file_hash
+from support import REAL_DATA
+from support.projects import TINY, copy_project, read, run, tracked_runs, values
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy with a tiny sample, on which `dvc repro` has run once."""
+    target = tmp_path_factory.mktemp("pipeline") / "a field guide"
+    copy_project(target, TINY)
+    run(target, "dvc", "repro")
+    run(target, "git", "add", "--all")
+    run(target, "git", "commit", "--quiet", "--message", "results")
+    yield target
+    shutil.rmtree(target)
+
+
+def outputs(project: Path) -> dict[str, str]:
+    """Hash of every output file of the stages before the benchmark."""
+    stages = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
+    paths = [project / out["path"] for name, stage in stages.items() if name != "benchmark" for out in stage["outs"]]
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return {str(file.relative_to(project)): file_hash(file) for file in files}
+
+
+def test_metrics_carry_the_keys_of_the_contract(project: Path) -> None:
+    check = read(project, "split_check")
+    assert check["classes"] == 3
+    assert check["images"] == {"train": 48, "valid": 12, "test": 12}
+    assert set(check) >= {"unlabelled", "unreadable", "exact_duplicates", "label_conflicts", "dropped"}
+    assert set(check["near_duplicates"]) == {"across_splits", "within_split"}
+    assert set(check["missing_classes"]) == {"train", "valid", "test"}
+    train = read(project, "train")
+    assert set(train) == {"epochs", "best_epoch", "train", "valid", "parameters"}
+    assert set(train["train"]) == set(train["valid"]) == {"loss", "accuracy"}
+    evaluate = read(project, "evaluate")
+    for split in ("train", "valid", "test"):
+        assert set(evaluate[split]) >= {"accuracy", "top5_accuracy", "macro_f1", "loss", "ece", "n"}
+    assert evaluate["test"]["accuracy_low"] <= evaluate["test"]["accuracy"] <= evaluate["test"]["accuracy_high"]
+    assert evaluate["test_without_leaks"]["n"] == 12
+    export = read(project, "export_onnx")
+    assert export["top1_agreement"] == 1
+    assert export["max_abs_difference"] <= 1e-4
+    assert export["bytes"] == (project / "models/model.onnx").stat().st_size
+    assert export["opset"] == 20
+    benchmark = read(project, "benchmark")
+    for form in ("fp16", "int8"):
+        assert export[form]["bytes"] == (project / f"models/model_{form}.onnx").stat().st_size
+    assert export["accuracy"] == evaluate["test"]["accuracy"]
+    for backend in ("torch", "onnxruntime", "onnxruntime_fp16", "onnxruntime_int8"):
+        assert benchmark[backend]["latency_ms"]["p50"] <= benchmark[backend]["latency_ms"]["p99"]
+        assert benchmark[backend]["images_per_second"] > 0
+        if backend in ("torch", "onnxruntime"):
+            assert benchmark[backend]["accuracy"] == evaluate["test"]["accuracy"]
+        assert benchmark[backend]["bytes"] > 0
+
+
+def test_nothing_to_do_runs_nothing(project: Path) -> None:
+    assert "Running stage" not in run(project, "dvc", "repro").stdout
+
+
+def test_dvc_and_mlflow_tell_the_same(project: Path) -> None:
+    told = run(project, "python", "-m", "fieldguide", "runs", "--format", "json").stdout
+    (row,) = json.loads(told[told.index("[\n") :])
+    assert row["run_status"] == "FINISHED"
+    assert [row[name] for name in ("mlflow_lacks", "dvc_lacks", "differ", "stale")] == [[], [], [], []]
+    accuracy = read(project, "evaluate")["test"]["accuracy"]
+    assert row["metrics"]["evaluate.test.accuracy"] == {"dvc": accuracy, "mlflow": accuracy}
+
+
+def test_a_second_forced_run_gives_the_same_bytes(project: Path) -> None:
+    before = outputs(project)
+    assert len(before) >= 12
+    run(project, "dvc", "repro", "--force", "export_onnx", "evaluate")
+    assert outputs(project) == before
+
+
+def test_no_output_names_a_folder_of_this_machine(project: Path) -> None:
+    for name in outputs(project):
+        assert str(project).encode() not in (project / name).read_bytes(), name
+
+
+def test_the_training_run_holds_params_curves_metrics_and_model(project: Path) -> None:
+    runs = tracked_runs(project)
+    digest = file_hash(project / "models/model.safetensors", "md5")
+    run_uuid = runs[runs["fieldguide.checkpoint_md5"] == digest]["run_uuid"].iloc[0]
+    assert runs.set_index("run_uuid").loc[run_uuid, "status"] == "FINISHED"
+    params = values(project, "params", run_uuid)
+    assert params["train.epochs"] == "2"
+    assert params["data.sample.species"] == "3"
+    metrics = values(project, "latest_metrics", run_uuid)
+    assert metrics["valid.accuracy"] == pytest.approx(pd.read_csv(project / "metrics/history.csv")["valid_accuracy"].iloc[-1])
+    assert metrics["evaluate.test.accuracy"] == pytest.approx(read(project, "evaluate")["test"]["accuracy"])
+    assert metrics["export_onnx.top1_agreement"] == 1
+    assert metrics["benchmark.onnxruntime.latency_ms.p50"] > 0
+    artifacts = {file.name for file in (project / "mlartifacts").rglob("*") if run_uuid in file.parts}
+    assert {"model.safetensors", "confusion_test.png", "report.html", "curves.png", "history.csv"} <= artifacts
+    logged = {file.read_bytes() for file in (project / "mlartifacts" / "models").rglob("model.onnx")}
+    assert logged == {(project / "models/model.onnx").read_bytes()}
+
+
+def test_evaluate_export_and_benchmark_hang_below_the_run_that_they_measured(project: Path) -> None:
+    runs = tracked_runs(project)
+    digest = file_hash(project / "models/model.safetensors", "md5")
+    parents = set(runs[runs["fieldguide.checkpoint_md5"] == digest]["run_uuid"])
+    children = runs[runs["mlflow.parentRunId"].isin(parents)]
+    assert set(children["fieldguide.stage"]) == {"evaluate", "export_onnx", "benchmark", "report"}
+
+
+def test_dvc_shows_metrics_plots_and_experiments(project: Path) -> None:
+    assert "test.accuracy" in run(project, "dvc", "metrics", "show", "--md").stdout
+    run(project, "dvc", "metrics", "diff", "HEAD")
+    assert "index.html" in run(project, "dvc", "plots", "show").stdout
+    assert "train.epochs" in run(project, "dvc", "exp", "show", "--csv").stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.lr=-1", r"error: params.yaml: train.lr must be in \(0, 10\], got -1"),
+        ("data.path=/nowhere.zip", r"error: data.path: /nowhere.zip does not exist; give a zip or a folder"),
+        ("model.name=unheard_of", r"error: params.yaml: model.name is unheard_of, which is no known network; "),
+    ],
+)
+def test_bad_params_are_one_line_and_leave_the_results(project: Path, change: str, message: str) -> None:
+    metrics = (project / "metrics" / "evaluate.json").read_bytes()
+    ended = run(project, "dvc", "exp", "run", "-S", change, check=False)
+    run(project, "git", "checkout", "params.yaml")
+    assert ended.returncode != 0
+    assert re.search(message, ended.stdout), ended.stdout
+    assert "Traceback" not in ended.stdout
+    assert (project / "metrics" / "evaluate.json").read_bytes() == metrics
+
+
+REAL = {
+    "butterflies": {"classes": 47, "images": {"train": 5098, "valid": 235, "test": 235}, "unlabelled": 0},
+    "flowers": {"classes": 86, "images": {"train": 2877, "valid": 733, "test": 0}, "unlabelled": 733},
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("dataset", REAL)
+def test_a_real_archive_goes_through_all_stages(dataset: str, tmp_path: Path) -> None:
+    target = tmp_path / dataset
+    copy_project(target, TINY)
+    archive = REAL_DATA / f"{dataset}.zip"
+    run(target, "dvc", "exp", "run", "-S", f"data.dataset={dataset}", "-S", f"data.path={archive}", "-S", "train.epochs=1")
+    check = read(target, "split_check")
+    assert {key: check[key] for key in REAL[dataset]} == REAL[dataset]
+    measured = "test" if REAL[dataset]["images"]["test"] else "valid"
+    assert read(target, "evaluate")[measured]["n"] == REAL[dataset]["images"][measured]
+    assert read(target, "export_onnx")["top1_agreement"] == 1
+    assert read(target, "benchmark")["onnxruntime"]["accuracy"] == read(target, "evaluate")[measured]["accuracy"]
+    submission = pd.read_csv(target / "metrics/submission.csv")
+    assert list(submission.columns) == ["id", "label"]
+    if dataset == "flowers":
+        with zipfile.ZipFile(archive) as source:
+            expected = pd.read_csv(source.open("sample_submission.csv"))
+        assert set(submission["id"]) == set(expected["id"])
+        assert len(submission) == len(expected)
+    else:
+        assert submission.empty
+    manifest = file_hash(target / "data/manifest.csv")
+    run(target, "dvc", "repro", "--force", "--single-item", "split_check")
+    assert file_hash(target / "data/manifest.csv") == manifest
+    shutil.rmtree(target)

@@ -1,0 +1,306 @@
+"""A search through real DVC experiments: bad trials end early, a killed search goes on, MLflow has it all."""
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
+
+from fieldguide.__main__ import main
+from fieldguide.commands.search import DIVERGED, draw_runs, experiment, file_of, live_curve, reason, settings_of
+from fieldguide.core.errors import UserError
+from fieldguide.report import plots
+from fieldguide.tracking import store
+from fieldguide.tracking.journal import new_journal
+from support import ROOT
+from support.projects import TINY, copy_project, run, tracked_runs
+
+optuna = pytest.importorskip("optuna", reason="a search needs Optuna")
+
+
+@pytest.fixture
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.lr=log(0,1)"], r"-S train.lr=log\(0,1\): no space; give uniform\(low,high\)"),
+        (["train.lr=uniform(1,0)"], "no space"),
+        (["train.lr=uniform(0,1,2)"], "no space"),
+        (["train.batch_size=int(16,32,0)"], "no space"),
+        (["train.lr=log(0.1,20)"], r"-S train.lr: train.lr must be in \(0, 10\], got 20"),
+        (["train.lrr=uniform(0,1)"], "-S train.lrr: train.lrr is not a known key"),
+        (["train.optimizer=choice(foo,muon)"], "train.optimizer must be one of sgd, adam, adamw, muon, got 'foo'"),
+        (["train.lr=uniform(0.1,1)", "train.epochs=0"], r"-S train.epochs: train.epochs must be a whole number in \[1"),
+        (["evaluate.accept=uniform(0,1)"], "trials only train; search among model, train, augment"),
+        (["train.epochs=3"], "nothing to search"),
+        (["train.lr"], "give each parameter once, as section.key=value"),
+        (["train.lr=log(0.1,1)", "train.lr=0.1"], "give each parameter once"),
+        (["train.batch_size=log(16,64)"], r"train.batch_size must be a whole number in \[2, 65536\], got 16.0"),
+        (["model.image_px=uniform(64,128)"], "model.image_px must be a whole number"),
+        (["train.lr=choice({,1)"], r"-S train.lr=choice\({,1\): no space; give"),
+        (["train.lr=log(0.1,1)", "train.schedule=: ["], "no space"),
+        (["train.optimizer=choice(sgd,muon)"], "train.weight_decay is 1.0, too much for sgd, which adds it to the gradient"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_in_a_line(at_root: None, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings_of(arguments)
+
+
+def test_settings_propose_within_their_bounds_and_keep_single_values(at_root: None) -> None:
+    found = settings_of(
+        [
+            "train.lr=log(1e-05,0.1)",
+            "train.batch_size=int(16,64,16)",
+            "train.optimizer=choice(sgd, muon)",
+            "train.weight_decay=0.05",
+            "train.epochs=3",
+        ]
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    asked = [study.ask() for _ in range(40)]
+    values = [{key: setting.value(key, trial) for key, setting in found.items()} for trial in asked]
+    rates = [float(value["train.lr"]) for value in values]
+    assert 1e-5 <= min(rates) < 1e-4
+    assert 0.01 < max(rates) <= 0.1
+    assert {value["train.batch_size"] for value in values} == {"16", "32", "48", "64"}
+    assert {value["train.optimizer"] for value in values} == {"sgd", "muon"}
+    assert {value["train.epochs"] for value in values} == {"3"}
+    assert all(len(value["train.lr"].replace(".", "").lstrip("0").split("e")[0]) <= 4 for value in values)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train.optimizer=sgd", "train.weight_decay=0.0005", "train.lr=log(0.01,0.3)"],
+        ["train.lr=log(0.01,0.3)", "train.weight_decay=0.0005", "train.optimizer=sgd"],
+        ["train.optimizer=choice(sgd,muon)", "train.weight_decay=log(0.0001,0.1)"],
+        [
+            "train.optimizer=choice(sgd,muon)",
+            "train.weight_decay=log(0.0001,1.0)",
+        ],  # sgd with 1.0 fails as a trial
+    ],
+)
+def test_values_that_only_go_together_are_taken_in_any_order(at_root: None, arguments: list[str]) -> None:
+    assert list(settings_of(arguments)) == [argument.partition("=")[0] for argument in arguments]
+
+
+def test_a_search_is_judged_on_valid_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["search", "-S", "train.lr=log(0.1,1)", "--metric", "evaluate.test.accuracy"])
+    assert "test is not for choosing" in capsys.readouterr().err
+
+
+def test_a_seed_that_cannot_be_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["search", "-S", "train.lr=log(0.1,1)", "--seed", "-1"])
+    assert "-1 is no whole number from 0 to 2147483647" in capsys.readouterr().err
+
+
+def test_results_are_those_of_the_experiment_also_after_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        own = ["-c", "user.name=a", "-c", "user.email=a@b.example"]
+        return subprocess.run(["git", *own, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    figures = tmp_path / "metrics.json"
+    git("init", "--quiet")
+    for text in ("committed", "of the trial"):
+        figures.write_text(text)
+        git("add", "metrics.json")
+        git("commit", "--quiet", "--message", text)
+    base = git("rev-parse", "HEAD~1")
+    git("update-ref", f"refs/exps/{base[:2]}/{base[2:]}/rate-0", "HEAD")  # as DVC keeps it
+    git("update-ref", "refs/exps/exec/EXEC_HEAD", "HEAD")
+    figures.write_text("committed since")
+    git("commit", "--quiet", "--all", "--message", "while the trial trained")
+    assert experiment("rate-0") == git("rev-parse", "HEAD~1")
+    assert file_of("rate-0", Path("metrics.json")) == "of the trial"
+    assert experiment("EXEC_HEAD") == ""
+    with pytest.raises(UserError, match="experiment rate-1 is not there any more"):
+        file_of("rate-1", Path("metrics.json"))
+
+
+def test_without_optuna_a_line_says_what_to_install(at_root: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"a search needs Optuna, which is not installed; pip install optuna==5.0.0"):
+        main(["search", "-S", "train.lr=log(0.1,1)"])
+
+
+def test_the_curve_of_an_experiment_that_trains_is_read_from_its_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for name, values in (("other", [0.9]), ("lr-1", [0.1, 0.2, 0.3])):
+        journal = new_journal(f"key_of_{name.replace('-', '_')}", "")
+        journal.append("start", name=name, tags={"dvc.experiment": name}, of="")
+        for epoch, value in enumerate(values, 1):
+            journal.append("metrics", values={"valid.accuracy": value, "lr": 0.1}, step=epoch, of="")
+    journal.append("metrics", values={"best_epoch": 3}, step=0, of="")
+    with journal.entries.open("a") as stream:
+        stream.write('{"kind": "metrics", "step": 4, "val')
+    assert live_curve("lr-1", "valid.accuracy") == ("key_of_lr_1", {1: 0.1, 2: 0.2, 3: 0.3})
+    assert live_curve("lr-2", "valid.accuracy") == ("", {})
+
+
+def test_the_reason_of_a_failure_is_our_own_line_else_the_last() -> None:
+    assert reason("Running\nerror: params.yaml: bad\nERROR: failed to reproduce\n") == "error: params.yaml: bad"
+    assert reason("Running\nERROR: failed\n\n") == "ERROR: failed"
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_is_told_from_other_errors(loss: float) -> None:
+    assert DIVERGED.search(f"error: epoch 2, batch 3: loss is {loss}; lower train.lr (0.1)")
+    assert not DIVERGED.search("epoch 1/8  loss 848.5388\nerror: params.yaml: train.lr must be in (0, 10], got -1")
+
+
+def test_parallel_coordinates_stand_at_their_values() -> None:
+    table = pd.DataFrame(
+        {"lr": [0.0001, 0.001, 0.01], "share": [0.0, 0.5, 1.0], "how": ["sgd", "muon", "sgd"], "same": [2, 2, 2]}
+    )
+    figure = plots.parallel_coordinates(table, [0.5, 0.9, 0.7], [True, False, False], "valid.accuracy", True, "three")
+    axis = figure.axes[0]
+    lines = {tuple(np.round(line.get_ydata(), 3)): line for line in axis.lines if len(line.get_xdata()) == 5}
+    assert set(lines) == {(0, 0, 1, 0.5, 0), (0.5, 0.5, 0, 0.5, 1), (1, 1, 1, 0.5, 0.5)}
+    best, early = lines[(0.5, 0.5, 0, 0.5, 1)], lines[(0, 0, 1, 0.5, 0)]
+    assert best.get_linewidth() == max(line.get_linewidth() for line in lines.values())
+    assert early.get_linestyle() == "--"
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["lr", "share", "how", "same", "valid.accuracy"]
+
+
+Page = type("Page", (list,), {"token": None})
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ([], "--runs 'all': 0 trainings with valid.loss match; give a filter that more do"),
+        ([{"lr": "1"}, {"lr": "1"}], "--runs 'all': 2 trainings match, and no parameter differs; give another filter"),
+    ],
+)
+def test_runs_that_make_no_picture_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: list[dict[str, str]], said: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        draw(tmp_path / "picture.png", monkeypatch, params)
+    assert str(caught.value) == said
+    assert not (tmp_path / "picture.png").exists()
+
+
+def test_runs_of_several_pages_and_of_an_older_version_are_in_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+    drawn = plots.parallel_coordinates
+    monkeypatch.setattr(plots, "parallel_coordinates", lambda table, *more: seen.append(table) or drawn(table, *more))
+    draw(tmp_path / "picture.png", monkeypatch, [{"lr": "1", "ema": "0.9"}, {"lr": "2"}, {"lr": "3", "ema": "0.9"}])
+    assert seen[0]["lr"].tolist() == [1, 2, 3]
+    assert seen[0]["ema"].tolist() == ["0.9", "not told", "0.9"]
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_what_is_no_filter_of_mlflow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def search_runs(*_: object, **__: object) -> list:
+        raise MlflowException("Invalid comparator '=='", error_code=INVALID_PARAMETER_VALUE)
+
+    draw_from(search_runs, monkeypatch)
+    with pytest.raises(UserError, match=r"^'a == 1' is no filter of MLflow \(.*Invalid comparator '=='\); correct it$"):
+        draw_runs("a == 1", "valid.loss", tmp_path / "picture.png")
+
+
+def draw(picture: Path, monkeypatch: pytest.MonkeyPatch, params: list[dict[str, str]]) -> None:
+    """`search --runs all` on a store with these runs, two a page."""
+    data = [SimpleNamespace(params=each, metrics={"valid.loss": 0.5 + place}, tags={}) for place, each in enumerate(params)]
+
+    def search_runs(experiments: list[str], query: str, page_token: str | None = None) -> list:
+        assert query == "tags.`fieldguide.stage` = 'train' and all"
+        first = int(page_token or 0)
+        page = Page(SimpleNamespace(data=each) for each in data[first : first + 2])
+        page.token = str(first + 2) if first + 2 < len(data) else None
+        return page
+
+    draw_from(search_runs, monkeypatch)
+    draw_runs("all", "valid.loss", picture)
+
+
+def draw_from(search_runs: Callable[..., list], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store whose client answers so."""
+    opened = object.__new__(store.Store)
+    opened.client, opened.experiment_id = SimpleNamespace(search_runs=search_runs), "1"
+    monkeypatch.setattr(store, "opened_store", lambda: contextlib.nullcontext(opened))
+
+
+def search(project: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Two rates, of which one learns nothing; the seed proposes the good one first."""
+    settings = ["train.lr=choice(0.005,0.0000001)", "train.epochs=16"]
+    command = [sys.executable, "-m", "fieldguide", "search", "--name", "rate", "--metric", "valid.loss", "--trials", "2"]
+    command += ["--seed", "2", "--startup-trials", "1", "--warmup-epochs", "2"]
+    command += [word for setting in settings for word in ("-S", setting)]
+    with (project.parent / "search.log").open("ab") as log:
+        return subprocess.Popen([*command, *more], cwd=project, stdout=log, stderr=log)
+
+
+def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "a field guide"
+    copy_project(project, TINY)
+    run(project, "dvc", "repro", "split_check")
+    run(project, "git", "commit", "--quiet", "--all", "--message", "data")
+    folder = project / ".fieldguide" / "search" / "rate"
+
+    process = search(project)
+    monkeypatch.setenv("DVC_ROOT", str(project))  # where this process looks for journals
+    while not live_curve("rate-0", "valid.loss")[1] and process.poll() is None:
+        time.sleep(0.2)
+    monkeypatch.delenv("DVC_ROOT")
+    process.kill()
+    process.wait()
+    process = search(project)
+    assert process.wait() == 0, (project.parent / "search.log").read_text()
+
+    said = (project.parent / "search.log").read_text()
+    assert "goes on after epoch" in (folder / "rate-0.log").read_text()
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'trials.db'}")
+    trials = optuna.load_study(study_name="rate", storage=storage).trials
+    storage.remove_session()
+    storage.engine.dispose()  # Python 3.13 warns of open connections, in whatever test is next
+    states = {(trial.user_attrs["experiment"], trial.state.name): trial for trial in trials}
+    assert set(states) == {("rate-0", "FAIL"), ("rate-0", "COMPLETE"), ("rate-2", "PRUNED")}, said
+    good, bad = states[("rate-0", "COMPLETE")], states[("rate-2", "PRUNED")]
+    assert good.params["train.lr"] == "0.005"
+    assert list(good.intermediate_values) == list(range(1, 17))
+    assert good.value in good.intermediate_values.values()  # that of the epoch that `train.best_by` kept
+    assert 2 <= len(bad.intermediate_values) < 16
+
+    experiments = run(project, "dvc", "exp", "list", "--name-only").stdout.split()
+    assert experiments == ["rate-0"]
+    runs = tracked_runs(project).set_index("name")
+    assert dict(runs["status"]) == {"rate-0": "FINISHED", "rate-2": "KILLED"}
+    assert set(runs["fieldguide.search"]) == {"rate"}
+    assert runs["fieldguide.pruned"].eq("true").to_dict() == {"rate-0": False, "rate-2": True}
+    left = [file for file in (project / ".fieldguide" / "unfinished").iterdir() if file.is_dir()]
+    assert left == []
+    assert not list((project / ".dvc" / "tmp" / "exps" / "standalone").glob("tmp*"))
+
+    table = pd.read_csv(folder / "trials.csv")
+    assert list(table["experiment"]) == ["rate-0", "rate-2"]
+    assert list(table["pruned"]) == [False, True]
+    assert "dvc exp run -S train.lr=0.005 -S train.epochs=16" in said
+    assert (folder / "parallel_coordinates.png").read_bytes().startswith(b"\x89PNG")
+
+    other = search(project, "-S", "train.ema=0.5")
+    assert other.wait() == 1
+    assert "search rate was begun with" in (project.parent / "search.log").read_text()
+    run(project, sys.executable, "-m", "fieldguide", "search", "--runs", "", "--metric", "valid.loss", "--picture", "runs.png")
+    assert (project / "runs.png").read_bytes().startswith(b"\x89PNG")
+    shutil.rmtree(project)

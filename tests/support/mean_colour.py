@@ -1,0 +1,71 @@
+"""A network made by hand whose answers can be worked out, as a file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from fieldguide.core.files import UNSEALED, sealed
+
+NAMES = ("RED", "GREEN", "BLUE", "DARK")
+WEIGHT = np.array([[6, 0, 0, -2], [0, 6, 0, -2], [0, 0, 6, -2]], np.float32)  # mean RGB in 0..1 to logits
+PX = 16
+UNSURE_BELOW, UNKNOWN_BELOW = 0.6, 0.2
+CALIBRATION = {"tta": "none", "temperature": 1.0, "unsure_below": UNSURE_BELOW, "score": "mean", "unknown_below": UNKNOWN_BELOW}
+METADATA = {"class_names": NAMES, "image_px": PX, "calibration": CALIBRATION, "seal": UNSEALED}
+
+
+def mean_colour_network(metadata: object = METADATA, n_outputs: int = len(NAMES), activation: bool = True) -> onnx.ModelProto:
+    """The softmax of `WEIGHT` times the mean colour; `metadata` None leaves them out.
+
+    Its embedding is the mean colour, its known score the mean of that, its activation `WEIGHT` times the colour of each of
+    16 squares.
+    """
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Div", ["mean", "full"], ["embedding"]),
+        helper.make_node("MatMul", ["embedding", "weight"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("ReduceMean", ["embedding", "one"], ["known_score"], keepdims=0),
+        helper.make_node("Div", ["floats", "full"], ["shares"]),
+        helper.make_node("MatMul", ["shares", "weight"], ["each"]),
+        helper.make_node("Transpose", ["each"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["activation"], kernel_shape=[PX // 4] * 2, strides=[PX // 4] * 2),
+    ]
+    outputs = {"probabilities": [n_outputs], "embedding": [3], "known_score": [], "activation": [n_outputs, 4, 4]}
+    if not activation:
+        nodes, outputs = nodes[:6], dict(list(outputs.items())[:3])
+    constants = {
+        "axes": np.array([1, 2]),
+        "one": np.array([1]),
+        "full": np.array(255, np.float32),
+        "weight": WEIGHT[:, :n_outputs].copy(),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "mean_colour",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", PX, PX, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in outputs.items()],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    if metadata is not None:
+        text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+        helper.set_model_props(model, {"fieldguide": text})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def save(folder: Path, model: onnx.ModelProto) -> Path:
+    target = folder / "model.onnx"
+    target.write_bytes(sealed(model.SerializeToString()))
+    return target
+
+
+def expected_probabilities(pixels: np.ndarray) -> np.ndarray:
+    logits = pixels.mean(axis=(1, 2)) / 255 @ WEIGHT.astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

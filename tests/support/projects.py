@@ -1,0 +1,91 @@
+"""A whole project with DVC and MLflow: a copy of this checkout on a tiny sample, commands in it, what its runs tell."""
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pandas as pd
+
+from support import ROOT
+
+BIN = Path(sys.executable).parent
+TINY = {
+    "species: 12 ": "species: 3 ",
+    "train_images: 40 ": "train_images: 16 ",
+    "valid_images: 20 ": "valid_images: 4 ",
+    "test_images: 20 ": "test_images: 4 ",
+    "    image_px: 128 ": "    image_px: 40 ",
+    "\n  image_px: 128 ": "\n  image_px: 32 ",
+    "decode_px: 144 ": "decode_px: 40 ",
+    "batch_size: 64 ": "batch_size: 16 ",
+    "latency_runs: 200 ": "latency_runs: 10 ",
+}
+
+
+def run(
+    project: Path, *command: str, check: bool = True, environment: Mapping[str, str | None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command in the project, with the tests' own Python first on the path; its output goes through files, not pipes.
+
+    environment: variables besides the usual ones; None takes one away.
+    """
+    variables = os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        **{f"GIT_{role}_{key}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")},
+        **(environment or {}),
+    }
+    variables = {name: value for name, value in variables.items() if value is not None}
+    with tempfile.TemporaryFile("w+") as stream:
+        code = subprocess.run(command, cwd=project, env=variables, stdout=stream, stderr=stream, check=False).returncode
+        stream.seek(0)
+        output = stream.read()
+    assert not check or code == 0, output
+    return subprocess.CompletedProcess(command, code, output)
+
+
+def copy_project(target: Path, changes: dict[str, str], epochs: int = 2) -> None:
+    """A git repository with one commit: this checkout's files, `changes` made to the text of params.yaml."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    params = (target / "params.yaml").read_text()
+    for old, new in changes.items():
+        assert old in params, old
+        params = params.replace(old, new)
+    params = re.sub(r"\n  epochs: \d+ ", f"\n  epochs: {epochs} ", params)
+    (target / "params.yaml").write_text(params)
+    run(target, "git", "init", "--quiet")
+    run(target, "git", "add", "--all")
+    run(target, "git", "commit", "--quiet", "--message", "copy")
+
+
+def tracked_runs(project: Path) -> pd.DataFrame:
+    """The runs in the project's own store: name, status and tags."""
+    with closing(sqlite3.connect(project / "mlflow.db")) as store:
+        runs = pd.read_sql("select run_uuid, name, status from runs", store)
+        tags = pd.read_sql("select run_uuid, key, value from tags", store)
+    wide = tags.pivot(index="run_uuid", columns="key", values="value")
+    return runs.join(wide, on="run_uuid")
+
+
+def values(project: Path, table: str, run_uuid: str) -> dict[str, str]:
+    """The params or latest metrics of one run."""
+    with closing(sqlite3.connect(project / "mlflow.db")) as store:
+        return dict(store.execute(f"select key, value from {table} where run_uuid = ?", [run_uuid]).fetchall())
+
+
+def read(project: Path, stage: str) -> dict:
+    return json.loads((project / "metrics" / f"{stage}.json").read_text())

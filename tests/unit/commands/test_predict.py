@@ -1,0 +1,353 @@
+"""The command line: every kind of source, every format, bad files, exit statuses, and what it needs to be installed."""
+
+import csv
+import io
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fieldguide.__main__ import SOME_FAILED, main
+from fieldguide.commands.predict import BATCH
+from fieldguide.core.errors import UserError
+from fieldguide.core.images import decode
+from support import ROOT
+from support.mean_colour import METADATA, NAMES, expected_probabilities, mean_colour_network, save
+
+PX = 16
+COLOURS = {"RED": (250, 60, 60), "GREEN": (60, 250, 60), "BLUE": (60, 60, 250)}
+
+
+def photo(colour: tuple[int, int, int], width: int = 40, height: int = 30) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(stream, "JPEG", quality=95, subsampling=0)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a model where it is looked for, and photographs in folders of their classes."""
+    (tmp_path / "models").mkdir()
+    save(tmp_path / "models", mean_colour_network())
+    for name, colour in COLOURS.items():
+        for number in range(2):
+            file = tmp_path / "photos" / name.title() / f"{number}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(photo(colour))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_photograph_is_named_with_probabilities(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["predict", "photos/Red/0.jpg", "--format", "csv", "--top", "2"])
+    row = rows(capsys.readouterr().out)[0]
+    expected = expected_probabilities(decode(photo(COLOURS["RED"]), PX)[None])[0]
+    assert list(row) == [
+        *("image", "truth", "verdict", "known_score"),
+        *("answer_1", "probability_1", "answer_2", "probability_2", "error"),
+    ]
+    assert (row["image"], row["truth"], row["answer_1"], row["error"]) == ("photos/Red/0.jpg", "RED", "RED", "")
+    assert float(row["probability_1"]) == pytest.approx(expected[0], abs=1e-5)
+    assert float(row["known_score"]) == pytest.approx(np.mean(COLOURS["RED"]) / 255, abs=0.01)
+    assert row["verdict"] == "sure"
+
+
+def test_the_table_has_a_line_for_each_answer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["predict", "photos/Red/0.jpg", "photos/Blue/1.jpg"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(NAMES)
+    assert lines[0].split()[:2] == ["photos/Red/0.jpg", "sure"]
+    assert [line.split()[-1] for line in lines[::4]] == ["RED", "BLUE"]
+    assert len({line.index("%") for line in lines}) == 1  # aligned
+
+
+def test_a_folder_is_walked_in_order_and_tells_the_truth(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "photos" / "notes.txt").write_text("no photograph")
+    (folder / "photos" / "Elsewhere").mkdir()
+    (folder / "photos" / "Elsewhere" / "x.jpg").write_bytes(photo((90, 80, 80)))
+    main(["predict", "photos", "--format", "jsonl"])
+    printed = capsys.readouterr()
+    found = [json.loads(line) for line in printed.out.splitlines()]
+    assert [entry["image"] for entry in found] == [
+        *("photos/Blue/0.jpg", "photos/Blue/1.jpg", "photos/Elsewhere/x.jpg", "photos/Green/0.jpg"),
+        *("photos/Green/1.jpg", "photos/Red/0.jpg", "photos/Red/1.jpg"),
+    ]
+    assert [entry["truth"] for entry in found] == ["BLUE", "BLUE", None, "GREEN", "GREEN", "RED", "RED"]
+    assert all(entry["truth"] in (None, entry["answers"][0]["name"]) for entry in found)
+    assert printed.err == "6 of 6 are what their folder says (100.0%)\n"
+
+
+@pytest.mark.parametrize("n_photos", [1, BATCH, BATCH + 1, 7 * BATCH + 3])
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_a_zip_of_any_number_gives_the_same_as_its_files(
+    folder: Path, capsys: pytest.CaptureFixture[str], make_jpeg: Callable[..., bytes], n_photos: int, threads: str
+) -> None:
+    encoded = [make_jpeg(seed, 20 + seed % 7, 24) for seed in range(n_photos)]
+    with zipfile.ZipFile("many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, content in enumerate(encoded):
+            archive.writestr(f"set/{number:04}.jpg", content)
+    main(["predict", "many.zip", "--format", "json", "--threads", threads])
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["image"] for entry in found] == [f"many.zip/set/{number:04}.jpg" for number in range(n_photos)]
+    expected = expected_probabilities(np.stack([decode(content, PX) for content in encoded]))
+    assert [entry["answers"][0]["probability"] for entry in found] == pytest.approx(expected.max(axis=1), abs=1e-5)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_standard_input_is_a_photograph_or_a_zip(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    content = photo(COLOURS["GREEN"])
+    if zipped:
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("a.jpg", content)
+        content = stream.getvalue()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    main(["predict", "-", "--format", "csv"])
+    row = rows(capsys.readouterr().out)[0]
+    assert (row["image"], row["answer_1"]) == ("-/a.jpg" if zipped else "-", "GREEN")
+
+
+@pytest.mark.parametrize("chosen", ["table", "csv", "json", "jsonl"])
+def test_what_cannot_be_read_is_named_and_counted_and_stops_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], chosen: str
+) -> None:
+    (folder / "photos" / "Red" / "bad.jpg").write_bytes(b"nothing")
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "photos", "gone.jpg", "--format", chosen])
+    assert ended.value.code == SOME_FAILED
+    printed = capsys.readouterr()
+    errors = printed.err.splitlines()
+    assert errors[0].startswith("photos/Red/bad.jpg: cannot identify image file")
+    assert errors[1] == "gone.jpg: No such file or directory"
+    assert errors[-1] == "2 of 8 photographs could not be read"
+    for number in range(2):
+        assert f"photos/Red/{number}.jpg" in printed.out
+    if chosen in ("csv", "json", "jsonl"):
+        entries = rows(printed.out) if chosen == "csv" else json.loads(_as_array(printed.out, chosen))
+        assert len(entries) == 8
+        assert [entry["image"] for entry in entries if entry["error"]] == ["photos/Red/bad.jpg", "gone.jpg"]
+
+
+def _as_array(text: str, chosen: str) -> str:
+    return text if chosen == "json" else f"[{','.join(text.splitlines())}]"
+
+
+def test_a_damaged_member_of_a_zip_stops_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with zipfile.ZipFile("some.zip", "w") as archive:
+        for name in ("a.jpg", "b.jpg", "c.jpg"):
+            archive.writestr(name, photo(COLOURS["RED"]))
+    content = bytearray(Path("some.zip").read_bytes())
+    content[content.index(b"b.jpg") + 60] ^= 1  # inside the content: the checksum no longer fits
+    Path("some.zip").write_bytes(content)
+    with pytest.raises(SystemExit):
+        main(["predict", "some.zip", "--format", "csv"])
+    printed = capsys.readouterr()
+    assert [row["answer_1"] for row in rows(printed.out)] == ["RED", "", "RED"]
+    assert printed.err.startswith("some.zip/b.jpg: Bad CRC-32")
+
+
+@pytest.mark.parametrize("heatmap", [False, True])
+def test_annotated_photographs_keep_their_place_and_carry_a_caption(folder: Path, heatmap: bool) -> None:
+    main(["predict", "photos", "--annotate", "out", *(["--heatmap"] if heatmap else [])])
+    written = sorted(file.relative_to("out").as_posix() for file in Path("out").rglob("*.jpg"))
+    assert written == [f"photos/{name}/{number}.jpg" for name in ("Blue", "Green", "Red") for number in (0, 1)]
+    with Image.open("out/photos/Red/0.jpg") as image:
+        assert image.height > 30 + 2 * 20  # two lines: the answer, and what the folder says
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    middle = pixels[15, pixels.shape[1] // 2]
+    assert (np.abs(middle - COLOURS["RED"]).max() < 12) == (not heatmap)
+    assert pixels[35:].max() > 200  # letters
+
+
+@pytest.mark.parametrize("into", [".", "photos/.."])
+def test_photographs_are_never_overwritten_by_their_annotated_forms(
+    folder: Path, into: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.read_bytes() for file in folder.rglob("*.jpg")}
+    with pytest.raises(UserError, match=r"^--annotate \S+: photos/Blue/0.jpg itself would be overwritten; give another"):
+        main(["predict", "photos", "--annotate", into])
+    assert {file: file.read_bytes() for file in folder.rglob("*.jpg")} == before
+    assert not capsys.readouterr().out
+
+
+def test_two_photographs_never_share_an_annotated_file(folder: Path) -> None:
+    shutil.copy("photos/Red/0.jpg", "0.png")
+    shutil.copy("photos/Red/0.jpg", "0.png.jpg")
+    with pytest.raises(
+        UserError, match=r"^--annotate out: 0.png and 0.png.jpg would both be \S+/out/0.png.jpg; take them in two"
+    ):
+        main(["predict", "0.png", "0.png.jpg", "--annotate", "out"])
+    assert not Path("out").exists()
+    main(["predict", "0.png", "0.png", "--annotate", "out"])  # the same one twice
+    assert [file.name for file in Path("out").iterdir()] == ["0.png.jpg"]
+
+
+def test_a_folder_that_is_a_link_is_not_passed_over_in_silence(folder: Path) -> None:
+    Path("photos/more").symlink_to(folder / "photos/Red")
+    with pytest.raises(UserError, match=r"^photos/more: is a link to a folder, which is not followed; give that folder"):
+        main(["predict", "photos"])
+
+
+def test_hidden_folders_are_not_looked_into(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos/.venv").mkdir()
+    Path("photos/.venv/lib64").symlink_to(folder / "photos/Red")
+    main(["predict", "photos", "--format", "csv"])
+    assert len(rows(capsys.readouterr().out)) == 6
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_that_names_two_photographs_alike_is_refused(folder: Path) -> None:
+    with zipfile.ZipFile("twice.zip", "w") as archive:
+        for colour in ("RED", "BLUE"):
+            archive.writestr("x/1.jpg", photo(COLOURS[colour]))
+    with pytest.raises(UserError, match=r"^twice.zip: member x/1.jpg is there twice; pack the archive anew$"):
+        main(["predict", "twice.zip"])
+
+
+def test_photographs_told_apart_by_capitals_alone_are_not_annotated_together(folder: Path) -> None:
+    with zipfile.ZipFile("some.zip", "w") as archive:
+        for name in ("a.jpg", "A.JPG"):
+            archive.writestr(name, photo(COLOURS["RED"]))
+    with pytest.raises(UserError, match=r"some.zip/a.jpg and some.zip/A.JPG would both be"):
+        main(["predict", "some.zip", "--annotate", "out"])
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over_in_silence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name == "Green":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"^photos/Green: cannot be read \(Permission denied\); permit it or leave it out$"):
+        main(["predict", "photos"])
+
+
+def test_nothing_is_written_outside_the_folder_whatever_an_archive_calls_its_members(folder: Path) -> None:
+    with zipfile.ZipFile("some.zip", "w") as archive:
+        for name in ("../../evil.jpg", "a/../../evil.jpg", "/abs/x.png", "C:\\y.jpg"):
+            archive.writestr(name, photo(COLOURS["RED"]))
+    main(["predict", "some.zip", "--annotate", "out"])
+    made = [file.relative_to(folder) for file in folder.rglob("*.jpg") if "photos" not in file.parts]
+    assert {file.parts[0] for file in made} == {"out"}
+    assert Path("out/some.zip/abs/x.png.jpg") in made
+    assert not list(folder.parent.glob("evil*"))
+
+
+def test_a_heat_map_that_the_network_cannot_give_is_refused(folder: Path) -> None:
+    save(folder / "models", mean_colour_network({**METADATA, "model": "vit"}, activation=False))
+    with pytest.raises(UserError, match=r"models/model.onnx: vit does not tell where it looked; leave out --heatmap"):
+        main(["predict", "photos", "--annotate", "out", "--heatmap"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["predict", "photos", "--model", "no.onnx"],
+            "no.onnx: No such file or directory; make it with: dvc repro export_onnx",
+        ),
+        (["predict", "models"], "models: holds no image (jpg, png, webp, bmp, gif, tiff); give another"),
+        (["predict", "photos/broken.zip"], "photos/broken.zip: not a whole zip (File is not a zip file)"),
+    ],
+)
+def test_mistakes_are_one_line(folder: Path, arguments: list[str], message: str) -> None:
+    (folder / "photos" / "broken.zip").write_bytes(b"PK nothing")
+    with pytest.raises(UserError) as caught:
+        main(arguments)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("arguments", [[], ["predict"], ["predict", "x", "--top", "0"], ["predict", "x", "--heatmap"], ["fly"]])
+def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: fieldguide" in capsys.readouterr().err
+
+
+def test_memory_does_not_grow_with_the_number_of_photographs(folder: Path, make_jpeg: Callable[..., bytes]) -> None:
+    """Peak memory of a process that names many large photographs against one that names few."""
+    content = make_jpeg(1, 1200, 900)
+    script = (
+        "import sys; from fieldguide.__main__ import main; from fieldguide.benchmark.footprint import peak_bytes\n"
+        "main(sys.argv[1:]); print(peak_bytes(), file=sys.stderr)"
+    )
+    peaks = []
+    for n_photos in (2 * BATCH, 20 * BATCH):
+        with zipfile.ZipFile("large.zip", "w") as archive:
+            for number in range(n_photos):
+                archive.writestr(f"{number}.jpg", content)
+        command = [sys.executable, "-c", script, "predict", "large.zip", "--format", "csv", "--threads", "2"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert len(ended.stdout.splitlines()) == n_photos + 1
+        peaks.append(int(ended.stderr.split()[-1]))
+    assert peaks[1] < peaks[0] + 30_000_000, peaks
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(folder: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m fieldguide predict photos photos photos --format jsonl | head -1"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=False)
+    assert len(ended.stdout.splitlines()) == 1
+    assert "Traceback" not in ended.stderr
+    assert "BrokenPipe" not in ended.stderr
+
+
+def test_it_runs_where_only_its_three_requirements_are_installed(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("predict") / "venv"
+    requirements = ROOT / "requirements-predict.txt"
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    if uv:
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, place], check=True)
+        install = [uv, "pip", "install", "--quiet", "--python", place / "bin" / "python", "-r", requirements]
+    else:
+        venv.create(place, with_pip=True)
+        install = [place / "bin" / "python", "-m", "pip", "install", "--quiet", "-r", requirements]
+    installed = subprocess.run(install, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        pytest.skip(f"the packages could not be had: {installed.stderr.strip()[-200:]}")
+    script = (
+        "import sys; from fieldguide.__main__ import main\n"
+        "main(['predict', 'photos', '--format', 'csv', '--annotate', 'out', '--heatmap'])\n"
+        "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [place / "bin" / "python", "-W", "error", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert [row["answer_1"] for row in rows(ended.stdout)] == ["BLUE", "BLUE", "GREEN", "GREEN", "RED", "RED"]
+    modules = set(ended.stderr.split())
+    assert {"numpy", "onnxruntime", "PIL"} <= modules
+    assert modules.isdisjoint({"torch", "dvc", "mlflow", "onnx", "pandas", "scipy", "matplotlib", "pydantic", "yaml"})
+
+
+def test_the_requirements_are_the_pins_of_the_whole() -> None:
+    def pins(file: str) -> set[str]:
+        lines = (ROOT / file).read_text().splitlines()
+        return {line.split("#")[0].strip() for line in lines if "==" in line.split("#")[0]}
+
+    assert pins("requirements-predict.txt") <= pins("requirements.txt")
+    assert {pin.split("==")[0] for pin in pins("requirements-predict.txt")} == {"numpy", "onnxruntime", "pillow"}

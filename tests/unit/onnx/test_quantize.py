@@ -1,0 +1,90 @@
+"""Smaller forms: the same inputs and outputs, nearly the same answers, fewer bytes, and the head left as it was."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from fieldguide.onnx.classifier import OUTPUT_NAMES, OnnxClassifier
+from fieldguide.onnx.export import export, save_model
+from fieldguide.onnx.quantize import METHODS, after_embedding, to_fp16, to_int8
+from support.exported import METADATA, computed, network, pictures
+
+PX = 48
+
+
+@pytest.fixture(scope="module", params=["none", "mirror"])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp(request.param) / "model.onnx"
+    export(computed(network("fieldnet", PX), PX, request.param), PX, 20, METADATA | {"image_px": PX}, target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def forms(source: Path) -> dict[str, Path]:
+    pixels = pictures(64, PX).numpy()
+    made = {"fp16": to_fp16(source)} | {method: to_int8(source, pixels, method) for method in METHODS}
+    for name, form in made.items():
+        save_model(form, METADATA | {"image_px": PX}, source.with_name(f"{name}.onnx"))
+    return {name: source.with_name(f"{name}.onnx") for name in made}
+
+
+@pytest.mark.parametrize(
+    ("form", "share", "tolerance", "agreement"),  # of a network that has learned nothing: its first answers are close together
+    [("fp16", 0.51, 0.01, 0.9), ("entropy", 0.27, 0.2, 0.8), ("percentile", 0.27, 0.2, 0.8)],
+)
+def test_a_smaller_form_answers_nearly_as_the_whole(
+    source: Path, forms: dict[str, Path], form: str, share: float, tolerance: float, agreement: float
+) -> None:
+    images = pictures(64, PX).numpy()
+    whole, small = OnnxClassifier(source, n_threads=1), OnnxClassifier(forms[form], n_threads=1)
+    expected, found = whole.probabilities(images), small.probabilities(images)
+    assert np.abs(found - expected).max() < tolerance
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > agreement
+    assert small.file_bytes < share * whole.file_bytes + 30_000
+    for n_images in (1, 2, 7):
+        outputs = small.run(images[:n_images], OUTPUT_NAMES)
+        assert [output.dtype for output in outputs] == [np.float32] * 4
+        assert outputs[0] == pytest.approx(found[:n_images], abs=1e-3)
+
+
+@pytest.mark.parametrize("form", ["fp16", *METHODS])
+def test_what_comes_after_the_embedding_is_computed_in_fp32(source: Path, forms: dict[str, Path], form: str) -> None:
+    names = after_embedding(onnx.load(source))
+    kinds = {node.name: node.op_type for node in onnx.load(source).graph.node}
+    assert {"Gemm", "Softmax", "Conv"} <= {kinds[name] for name in names}
+    model = onnx.load(forms[form])
+    model = onnx.shape_inference.infer_shapes(model)
+    types = {weight.name: weight.data_type for weight in model.graph.initializer}
+    types |= {value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.output)}
+    for node in model.graph.node:
+        if node.name in names:
+            assert {types[name] for name in node.input if types[name] != onnx.TensorProto.INT64} == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_convolutions_are_in_bytes_with_a_scale_for_each_channel(forms: dict[str, Path], method: str) -> None:
+    graph = onnx.load(forms[method]).graph
+    kinds = {weight.name: weight for weight in graph.initializer}
+    made_by = {output: node for node in graph.node for output in node.output}
+    quantized = [node for node in graph.node if node.op_type == "Conv" and made_by.get(node.input[1])]
+    assert len(quantized) == 14  # all of fieldnet's
+    for node in quantized:
+        weight = made_by[node.input[1]]
+        assert weight.op_type == "DequantizeLinear"
+        assert kinds[weight.input[0]].data_type == onnx.TensorProto.INT8
+        assert list(kinds[weight.input[1]].dims) == [kinds[weight.input[0]].dims[0]]
+        assert made_by[node.input[0]].op_type == "DequantizeLinear"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_files_and_images_give_equal_bytes_and_leave_the_source_alone(
+    source: Path, forms: dict[str, Path], method: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = source.read_bytes()
+    again = source.with_name("again.onnx")
+    save_model(to_int8(source, pictures(64, PX).numpy(), method), METADATA | {"image_px": PX}, again)
+    assert again.read_bytes() == forms[method].read_bytes()
+    assert source.read_bytes() == before
+    assert capfd.readouterr() == ("", "")
