@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from fieldguide.core.artifacts import GalleryPair, GalleryPhotograph
 from fieldguide.core.images import inspect
-from fieldguide.core.names import SPLITS
 from fieldguide.core.paths import (
     ACTIVATION_PNG,
     CONFUSED_PAIRS_PNG,
@@ -39,9 +38,11 @@ def figures_of(facts: Facts) -> dict[Path, Figure]:
     if facts.train is not None and len(facts.rows("history")):
         figures[CURVES_PNG] = curves(facts)
     if facts.evaluate is not None:
-        figures |= {confusion_png(split): confusion(facts, split) for split in SPLITS}
-        figures |= {PER_CLASS_PNG: per_class(facts), RELIABILITY_PNG: reliability(facts), COVERAGE_PNG: coverage(facts)}
-    if facts.gallery is not None:
+        drawn = {"per_class": (PER_CLASS_PNG, per_class), "reliability": (RELIABILITY_PNG, reliability)}
+        drawn |= {"coverage": (COVERAGE_PNG, coverage)}
+        figures |= {path: draw(facts) for table, (path, draw) in drawn.items() if table in facts.tables}
+        figures |= {confusion_png(split): confusion(facts, split) for split in facts.confusions}
+    if facts.gallery is not None and facts.gallery.split in facts.confusions:
         figures |= galleries(facts)
     return figures
 
@@ -92,7 +93,7 @@ def per_class(facts: Facts) -> Figure:
     """F1 of every class of the held-out split, the worst first."""
     split = facts.held_out
     table = facts.rows("per_class", split)
-    predicted = facts.confusions[str(split)]["predicted"]
+    predicted = facts.confusions.get(str(split), pd.DataFrame({"predicted": []}))["predicted"]
     f1 = table["f1"].where((table["support"] > 0) | table["class_name"].isin(predicted))
     title = f"{split}: macro F1 {f1.mean():.3f}; {(f1 < 0.9).sum()} of {f1.notna().sum()} classes below 0.9"
     return plots.class_scores(f1.to_numpy(), table["support"].to_numpy(), table["class_name"].tolist(), title)

@@ -295,7 +295,7 @@ def gallery_section(facts: Facts) -> dict[str, Any] | None:
     split, wrong = gallery.split, len(gallery.wrong)
     looked = any(one.activation for one in gallery.wrong + gallery.right)
     beside = " Beside each: where the network looked for its answer (class activation)." if looked else ""
-    figures = facts.evaluate.splits[split] if facts.evaluate else None
+    figures = facts.evaluate.splits.get(split) if facts.evaluate else None
     total = figures.n - round(figures.accuracy * figures.n) if figures else wrong
     shown = f"{count(wrong)} of the {count(total)}" if wrong < total else f"All {count(total)}" if total > 1 else "The one"
     return dict(gallery) | {
@@ -317,7 +317,7 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def confidence_section(facts: Facts, figures: dict[Path, Figure]) -> dict[str, Any] | None:
     """Reliability, and accuracy over coverage."""
     split, coverage = facts.held_out, facts.rows("coverage")
-    if facts.evaluate is None or split is None or not len(coverage):
+    if facts.evaluate is None or split is None or not len(coverage) or RELIABILITY_PNG not in figures:
         return None
     places = [int(np.abs(coverage["coverage"] - share).argmin()) for share in COVERAGES]
     table = [

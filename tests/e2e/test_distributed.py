@@ -18,9 +18,10 @@ from torch import nn
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import Train, read_params
 from fieldguide.training import augment
-from fieldguide.training.distributed import World, n_devices, scaled, synchronise_norms
+from fieldguide.training.distributed import World, n_devices, synchronise_norms
 from support import ROOT
 from support.kills import Project, kill_and_compare, kill_ranks_and_compare
+from support.trainings import noisy, training
 
 PARAMS = read_params(ROOT / "params.yaml")
 SIZES = (1, 2, 3, 4, 7, 8)
@@ -62,12 +63,15 @@ def test_an_image_and_its_partner_in_mixing_belong_to_the_same_process(size: int
             assert mixed.equal(whole[own])
 
 
-def test_n_devices_have_n_times_the_batch_at_n_times_the_rate() -> None:
-    train = settings(batch_size=48, lr=0.125, head_lr=0.25)
-    assert scaled(train, 1) is train
-    four = scaled(train, 4)
-    assert (four.batch_size, four.lr, four.head_lr) == (192, 0.5, 1.0)
-    assert four.model_dump() | train.model_dump(include={"batch_size", "lr", "head_lr"}) == train.model_dump()
+def test_n_devices_have_n_times_the_batch_at_n_times_the_rate_and_the_params_stay_as_they_are() -> None:
+    images, targets = noisy(43, 3)
+    one = training(images, targets, batch_size=4, lr=0.125, epochs=3)
+    four = training(images, targets, batch_size=1, lr=0.125 / 4, epochs=3)
+    object.__setattr__(four, "world", World(0, 4))
+    assert (four.batch_size, four.steps_per_epoch) == (one.batch_size, one.steps_per_epoch) == (4, 11)
+    assert [four.lr(step) for step in range(33)] == [one.lr(step) for step in range(33)]
+    with pytest.raises(UserError, match=r"lower train\.lr \(0\.03125\)"):  # that of params.yaml
+        four._refuse_non_finite(torch.tensor([float("nan")]), 0)
 
 
 def test_without_gpus_auto_is_one_process_and_a_number_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +107,7 @@ sys.path.insert(0, {str(ROOT / "tests")!r})
 import torch
 torch.set_num_threads(1)
 from support.trainings import augmentation, noisy, ALL_ON, training
-from fieldguide.training.distributed import World, joined, scaled, synchronise_norms
+from fieldguide.training.distributed import World, joined, synchronise_norms
 from fieldguide.network.inference import predict, score
 from fieldguide.network.loader import Resident
 
@@ -121,7 +125,6 @@ with joined("cpu") as world:
         chosen = training(images, targets, **case, epochs=3, batch_size=16 // n_together, lr=0.02 / n_together, warmup=0.0)
         if "together" in name and world.size > 1:
             synchronise_norms(chosen.model, "fieldnet")
-        object.__setattr__(chosen, "train", scaled(chosen.train, n_together))
         object.__setattr__(chosen, "world", world)
         seen = curves[name] = []
         for epoch in range(3):

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.paths import CHECKPOINT, CURVES_PNG, HISTORY_CSV, stage_metrics
+from fieldguide.core.paths import BATCH_PNG, CHECKPOINT, HISTORY_CSV, stage_metrics
 from fieldguide.network.models import build
+from fieldguide.training.setup import compile_each_size
 from stages import download, split_check, train
 from support import ROOT
 
@@ -90,7 +91,7 @@ def test_the_history_tells_the_size_and_rate_of_each_epoch(trained: Callable[...
     history = trained(epochs="3", image_px="48", size_start="0.3", size_growth="1.0", lr="0.01", warmup="0.0")
     assert history["image_px"].tolist() == [16, 32, 48]
     assert history["lr"].tolist() == pytest.approx([0.01, 0.0075, 0.0025])
-    assert CURVES_PNG.stat().st_size > 10_000
+    assert BATCH_PNG.stat().st_size > 10_000
 
 
 def test_patience_ends_a_training_that_no_longer_improves(trained: Callable[..., pd.DataFrame]) -> None:
@@ -149,7 +150,7 @@ def test_a_compiled_network_has_a_graph_for_each_shape_and_one_for_none_other(mo
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled(self, backend=seen, **options))
     model = build("cnn", 3)
     sides, batches = (32, 48, 64, 80, 96), (5, 2)
-    train.compile_each_size(model, len(sides))
+    compile_each_size(model, len(sides))
     for _ in range(2):
         for px in sides:
             for n in batches:
