@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fieldguide.commands import serve
-from fieldguide.core.errors import run_command
+from fieldguide.core.errors import needs_extra, run_command
 
 FORMATS = ("table", "csv", "json", "jsonl")
 SOME_FAILED = 3  # exit status; 1 is a mistake that stops everything, 2 a wrong command line
 SEEDS = 2**31  # what Optuna and NumPy take
+EXTRAS = {"predict": "", "serve": "serve", "runs": "train", "sync": "train", "champion": "train", "search": "search"}
 BROKEN_PIPE = 141  # what a shell reports of a command that SIGPIPE ended
 
 
@@ -103,7 +104,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     try:
-        n_failed = args.run(args)
+        with needs_extra(f"fieldguide {args.command}", EXTRAS[args.command]):
+            n_failed = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -201,10 +201,8 @@ def _scalar(text: str) -> Any:
 
 def search(chosen: argparse.Namespace) -> None:
     """Runs the trials that are missing; prints the best and the command that trains it, and draws all."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError("a search needs Optuna, which is not installed; pip install optuna==5.0.0") from error
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what becomes of a trial is a line of our own
     settings = settings_of(chosen.set_param)
     folder = project_root() / ".fieldguide" / "search" / chosen.name

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from fieldguide.core.errors import UserError
+from fieldguide.core.errors import UserError, needs_extra
 from fieldguide.core.files import atomic_path, file_hash
 from fieldguide.core.paths import PREDICTIONS_CSV, models_cache, project_root
 
@@ -174,13 +174,9 @@ class Registry:
 @contextmanager
 def opened() -> Iterator[Registry]:
     """The registry of the project's tracking store; raises `UserError` where MLflow or the store is not there."""
-    try:
+    with needs_extra("the model registry", "train"):
         store = _store_module()
         import mlflow  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"the model registry needs {error.name}, which is not installed; pip install -r requirements.txt"
-        ) from error
     database = project_root() / "mlflow.db"
     if not os.environ.get("MLFLOW_TRACKING_URI") and not database.exists():
         raise UserError(f"{database}: there is no tracking store; make a run with dvc repro, or set MLFLOW_TRACKING_URI")

@@ -422,6 +422,4 @@ def test_without_mlflow_a_registered_name_is_one_line_and_a_file_needs_none(root
     assert (ended.returncode, ended.stdout.split()[-1]) == (0, "RED")
     ended = subprocess.run([*command, "--model", CHAMPION], env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert ended.stderr == (
-        f"error: {CHAMPION}: the model registry needs mlflow, which is not installed; pip install -r requirements.txt\n"
-    )
+    assert ended.stderr == f"error: {CHAMPION}: the model registry needs mlflow; install it with: make setup\n"
