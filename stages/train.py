@@ -46,7 +46,7 @@ def main() -> None:
         print(f"{n_devices} processes, {n_devices} times {params.train.batch_size} images a step", flush=True)
         distributed.launch("stages.train", n_devices)
         return
-    with distributed.joined(params.runtime.device) as world:
+    with distributed.process_group(params.runtime.device) as world:
         train_network(params, world)
 
 
@@ -104,14 +104,14 @@ def shared_state(found: State | None, world: World) -> State | None:
     """The state that the first process found, in each."""
     if world.size == 1:
         return found
-    content = world.bytes_of_first(found.packed() if found else b"")
+    content = world.broadcast_bytes(found.packed() if found else b"")
     return State.unpacked(content) if content else None
 
 
 @contextmanager
 def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame], world: World) -> Iterator[tuple[Training, Valid]]:
     """Images at hand, a network with the weights that it begins with, and its optimiser."""
-    train, image_px = distributed.scaled(params.train, world.size), params.model.image_px
+    train, image_px = distributed.scale_for_devices(params.train, world.size), params.model.image_px
     if len(rows["train"]) < 2 * world.size:
         raise UserError(f"{len(rows['train'])} training images are too few for {world.size} devices; lower train.devices")
     device = pick_device(params.runtime.device)
@@ -129,7 +129,7 @@ def prepared(params: Params, classes: Classes, rows: dict[str, pd.DataFrame], wo
             f" {params.model.name} for {image_px} px does not run; set both to 1"
         )
     if train.sync_batch_norm and world.size > 1:
-        distributed.synchronise_norms(model, params.model.name)
+        distributed.synchronise_norms(model, device)
     model = model.to(device).to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False) if train.ema else None
     optimizer = make_optimizer(model, train)
