@@ -34,7 +34,7 @@ def main() -> None:
         print(f"{n_devices} processes, {n_devices} times {params.train.batch_size} images a step", flush=True)
         distributed.launch("stages.train", n_devices)
         return
-    with distributed.joined(params.runtime.device) as world:
+    with distributed.process_group(params.runtime.device) as world:
         train_network(params, world)
 
 

@@ -71,7 +71,7 @@ class Fit:
                 self._leave(f"after epoch {epoch} and {stopped.progress.n_batches} batches")
             begun = None
             self._end_epoch(trained, time.perf_counter() - start)
-            if world.highest(self.stop()) and epoch + 1 < train.epochs:
+            if world.all_reduce_max(self.stop()) and epoch + 1 < train.epochs:
                 self._leave(f"after epoch {epoch + 1}")
         return self._written_history()
 
@@ -88,7 +88,7 @@ class Fit:
         """Ends the process, whose state is saved."""
         if self.states:
             self.states.finish()
-        number = self.training.world.highest(self.stop())
+        number = self.training.world.all_reduce_max(self.stop())
         if self.training.world.is_first:
             with suppress(OSError):  # the terminal is closed
                 print(f"{signal.Signals(number).name}: stopped {where}; the same command goes on from there", file=sys.stderr)
@@ -109,7 +109,7 @@ class Fit:
         training, train, number = self.training, self.training.train, len(self.history) + 1
         with out_of_memory_explained(train, training.image_px):
             logits = predict(training.result, self.valid.source, train.batch_size, training.device, training.dtype)
-        validated = score(training.world.gathered(logits, len(self.valid.targets)), self.valid.targets)
+        validated = score(training.world.gather_rows(logits, len(self.valid.targets)), self.valid.targets)
         line = {
             "epoch": number,
             "image_px": image_px_at(number - 1, train, training.image_px),

@@ -120,14 +120,14 @@ class Training:
                 pixels, partner, share = augment.mix(pixels, targets[k], self.augment, train.seed, epoch, k)
             summed = batches[k - place : k - place + train.accumulate]
             weight = len(batches[k]) / sum(map(len, summed)) * weights[k]
-            with world.adding(network, more=place + 1 < len(summed)):
+            with world.accumulate(network, more=place + 1 < len(summed)):
                 losses[k], scores = self.learn(pixels, targets[k], partner, share, weight, network)
             sums[k] = scores
             if device.type == "cpu" and world.size == 1:  # where looking costs nothing
                 self._refuse_non_finite(losses[: k + 1], epoch)
             if place + 1 == len(summed):
                 self.update(step)
-                if world.highest(stop()) and k + 1 < len(batches):
+                if world.all_reduce_max(stop()) and k + 1 < len(batches):
                     progress = self._together(Progress(k + 1, sums, losses), begun, weights)
                     self._refuse_non_finite(progress.losses, epoch)
                     raise Stopped(progress)
@@ -211,7 +211,7 @@ class Training:
         self.model.features.requires_grad_(not frozen)
         if frozen:
             self.model.features.eval()
-        return self.world.wrapped(self.model)
+        return self.world.wrap(self.model)
 
     def _weights(self, batches: Sequence[torch.Tensor], chosen: Sequence[torch.Tensor]) -> list[float]:
         """What the mean loss of this process's share counts in a batch's, times the processes, of which the mean is taken."""
@@ -233,7 +233,7 @@ class Training:
         counts[: begun.n_batches] = 1.0  # sums of all already, and in the first process alone
         losses = world.sum(own.losses * counts)
         for network in (self.model, self.average):
-            world.copy_first(network.buffers() if network is not None else [])
+            world.broadcast(network.buffers() if network is not None else [])
         return Progress(own.n_batches, world.sum(own.sums), losses)
 
     def _order(self, epoch: int) -> torch.Tensor:

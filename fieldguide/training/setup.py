@@ -55,7 +55,7 @@ def training_setup(
             f" {params.model.name} for {image_px} px does not run; set both to 1"
         )
     if train.sync_batch_norm and world.size > 1:
-        distributed.synchronise_norms(model, params.model.name)
+        distributed.synchronise_norms(model, device)
     model = model.to(device).to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False) if train.ema else None
     optimizer = make_optimizer(model, train)
@@ -121,7 +121,7 @@ def shared_state(state: State | None, world: World) -> State | None:
     """The state that the first process has found, in every process."""
     if world.size == 1:
         return state
-    content = world.bytes_of_first(state.packed() if state else b"")
+    content = world.broadcast_bytes(state.packed() if state else b"")
     return State.unpacked(content) if content else None
 
 

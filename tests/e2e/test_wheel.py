@@ -15,12 +15,12 @@ from email import message_from_bytes
 from pathlib import Path
 
 import pytest
-from app_server import png, write_model
-from conftest import ROOT
-from test_structure import third_party
 
 from fieldguide.core.errors import UserError, needs_extra
 from fieldguide.core.imports import import_closure
+from support import ROOT
+from support.app_server import png, write_model
+from support.structure import third_party
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 UV = Path(sys.executable).with_name("uv")
