@@ -2,13 +2,8 @@
 # make serve  opens the web page on models/model.onnx: http://127.0.0.1:8000
 # make test   sets up .venv and runs the fast tests; make test-rest the others, make test-all both
 # make lint   checks style and types
-<<<<<<< HEAD
-# make coverage  runs the tests and says which lines none of them runs
-# make pins   resolves requirements.txt and requirements-predict.txt again from pyproject.toml
-=======
 # make coverage  runs the fast tests and says which lines none of them runs
-# make pins   resolves requirements.txt again from pyproject.toml
->>>>>>> h-tests
+# make pins   resolves requirements.txt and requirements-predict.txt again from pyproject.toml
 
 SHELL := /bin/sh
 PYTHON ?= python3

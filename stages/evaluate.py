@@ -18,6 +18,7 @@ from fieldguide.core.paths import (
     MANIFEST,
     PER_CLASS_CSV,
     PREDICTIONS_CSV,
+    RAW,
     SUBMISSION_CSV,
     stage_metrics,
 )
@@ -39,7 +40,7 @@ def main() -> None:
     unlabelled = unlabelled_rows(manifest)
     device = pick_device(params.runtime.device)
     repeatable(device)
-    network = TrainedNetwork(model.to(device), facts, params.evaluate, params.runtime)
+    network = TrainedNetwork(model.to(device), facts, params.evaluate, params.runtime, RAW)
     answers, ood, calibration = answer_all(network, rows | {"unlabelled": unlabelled})
     save_submission(answers.pop("unlabelled"), facts, unlabelled)
     evaluation = Evaluation(facts, rows, answers, calibration)

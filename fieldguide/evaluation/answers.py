@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,6 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from fieldguide.core.params import Evaluate, Runtime
-from fieldguide.core.paths import RAW
 from fieldguide.evaluation.ood import noises
 from fieldguide.network.calibration import (
     Calibration,
@@ -37,6 +37,7 @@ class TrainedNetwork:
     facts: Checkpoint
     evaluate: Evaluate
     runtime: Runtime
+    raw: Path
 
     @property
     def device(self) -> torch.device:
@@ -44,7 +45,7 @@ class TrainedNetwork:
 
     def images(self, rows: pd.DataFrame) -> Source:
         """The images of `rows`; decoding runs ahead of the network."""
-        return Ahead(rows, RAW, self.facts.image_px, self.runtime.n_workers, self.device)
+        return Ahead(rows, self.raw, self.facts.image_px, self.runtime.n_workers, self.device)
 
     def views(self, source: Source, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Logits `[V, B, K]` and embeddings `[V, B, F]` of each batch."""

@@ -12,7 +12,6 @@ import torch
 from fieldguide.core.artifacts import Gallery, GalleryPair, GalleryPhotograph
 from fieldguide.core.images import encode_jpeg
 from fieldguide.core.names import common_name
-from fieldguide.core.paths import RAW
 from fieldguide.evaluation.answers import TrainedNetwork
 from fieldguide.evaluation.summary import Evaluation
 from fieldguide.evaluation.tables import confused_pairs
@@ -38,7 +37,7 @@ def build_gallery(network: TrainedNetwork, evaluation: Evaluation) -> Gallery:
 
     def photographs(split: str, rows: np.ndarray, image_px: int) -> np.ndarray:
         table = evaluation.rows[split].iloc[rows].reset_index(drop=True)
-        return decode_all(table, RAW, image_px, network.runtime.n_workers).permute(0, 2, 3, 1).numpy()
+        return decode_all(table, network.raw, image_px, network.runtime.n_workers).permute(0, 2, 3, 1).numpy()
 
     @torch.inference_mode()
     def activations(split: str, rows: np.ndarray, classes: np.ndarray) -> np.ndarray:

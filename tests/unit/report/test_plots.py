@@ -165,7 +165,7 @@ def test_curves_show_both_splits_with_units_and_the_best_epoch() -> None:
         assert any(list(line.get_xdata()) == [2, 2] for line in axis.lines)
     assert (figure.axes[2].get_xlabel(), figure.axes[2].get_ylabel()) == ("epoch", "learning rate")
     (rates,) = figure.axes[2].lines
-    assert list(rates.get_xdata()) == [0, 1, 2, 3]
+    assert list(rates.get_xdata()) == [1, 2, 3]
     assert list(rates.get_ydata()) == [0.1, 0.3, 0.2]
 
 
