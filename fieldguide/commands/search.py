@@ -209,7 +209,7 @@ def _pruner(args: argparse.Namespace, settings: Settings) -> BasePruner:
 def enqueue_again(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
     """The same values under the same name, before any new ones: the training resumes from its last state."""
     if trial.params:
-        study.enqueue_trial(trial.params, {key: trial.user_attrs[key] for key in ("experiment",) if key in trial.user_attrs})
+        study.enqueue_trial(trial.params, trial.user_attrs)
 
 
 def _stop_process(number: int, created: float) -> None:
@@ -338,7 +338,8 @@ class Search:
         if not complete:
             why = errors[0] if errors else "all were pruned"
             raise UserError(f"search {self.args.name}: no trial was completed ({why}); see the logs in {self.folder}")
-        write_table(self.study.trials_dataframe(TABLE), self.folder / "trials.csv")
+        table = self.study.trials_dataframe(TABLE).drop(columns="user_attrs_process", errors="ignore")
+        write_table(table, self.folder / "trials.csv")
         best = self.study.best_trial
         print(f"{len(complete)} trials completed, {len(pruned)} pruned, {len(errors)} failed")
         print(

@@ -101,16 +101,16 @@ class Store:
 
         if entry["of"]:
             self.run_of_checkpoint(entry["of"], entry.get("parent"))
-        found = self._found(journal.key, entry)
-        if found:
-            self.client.update_run(found, status="RUNNING")
-            self.client.log_batch(found, tags=[RunTag(name, value) for name, value in entry["tags"].items()])
+        run_id = self._find(journal.key, entry)
+        if run_id:
+            self.client.update_run(run_id, status="RUNNING")
+            self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in entry["tags"].items()])
         else:
             parent = {"mlflow.parentRunId": self.run_of_checkpoint(entry["of"])} if entry["of"] else {KEY_TAG: journal.key}
-            found = self._create(entry["name"], entry["tags"] | parent, entry["time"])
-        self.ids[journal.key] = found
+            run_id = self._create(entry["name"], entry["tags"] | parent, entry["time"])
+        self.ids[journal.key] = run_id
 
-    def _found(self, key: str, start: dict[str, Any]) -> str:
+    def _find(self, key: str, start: dict[str, Any]) -> str:
         """The id of the run of a journal with this start, or empty; a stage's run is found by model, stage and params."""
         if not start["of"]:
             return self._search({KEY_TAG: key})
@@ -145,9 +145,9 @@ class Store:
 
         run_id = self._id(journal, entry["of"])
         query = f"name = '{MODEL}' AND source_run_id = '{run_id}' AND tags.`{ONNX_TAG}` = '{entry['md5']}'"
-        found = self.client.search_logged_models([self.experiment_id], query)
+        models = self.client.search_logged_models([self.experiment_id], query)
         tags = {CHECKPOINT_TAG: entry["of"], ONNX_TAG: entry["md5"]}
-        model = found[0] if found else self.client.create_logged_model(self.experiment_id, MODEL, run_id, tags)
+        model = models[0] if models else self.client.create_logged_model(self.experiment_id, MODEL, run_id, tags)
         if model.status == "READY":
             return
         with TemporaryDirectory() as folder:
@@ -172,21 +172,21 @@ class Store:
 
         if of:
             return self.run_of_checkpoint(of)
-        found = self.ids.get(journal.key) or self._found(journal.key, journal.first())
-        if not found:
+        run_id = self.ids.get(journal.key) or self._find(journal.key, journal.first())
+        if not run_id:
             raise MlflowException(f"run {journal.key} is no longer in the store", RESOURCE_DOES_NOT_EXIST)
-        return self.ids.setdefault(journal.key, found)
+        return self.ids.setdefault(journal.key, run_id)
 
     def run_of_checkpoint(self, digest: str, otherwise: dict[str, Any] | None = None) -> str:
         """The latest run that made the checkpoint with this MD5; a new one with name and tags of `otherwise` if none did."""
         if digest not in self.ids:
-            found = self._search({CHECKPOINT_TAG: digest})
-            if not found:
+            run_id = self._search({CHECKPOINT_TAG: digest})
+            if not run_id:
                 new = otherwise or {"name": "restored", "tags": {}}
                 tags = {STAGE_TAG: "train", CHECKPOINT_TAG: digest, RESTORED_TAG: "true"} | new["tags"]
-                found = self._create(new["name"], tags, int(time.time() * 1000))
-                self.client.set_terminated(found, "FINISHED")
-            self.ids[digest] = found
+                run_id = self._create(new["name"], tags, int(time.time() * 1000))
+                self.client.set_terminated(run_id, "FINISHED")
+            self.ids[digest] = run_id
         return self.ids[digest]
 
     def _create(self, name: str, tags: dict[str, str], start: int) -> str:
@@ -195,8 +195,8 @@ class Store:
     def _search(self, tags: dict[str, str]) -> str:
         """The id of the latest run with these tags, or empty."""
         query = " AND ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
-        found = self.client.search_runs([self.experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
-        return found[0].info.run_id if found else ""
+        runs = self.client.search_runs([self.experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
+        return runs[0].info.run_id if runs else ""
 
 
 @contextmanager

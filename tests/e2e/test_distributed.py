@@ -120,7 +120,7 @@ from fieldguide.network.loader import Resident
 
 CASES = {{
     "cnn": dict(network="cnn", class_weights="balanced", accumulate=2, optimizer="sgd", augment=augmentation(**ALL_ON)),
-    "cnn, balanced sampling": dict(network="cnn", sampling="balanced", clip_norm=0.5, optimizer="adamw"),
+    "cnn, balanced sampling": dict(network="cnn", sampling="balanced", clip_norm=0.5, ema=0.9, optimizer="adamw"),
     "fieldnet": dict(network="fieldnet", optimizer="sgd"),
 }}
 n_together = int(sys.argv[1])
