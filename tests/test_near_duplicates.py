@@ -16,7 +16,7 @@ from numpy.random import Generator, default_rng
 from PIL import Image
 
 from fieldguide.checks import near_duplicates as module
-from fieldguide.checks.near_duplicates import Pair, candidate_pairs, fingerprint, near_duplicates
+from fieldguide.checks.near_duplicates import NearDuplicate, candidate_pairs, fingerprint, near_duplicates
 from fieldguide.sources.sample import photographs
 
 Change = Callable[[np.ndarray, Generator], np.ndarray]
@@ -149,7 +149,7 @@ def textured(n_images: int, image_px: int = 224) -> list[np.ndarray]:
     return images
 
 
-def pairs_of(images: list[np.ndarray], n_workers: int = 1) -> list[Pair]:
+def pairs_of(images: list[np.ndarray], n_workers: int = 1) -> list[NearDuplicate]:
     return near_duplicates([fingerprint(rgb) for rgb in images], images.__getitem__, n_workers)
 
 
@@ -211,7 +211,7 @@ def test_two_animals_on_one_background_are_different() -> None:
 
 def test_a_mirrored_copy_is_called_mirrored_and_the_distance_is_that_of_the_mirrored_hash() -> None:
     image = textured(1)[0]
-    assert pairs_of([image, image[:, ::-1].copy()]) == [Pair(0, 1, 0, 1.0, "mirrored")]
+    assert pairs_of([image, image[:, ::-1].copy()]) == [NearDuplicate(0, 1, 0, 1.0, "mirrored")]
     assert pairs_of([image, image.copy()])[0][2:] == (0, 1.0, "same")
 
 
