@@ -18,7 +18,7 @@ from fieldguide.core.paths import MANIFEST, RAW
 from fieldguide.evaluation.metrics import accuracy_interval, paired_difference
 from fieldguide.onnx.classifier import OnnxClassifier
 from fieldguide.onnx.proof import probabilities_alone
-from fieldguide.tracking.registry import CHAMPION, NAME, SCHEME, Exported, Registry, Version, opened
+from fieldguide.tracking.registry import CHAMPION, NAME, SCHEME, ExportedRun, Registry, Version, opened
 from fieldguide.tracking.store import CHECKPOINT_TAG, DATA_TAG, EXPERIMENT_TAG
 
 CHOSEN_BY = ("evaluate.valid.accuracy", "evaluate.valid.loss")  # the second decides between equals
@@ -81,7 +81,7 @@ def challenge(name: str | None, force: bool) -> bool:
         return True
 
 
-def picked(exported: list[Exported], name: str | None) -> Exported:
+def picked(exported: list[ExportedRun], name: str | None) -> ExportedRun:
     """The latest run that is called so, or the best on valid of those on the data of the latest run."""
     if not exported:
         raise UserError("MLflow: no run has an exported model; make one with: dvc repro")
@@ -105,7 +105,7 @@ def picked(exported: list[Exported], name: str | None) -> Exported:
 
 
 def contest(
-    registry: Registry, challenger: Exported, measured: Measured, present: Version, force: bool, folder: Path
+    registry: Registry, challenger: ExportedRun, measured: Measured, present: Version, force: bool, folder: Path
 ) -> tuple[bool, str]:
     """Whether the challenger wins against the present champion, and the reason in words.
 
@@ -127,7 +127,7 @@ def contest(
     return False, f"{'worse than' if high < 0 else 'not better beyond chance than'} version {present.number} ({interval})"
 
 
-def of_champion(registry: Registry, challenger: Exported, measured: Measured, present: Version, folder: Path) -> Measured:
+def of_champion(registry: Registry, challenger: ExportedRun, measured: Measured, present: Version, folder: Path) -> Measured:
     """What the champion says of the images on which the challenger was measured: from its own run, or measured here."""
     try:
         other = of_run(registry, present.run_id, folder / "champion")

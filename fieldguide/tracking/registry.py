@@ -31,7 +31,7 @@ UNKNOWN = (400, 404)  # of HTTP: the store is there, and the model is not
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedRun:
     """A training run and the model that was exported of it last."""
 
     run: "StoredRun"
@@ -63,7 +63,7 @@ class Registry:
         self.client, self.experiment_id = store.client, store.experiment_id
         self.onnx_tag: str = _store_module().ONNX_TAG
 
-    def exported(self) -> list[Exported]:
+    def exported(self) -> list[ExportedRun]:
         """Every training run of which a model was exported, the latest first."""
         store = _store_module()
         models: dict[str | None, LoggedModel] = {}
@@ -72,7 +72,7 @@ class Registry:
                 known = models.setdefault(model.source_run_id, model)
                 models[model.source_run_id] = max(known, model, key=lambda one: one.creation_timestamp)
         runs = store.all_pages(self.client.search_runs, [self.experiment_id], f"tags.`{store.STAGE_TAG}` = 'train'")
-        found = [Exported(run, models[run.info.run_id]) for run in runs if run.info.run_id in models]
+        found = [ExportedRun(run, models[run.info.run_id]) for run in runs if run.info.run_id in models]
         return sorted(found, key=lambda one: one.run.info.start_time, reverse=True)
 
     def predictions(self, run_id: str, folder: Path) -> Path:
@@ -93,7 +93,7 @@ class Registry:
         number = registered[0].aliases.get(CHAMPION) if registered else None
         return self._version(self.client.get_model_version(NAME, number)) if number else None
 
-    def crown(self, exported: Exported, tags: dict[str, str]) -> Version:
+    def crown(self, exported: ExportedRun, tags: dict[str, str]) -> Version:
         """The version of this model, made where there is none, tagged and given the alias."""
         from mlflow.exceptions import MlflowException
 
