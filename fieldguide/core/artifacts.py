@@ -83,7 +83,7 @@ class Receipt(Artifact):
 # --- split_check: metrics/split_check.json ---
 
 
-class NearDuplicates(Part):
+class NearDuplicateCounts(Part):
     """Pairs of near duplicates; None where they were not looked for."""
 
     across_splits: int | None
@@ -105,7 +105,7 @@ class SplitCheckMetrics(Artifact):
     unlabelled: int
     unreadable: int
     exact_duplicates: int  # pairs
-    near_duplicates: NearDuplicates
+    near_duplicates: NearDuplicateCounts
     label_conflicts: int  # photographs under more than one name
     missing_classes: dict[str, int]  # by split
     train_images_per_class: ClassSizes | None

@@ -9,8 +9,10 @@ import math
 import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 from sklearn.metrics import f1_score, precision_recall_fscore_support, roc_auc_score, top_k_accuracy_score
+
+from fieldguide.core.intervals import accuracy_interval as accuracy_interval
 
 COVERAGES = (0.8, 0.9, 0.95)  # shares of the images at which accuracy is reported
 N_RESAMPLES = 1000  # of the bootstrap
@@ -77,12 +79,6 @@ def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray, n
 def confidence_bins(confidence: np.ndarray, n_bins: int) -> np.ndarray:
     """The equal-width bin, (low, high] as in that paper, of each value in 0..1: int64 `[N]`."""
     return np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
-
-
-def accuracy_interval(n_right: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of an accuracy."""
-    interval = binomtest(n_right, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def paired_difference(right: np.ndarray, other_right: np.ndarray) -> tuple[float, float, float]:
