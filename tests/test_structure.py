@@ -14,6 +14,8 @@ from fieldguide.core.paths import GALLERY_JSON, RAW, confusion_csv, stage_metric
 from fieldguide.report import page as report
 
 STAGES = ("download", "split_check", "train", "evaluate", "export_onnx", "benchmark", "report")
+THIN = ("download", "split_check", "export_onnx", "benchmark", "report")  # stages that the bound of lines holds for
+MAX_LINES = 100
 PACKAGES = {  # each with the packages that it may import, besides core and itself
     "core": set(),
     "sources": set(),
@@ -165,6 +167,16 @@ def test_a_package_imports_only_those_before_it(package: str) -> None:
     for file in (LIBRARY / package).rglob("*.py"):
         imported = {package_of(path) for path in direct_imports(file, ROOT)} - {"__init__.py"}
         assert imported <= PACKAGES[package] | {"core", package}, file
+
+
+@pytest.mark.parametrize("stage", THIN)
+def test_a_stage_is_thin(stage: str) -> None:
+    assert len((ROOT / "stages" / f"{stage}.py").read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("stage", ["download", "split_check", "export_onnx", "benchmark"])
+def test_a_change_of_a_picture_does_not_run_a_stage_again(stage: str) -> None:
+    assert "report" not in packages_of(stage)
 
 
 def test_stages_never_import_each_other() -> None:
