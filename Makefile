@@ -1,8 +1,8 @@
 # make run    sets up .venv and runs the whole pipeline on the embedded sample
 # make serve  opens the web page on models/model.onnx: http://127.0.0.1:8000
-# make test   sets up .venv and runs the tests
+# make test   sets up .venv and runs the fast tests; make test-rest the others, make test-all both
 # make lint   checks style and types
-# make coverage  runs the tests and says which lines none of them runs
+# make coverage  runs the fast tests and says which lines none of them runs
 # make pins   resolves requirements.txt again from pyproject.toml
 
 SHELL := /bin/sh
@@ -11,7 +11,9 @@ UV_VERSION := 0.13.8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: run serve test lint coverage pins setup
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: run serve test test-rest test-all lint coverage pins setup
 
 run: setup
 	dvc repro
@@ -20,7 +22,13 @@ serve: setup
 	python -m fieldguide serve
 
 test: setup
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-rest: setup
+	$(PYTEST) -m slow
+
+test-all: setup
+	$(PYTEST)
 
 lint: setup
 	ruff check .
@@ -28,7 +36,7 @@ lint: setup
 	mypy
 
 coverage: setup
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov
+	$(PYTEST) -m "not slow" --cov
 
 setup: .venv/installed
 

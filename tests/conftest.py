@@ -11,6 +11,7 @@ from PIL import Image
 
 from support import REAL_DATA, ROOT
 from support.archives import write_folder
+from support.projects import built_once
 from support.stages import OLD, MakeProject, with_settings
 
 for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:  # an inherited DVC_ROOT would be kept
@@ -39,6 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("real"):
                 item.add_marker(pytest.mark.skip(reason=f"the archives of real photographs are not at {REAL_DATA}"))
+
+
+@pytest.fixture(scope="session")
+def built_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny project on which `dvc repro` has run, the same for all test processes; tests work on copies of it."""
+    own = tmp_path_factory.getbasetemp()
+    return built_once(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
 
 
 @pytest.fixture

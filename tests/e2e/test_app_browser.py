@@ -138,6 +138,7 @@ def test_a_photograph_can_be_dropped_or_pasted(open_page: Callable[..., Page], k
     expect(page.locator("body")).not_to_have_class("dropping")
 
 
+@pytest.mark.slow
 def test_several_at_once_keep_their_order_and_the_bad_one_stands_for_itself(open_page: Callable[..., Page]) -> None:
     page = open_page(**DESKTOP)
     choose(page, file(RED, "a.png"), file(b"no image", "b.png"), file(GREY, "c.png"), file(BLACK, "d.png"))
@@ -155,6 +156,7 @@ def test_several_at_once_keep_their_order_and_the_bad_one_stands_for_itself(open
     expect(plates(page)).to_have_count(8)
 
 
+@pytest.mark.slow
 def test_the_photograph_is_there_before_the_answer(open_page: Callable[..., Page]) -> None:
     page = open_page(**DESKTOP)
     page.route("**/", lambda route: None if route.request.method == "POST" else route.continue_())
@@ -164,6 +166,7 @@ def test_the_photograph_is_there_before_the_answer(open_page: Callable[..., Page
     assert waiting.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 40
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_or_busy_is_told(open_page: Callable[..., Page]) -> None:
     page = open_page(**DESKTOP)
     page.route("**/", lambda route: route.abort() if route.request.method == "POST" else route.continue_())
@@ -182,6 +185,7 @@ def test_a_server_that_is_gone_or_busy_is_told(open_page: Callable[..., Page]) -
     assert len(tries) == 2
 
 
+@pytest.mark.slow
 def test_where_it_looked_is_switched_on_and_off(open_page: Callable[..., Page]) -> None:
     page = open_page(**DESKTOP)
     choose(page, file(RED))
@@ -194,8 +198,8 @@ def test_where_it_looked_is_switched_on_and_off(open_page: Callable[..., Page]) 
     expect(looked).to_be_hidden()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("device", [PHONE, DESKTOP], ids=["phone", "desktop"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("device", [PHONE, pytest.param(DESKTOP, marks=pytest.mark.slow)], ids=["phone", "desktop"])
 def test_all_can_use_it(open_page: Callable[..., Page], tmp_path: Path, device: dict, scheme: str) -> None:
     page = open_page(color_scheme=scheme, reduced_motion="reduce", **device)
     assert violations(page) == []
@@ -212,6 +216,7 @@ def test_all_can_use_it(open_page: Callable[..., Page], tmp_path: Path, device: 
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.slow
 def test_a_phone_offers_its_camera_and_a_narrow_or_magnified_page_needs_no_sideways_scrolling(
     open_page: Callable[..., Page],
 ) -> None:
@@ -235,6 +240,7 @@ def test_it_works_without_a_script(open_page: Callable[..., Page]) -> None:
     expect(page.locator(".looked").first).to_be_visible()
 
 
+@pytest.mark.slow
 def test_names_that_look_like_code_are_only_shown(open_page: Callable[..., Page]) -> None:
     page = open_page(**DESKTOP)
     name = '"><img src=x onerror=alert(1)>.png'

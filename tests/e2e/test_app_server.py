@@ -318,6 +318,7 @@ def test_what_a_user_can_mend_is_one_line(tmp_path: Path, options: list[str], me
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_flood_of_requests_leaves_memory_as_it_was(served: Served) -> None:
     def ask(number: int) -> int:
         return served.predict(png(((number * 37) % 256, 90, 10)) if number % 10 else b"\xff\xd8\xff broken")[0]

@@ -171,12 +171,14 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["cnn", "cnn, balanced sampling", "fieldnet, norms together"])
 def test_two_processes_have_the_curve_of_one_with_the_same_batch(curves: dict, case: str) -> None:
     for one, two in zip(curves[1][case], curves[2][case], strict=True):
         assert two == pytest.approx(one, rel=2e-3, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_norms_apart_make_another_curve(curves: dict) -> None:
     one, two = (curves[size]["fieldnet, norms apart"][2] for size in (1, 2))
     assert two != pytest.approx(one, rel=2e-3, abs=2e-4)
@@ -203,6 +205,7 @@ with joined("cpu") as world:
 """
 
 
+@pytest.mark.slow
 def test_the_mean_of_gradients_is_the_same_in_the_first_step_and_later_ones(tmp_path: Path) -> None:
     processes = started(AGAIN, 3, tmp_path)
     outputs = [process.communicate(timeout=120) for process in processes]
@@ -210,7 +213,8 @@ def test_the_mean_of_gradients_is_the_same_in_the_first_step_and_later_ones(tmp_
     assert outputs[0][0] == "same\n"
 
 
-@pytest.mark.parametrize("loader", ["resident", pytest.param("streaming", marks=pytest.mark.long)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", ["resident", "streaming"])
 def test_a_process_that_is_killed_costs_nothing(tmp_path: Path, loader: str) -> None:
     """One kill in the quick lane; `python tests/support/kills.py --ranks 10` makes twenty."""
     kill_ranks_and_compare(tmp_path, n_runs=1, n_kills=1, seed=2, epochs="6", loader=loader)
@@ -222,6 +226,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project(tmp_path_factory.mktemp("project"), devices="2", epochs="100", loader="streaming")
 
 
+@pytest.mark.slow
 def test_many_processes_told_to_end_save_their_state(project: Project) -> None:
     launcher = project.start("train")
     while not (project.folder / "metrics" / "history.csv").exists():
@@ -234,6 +239,7 @@ def test_many_processes_told_to_end_save_their_state(project: Project) -> None:
     assert list((project.folder / ".fieldguide" / "unfinished").glob("*/state-*"))
 
 
+@pytest.mark.slow
 def test_many_processes_told_to_end_go_on_in_the_same_bytes(tmp_path: Path) -> None:
     assert (
         kill_and_compare(tmp_path, n_kills=1, seed=4, signals=(signal.SIGTERM,), devices="2", loader="streaming", epochs="10")
@@ -270,7 +276,9 @@ with joined("cpu") as world, stop_signals() as stop:
 """
 
 
-@pytest.mark.parametrize("fault", ["signal", "death", "nohup"])
+@pytest.mark.parametrize(
+    "fault", ["signal", pytest.param("death", marks=pytest.mark.slow), pytest.param("nohup", marks=pytest.mark.slow)]
+)
 def test_after_its_last_step_neither_a_signal_nor_a_death_undoes_a_training(tmp_path: Path, fault: str) -> None:
     """Nor does a closed terminal under nohup, at any time."""
     (tmp_path / "late.py").write_text(LATE)
@@ -280,6 +288,7 @@ def test_after_its_last_step_neither_a_signal_nor_a_death_undoes_a_training(tmp_
     assert (done.returncode, done.stdout) == (0, "trains\nended\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_killed_leaves_no_process_behind(project: Project) -> None:
     launcher = project.start("train")
     while len(ranks := project.ranks(launcher)) < 2 or not (project.folder / "metrics" / "history.csv").exists():
@@ -297,6 +306,7 @@ def test_a_launcher_that_is_killed_leaves_no_process_behind(project: Project) ->
     raise AssertionError(f"processes go on without their launcher: {left}")
 
 
+@pytest.mark.slow
 def test_an_error_that_a_user_can_mend_is_told_once_and_not_tried_again(project: Project) -> None:
     log = project.folder / "output.log"
     before = len(log.read_text())
@@ -334,6 +344,7 @@ wait $FIRST
 """
 
 
+@pytest.mark.slow
 def test_two_machines_meet_over_the_network_and_train_as_one(tmp_path: Path) -> None:
     """Each a namespace with an address of its own; only the folder is shared."""
     project = Project(tmp_path, devices="2", epochs="3")

@@ -13,13 +13,9 @@ import pytest
 import yaml
 
 from fieldguide.core.files import file_hash
-from support.projects import TINY, copy_project, run, tracked_runs, values
+from support.projects import copy_built, run, tracked_runs, values
 
-SMALLEST = TINY | {
-    "name: fieldnet ": "name: cnn ",
-    "train_images: 40 ": "train_images: 8 ",
-    "near_duplicates: true ": "near_duplicates: false ",
-}
+pytestmark = pytest.mark.slow
 CHANGES = {  # one of every section
     "data.sample.seed": 2,
     "split_check.few_images": 4,
@@ -34,13 +30,10 @@ CHANGES = {  # one of every section
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy on which the data have been made and `dvc repro` has trained for one epoch."""
+def project(built_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy on which `dvc repro` has run."""
     target = tmp_path_factory.mktemp("experiments") / "a field guide"
-    copy_project(target, SMALLEST, epochs=1)
-    run(target, "dvc", "repro", "train")
-    run(target, "git", "add", "--all")
-    run(target, "git", "commit", "--quiet", "--message", "results")
+    copy_built(built_project, target)
     yield target
     shutil.rmtree(target)
 

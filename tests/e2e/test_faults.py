@@ -110,6 +110,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(project: Project, m
     assert state.name.startswith("state-000001-")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "kilobytes", "told"),
     [
@@ -134,6 +135,7 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_the_outputs(
     assert after["metrics/train.json"] == before["metrics/train.json"]
 
 
+@pytest.mark.slow
 def test_of_two_trainings_in_one_workspace_the_second_is_refused_and_the_first_unharmed(project: Project) -> None:
     assert project.start("train").wait() == 0
     expected = project.hashes()
@@ -211,7 +213,7 @@ def model_md5(repository: Path, experiment: str = "") -> str:
     return next(out["md5"] for out in outs if out["path"] == "models/model.safetensors")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_experiments_in_temporary_folders_go_on_after_a_kill(repository: Path) -> None:
     """`dvc exp run --temp`, then `--queue`: killed, started again, and in the bytes of an undisturbed `dvc repro`."""
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "GIT_CONFIG_GLOBAL": os.devnull}

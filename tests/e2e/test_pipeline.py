@@ -13,17 +13,14 @@ import yaml
 
 from fieldguide.core.files import file_hash
 from support import REAL_DATA
-from support.projects import TINY, copy_project, read, run, tracked_runs, values
+from support.projects import TINY, copy_built, copy_project, read, run, tracked_runs, values
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def project(built_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A copy with a tiny sample, on which `dvc repro` has run once."""
     target = tmp_path_factory.mktemp("pipeline") / "a field guide"
-    copy_project(target, TINY)
-    run(target, "dvc", "repro")
-    run(target, "git", "add", "--all")
-    run(target, "git", "commit", "--quiet", "--message", "results")
+    copy_built(built_project, target)
     yield target
     shutil.rmtree(target)
 
@@ -81,6 +78,7 @@ def test_dvc_and_mlflow_tell_the_same(project: Path) -> None:
     assert row["metrics"]["evaluate.test.accuracy"] == {"dvc": accuracy, "mlflow": accuracy}
 
 
+@pytest.mark.slow
 def test_a_second_forced_run_gives_the_same_bytes(project: Path) -> None:
     before = outputs(project)
     assert len(before) >= 12
@@ -88,9 +86,9 @@ def test_a_second_forced_run_gives_the_same_bytes(project: Path) -> None:
     assert outputs(project) == before
 
 
-def test_no_output_names_a_folder_of_this_machine(project: Path) -> None:
-    for name in outputs(project):
-        assert str(project).encode() not in (project / name).read_bytes(), name
+def test_no_output_names_a_folder_of_this_machine(built_project: Path) -> None:
+    for name in outputs(built_project):
+        assert str(built_project).encode() not in (built_project / name).read_bytes(), name
 
 
 def test_the_training_run_holds_params_curves_metrics_and_model(project: Path) -> None:
@@ -151,6 +149,7 @@ REAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("dataset", REAL)
 def test_a_real_archive_goes_through_all_stages(dataset: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -215,9 +216,25 @@ def test_a_second_interrupt_is_not_swallowed() -> None:
         threading.Event().wait(1)
 
 
+def test_a_training_that_was_killed_goes_on_in_the_same_bytes(root: Path) -> None:
+    project = Project(root)
+    assert project.start("train").wait() == 0, (root / "output.log").read_text()
+    expected = project.hashes()
+    process = project.start("train")
+    while project.n_states() < 2:
+        assert process.poll() is None, (root / "output.log").read_text()
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert project.start("train").wait() == 0, (root / "output.log").read_text()
+    assert "goes on after epoch" in (root / "output.log").read_text()
+    assert project.hashes() == expected
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", ["resident", "streaming"])
 def test_killed_trainings_end_in_the_bytes_of_an_undisturbed_one(root: Path, loader: str) -> None:
-    """Nine kills in the quick lane; `python tests/support/kills.py` makes two hundred."""
+    """Nine kills; `python tests/support/kills.py` makes two hundred."""
     n_kills = {"resident": 6, "streaming": 3}[loader]
     signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
     assert kill_and_compare(root, n_kills, seed=1, signals=signals, loader=loader) >= 1
@@ -240,6 +257,7 @@ def test_a_training_told_to_end_says_so_and_a_changed_rate_begins_anew(root: Pat
     assert json.loads((root / "metrics" / "train.json").read_text())["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_a_training_told_to_end_after_its_last_step_is_there_for_the_next_start(root: Path) -> None:
     """DVC may be gone by then: it takes no output of a stage that it has not seen end, and starts it again."""
     project = Project(root, epochs="2")

@@ -21,7 +21,7 @@ from fieldguide.report import plots
 from fieldguide.tracking import store
 from fieldguide.tracking.journal import new_journal
 from support import ROOT
-from support.projects import TINY, copy_project, run, tracked_runs
+from support.projects import copy_built, run, tracked_runs
 
 optuna = pytest.importorskip("optuna", reason="a search needs Optuna")
 
@@ -243,7 +243,7 @@ def draw_from(search_runs: Callable[..., list], monkeypatch: pytest.MonkeyPatch)
 
 def search(project: Path, *more: str) -> subprocess.Popen[bytes]:
     """Two rates, of which one learns nothing; the seed proposes the good one first."""
-    settings = ["train.lr=choice(0.005,0.0000001)", "train.epochs=16"]
+    settings = ["train.lr=choice(0.01,0.0000001)", "train.epochs=16"]
     command = [sys.executable, "-m", "fieldguide", "search", "--name", "rate", "--metric", "valid.loss", "--trials", "2"]
     command += ["--seed", "2", "--startup-trials", "1", "--warmup-epochs", "2"]
     command += [word for setting in settings for word in ("-S", setting)]
@@ -251,11 +251,13 @@ def search(project: Path, *more: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*command, *more], cwd=project, stdout=log, stderr=log)
 
 
-def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(
+    built_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = tmp_path / "a field guide"
-    copy_project(project, TINY)
-    run(project, "dvc", "repro", "split_check")
-    run(project, "git", "commit", "--quiet", "--all", "--message", "data")
+    copy_built(built_project, project)
+    (project / "mlflow.db").unlink()
     folder = project / ".fieldguide" / "search" / "rate"
 
     process = search(project)
@@ -277,7 +279,7 @@ def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(tmp_path: Path, monk
     states = {(trial.user_attrs["experiment"], trial.state.name): trial for trial in trials}
     assert set(states) == {("rate-0", "FAIL"), ("rate-0", "COMPLETE"), ("rate-2", "PRUNED")}, said
     good, bad = states[("rate-0", "COMPLETE")], states[("rate-2", "PRUNED")]
-    assert good.params["train.lr"] == "0.005"
+    assert good.params["train.lr"] == "0.01"
     assert list(good.intermediate_values) == list(range(1, 17))
     assert good.value in good.intermediate_values.values()  # that of the epoch that `train.best_by` kept
     assert 2 <= len(bad.intermediate_values) < 16
@@ -295,7 +297,7 @@ def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(tmp_path: Path, monk
     table = pd.read_csv(folder / "trials.csv")
     assert list(table["experiment"]) == ["rate-0", "rate-2"]
     assert list(table["pruned"]) == [False, True]
-    assert "dvc exp run -S train.lr=0.005 -S train.epochs=16" in said
+    assert "dvc exp run -S train.lr=0.01 -S train.epochs=16" in said
     assert (folder / "parallel_coordinates.png").read_bytes().startswith(b"\x89PNG")
 
     other = search(project, "-S", "train.ema=0.5")

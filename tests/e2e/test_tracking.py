@@ -656,6 +656,7 @@ def work(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_with_a_server_that_is_down_nothing_waits_nothing_is_lost_and_one_command_sends_all(server: Server, work: Path) -> None:
     output = trained_with(work, server.uri)
     assert told(output)[1] == 2, output
@@ -670,6 +671,7 @@ def test_with_a_server_that_is_down_nothing_waits_nothing_is_lost_and_one_comman
     server.holds_all()
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_midway_and_comes_back_has_everything_once(server: Server, work: Path) -> None:
     server.start()
     process = python(TRAINING, work, str(STEPS), DVC_ROOT=str(work), MLFLOW_TRACKING_URI=server.uri)
@@ -698,6 +700,7 @@ def test_a_server_that_dies_midway_and_comes_back_has_everything_once(server: Se
     assert list((work / ".fieldguide" / "tracking").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_server_with_passwords_gets_the_runs_of_who_knows_one(
     server: Server, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -723,6 +726,7 @@ def test_a_server_with_passwords_gets_the_runs_of_who_knows_one(
     server.holds_all()
 
 
+@pytest.mark.slow
 def test_a_server_that_accepts_and_never_answers_costs_seconds_at_the_end_alone(work: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         output = trained_with(work, f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -786,6 +790,7 @@ def test_an_entry_that_the_store_will_never_take_is_named_and_the_rest_goes_on(
     assert stored(root, id_of(root, run)).data.metrics == {"loss": 1.0}
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_tracking_and_not_the_work(tmp_path: Path) -> None:
     script = f"""{START}
 with tracking.training_run(params) as run:
@@ -805,6 +810,7 @@ print("the work went on")
     assert ended.stderr.count("No space left on device; this run is not tracked further") == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_told_to_mlflows_makers(tmp_path: Path) -> None:
     script = f"""{START}
 with tracking.training_run(params):
@@ -817,6 +823,7 @@ print("client:", get_telemetry_client())
     assert output.splitlines()[-1] == "client: None"
 
 
+@pytest.mark.slow
 def test_four_processes_can_make_the_store_at_once(tmp_path: Path) -> None:
     script = f"""{START}
 with tracking.training_run(params) as run:
@@ -832,6 +839,7 @@ with tracking.training_run(params) as run:
     assert location == (tmp_path / "mlartifacts").as_uri()
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_makes_the_store_leaves_none(tmp_path: Path) -> None:
     script = f"{START}\nwith tracking.training_run(params): pass"
     process = python(script, tmp_path, DVC_ROOT=str(tmp_path))

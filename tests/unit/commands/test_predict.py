@@ -284,6 +284,7 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.Ca
     assert "usage: fieldguide" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_photographs(folder: Path, make_jpeg: Callable[..., bytes]) -> None:
     """Peak memory of a process that names many large photographs against one that names few."""
     content = make_jpeg(1, 1200, 900)
@@ -313,6 +314,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(folder: Path) -> None:
     assert "BrokenPipe" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_it_runs_where_only_its_three_requirements_are_installed(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

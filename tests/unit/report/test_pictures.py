@@ -79,6 +79,7 @@ def height(picture: Path) -> int:
         return image.size[1]
 
 
+@pytest.mark.slow
 def test_every_file_is_written_and_named_and_the_same_twice(folder: Path) -> None:
     written, _ = saved({"train": TRAIN, "valid": VALID, "test": TEST})
     assert sorted(written) == sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -87,6 +88,7 @@ def test_every_file_is_written_and_named_and_the_same_twice(folder: Path) -> Non
     assert {path: path.read_bytes() for path in written} == first
 
 
+@pytest.mark.slow
 def test_wrong_answers_come_surest_first_with_truth_and_answer(folder: Path) -> None:
     _, gallery = saved({"train": TRAIN, "valid": VALID, "test": TEST})
     assert gallery["split"] == "test"
@@ -122,6 +124,7 @@ def test_confused_pairs_are_the_off_diagonal_of_scikit_learns_matrix(folder: Pat
     assert table["n"].tolist() == [2, 1, 1]
 
 
+@pytest.mark.slow
 def test_the_table_of_pairs_has_names_as_the_data_have_them(folder: Path) -> None:
     saved({"train": TRAIN, "valid": VALID, "test": TEST})
     table = pd.read_csv(CONFUSED_PAIRS_CSV)
@@ -138,6 +141,7 @@ def test_classes_that_differ_in_case_only_are_told_apart(folder: Path, monkeypat
     assert [one["right"] for one in gallery["wrong"] + gallery["right"]] == [False, True]
 
 
+@pytest.mark.slow
 def test_confusion_tables_are_in_the_form_of_dvcs_template(folder: Path) -> None:
     saved({"train": TRAIN, "valid": VALID, "test": TEST})
     table = pd.read_csv(confusion_csv("test"))
@@ -190,6 +194,7 @@ def test_activation_is_asked_for_the_answer_and_laid_over_the_photograph(folder:
     assert change[-20:, -20:].mean() < 10
 
 
+@pytest.mark.slow
 def test_the_gallery_bounds_its_photographs_and_spreads_the_right_ones(folder: Path) -> None:
     n = 300
     confidence = np.linspace(0.99, 0.4, n).tolist()
@@ -222,6 +227,7 @@ def test_reliability_bins_are_closed_above_and_say_when_they_are_empty() -> None
     assert ((full["accuracy_low"] <= full["accuracy"]) & (full["accuracy"] <= full["accuracy_high"])).all()
 
 
+@pytest.mark.slow
 def test_reliability_counts_every_image_of_every_split(folder: Path) -> None:
     saved({"train": TRAIN, "valid": VALID, "test": TEST})
     table = pd.read_csv(RELIABILITY_CSV)
