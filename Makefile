@@ -3,11 +3,10 @@
 # make test   sets up .venv and runs the fast tests; make test-rest the others, make test-all both
 # make lint   checks style and types
 # make coverage  runs the fast tests and says which lines none of them runs
-# make pins   resolves requirements.txt again from pyproject.toml
+# make pins   resolves requirements.txt and requirements-predict.txt again from pyproject.toml
 
 SHELL := /bin/sh
 PYTHON ?= python3
-UV_VERSION := 0.13.8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export UV_COMPILE_BYTECODE := 1
 
@@ -41,11 +40,18 @@ coverage: setup
 setup: .venv/installed
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"error: Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; give another: make PYTHON=python3.12")'
+	@found=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
+	case "$$found" in 3.11|3.12|3.13|3.14) ;; *) \
+	  echo "error: Python 3.11 to 3.14 is needed, $(PYTHON) is $${found:-not there}; install one (apt install python3.12-venv, brew install python@3.12) and name it: make PYTHON=python3.12" >&2; exit 1 ;; \
+	esac
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	uv pip install --quiet --python .venv/bin/python -r requirements.txt
+	sed -n '/^uv==/,/# via/p' requirements.txt > .venv/uv.txt
+	python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
+	uv pip install --quiet --python .venv/bin/python --require-hashes --build-constraints requirements.txt -r requirements.txt
 	touch .venv/installed
 
+PINS := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make pins" pyproject.toml
+
 pins: setup
-	uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make pins" pyproject.toml --group dev -o requirements.txt
+	$(PINS) --all-extras --group dev -o requirements.txt
+	$(PINS) -c requirements.txt -o requirements-predict.txt

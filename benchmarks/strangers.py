@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fieldguide.core.manifest import held_out, read_manifest, rows_of
 from fieldguide.core.params import Params, read_params
 from fieldguide.core.paths import CHECKPOINT, MANIFEST, RAW
-from fieldguide.evaluation.metrics import accuracy_interval, refused_strangers
+from fieldguide.evaluation.metrics import accuracy_interval, ood_metrics
 from fieldguide.evaluation.ood import noises
 from fieldguide.network.calibration import SCORES, Calibration, KnownScore, Moments, fit_unknown_below, score_tensors
 from fieldguide.network.checkpoint import load_checkpoint
@@ -94,9 +94,9 @@ def main() -> None:
     for name in scores:
         threshold = fit_unknown_below(valid[name], params.evaluate.accept)
         for kind, found in strange.items():
-            figures = refused_strangers(known[name], found[name], threshold)
+            figures = ood_metrics(known[name], found[name], threshold)
             n = len(found[name])
-            low, high = accuracy_interval(round(figures["strangers_refused"] * n), n)
+            low, high = accuracy_interval(round(figures["ood_refused"] * n), n)
             lines.append({"score": name, "strangers": kind, "n": n, **figures, "refused_low": low, "refused_high": high})
     print(pd.DataFrame(lines).round(4).to_string(index=False))
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fieldguide.commands import serve
-from fieldguide.core.errors import run_command
+from fieldguide.core.errors import needs_extra, run_command
 
 FORMATS = ("table", "csv", "json", "jsonl")
 SOME_FAILED = 3  # exit status; 1 is a mistake that stops everything, 2 a wrong command line
 SEEDS = 2**31  # what Optuna and NumPy take
+EXTRAS = {"predict": "", "serve": "serve", "runs": "train", "sync": "train", "champion": "train", "search": "search"}
 BROKEN_PIPE = 141  # what a shell reports of a command that SIGPIPE ended
 
 
@@ -71,9 +72,8 @@ def parser() -> argparse.ArgumentParser:
     champion.set_defaults(run=_champion)
     search = commands.add_parser(
         "search",
-        help="search parameters of the training",
-        description="Searches parameters of the training by DVC experiments, and goes on with a search that was ended.",
-        epilog="With --runs no trial is run: the picture of any trainings in MLflow is drawn.",
+        help="search hyperparameters",
+        description="Searches hyperparameters with Optuna and DVC experiments, or resumes an interrupted search.",
     )
     search.add_argument("--name", default="search", help="its experiments are NAME-0, NAME-1, …; default: %(default)s")
     search.add_argument(
@@ -82,20 +82,23 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a space, 'train.lr=log(0.001,0.02)', 'augment.cutmix=uniform(0,0.6)', 'train.batch_size=int(32,128,32)',"
-        " 'train.sampling=choice(shuffle,balanced)', or one value for all trials, train.epochs=20",
+        help="a search space, 'train.lr=log(0.001,0.02)', 'augment.cutmix=uniform(0,0.6)', 'train.batch_size=int(32,128,32)',"
+        " 'train.sampling=choice(shuffle,balanced)', or a fixed value, train.epochs=20",
     )
-    search.add_argument("--trials", type=_count, default=20, metavar="N", help="in all starts; default: %(default)s")
-    search.add_argument("--jobs", type=_count, default=1, metavar="N", help="trials at the same time; default: %(default)s")
-    search.add_argument("--metric", default="valid.accuracy", help="valid.accuracy (default) or valid.loss, at the best epoch")
-    search.add_argument("--pruner", choices=("median", "hyperband", "none"), default="median", help="default: %(default)s")
-    search.add_argument("--warmup-epochs", type=_count, metavar="N", help="in which no trial is ended; default: a quarter")
+    search.add_argument("--trials", type=_count, default=20, metavar="N", help="over all starts; default: %(default)s")
+    search.add_argument("--jobs", type=_count, default=1, metavar="N", help="parallel trials; default: %(default)s")
     search.add_argument(
-        "--startup-trials", type=_count, default=4, metavar="N", help="that end before one is ended early; default: %(default)s"
+        "--metric",
+        choices=("valid.accuracy", "valid.loss"),
+        default="valid.accuracy",
+        help="of the best epoch; default: %(default)s",
     )
-    search.add_argument("--seed", type=_seed, default=1, help="of what is proposed (TPE); default: %(default)s")
-    search.add_argument("--runs", metavar="FILTER", help="of MLflow: \"tags.`dvc.baseline` = '…'\"; '' is all that trained")
-    search.add_argument("--picture", type=Path, metavar="PNG", help="default: parallel_coordinates.png of the search's folder")
+    search.add_argument("--pruner", choices=("median", "hyperband", "none"), default="median", help="default: %(default)s")
+    search.add_argument("--warmup-epochs", type=_count, metavar="N", help="without pruning; default: a quarter")
+    search.add_argument(
+        "--startup-trials", type=_count, default=4, metavar="N", help="completed before one is pruned; default: %(default)s"
+    )
+    search.add_argument("--seed", type=_seed, default=1, help="of the sampler (TPE); default: %(default)s")
     search.set_defaults(run=_search, parser=search)
     return every
 
@@ -103,7 +106,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     try:
-        n_failed = args.run(args)
+        with needs_extra(f"fieldguide {args.command}", EXTRAS[args.command]):
+            n_failed = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -142,9 +146,9 @@ def _champion(args: argparse.Namespace) -> None:
 
 
 def _search(args: argparse.Namespace) -> None:
-    from fieldguide.commands.search import run
+    from fieldguide.commands.search import search
 
-    run(args)
+    search(args)
 
 
 def _count(text: str) -> int:

@@ -1,16 +1,20 @@
-"""One page and a model card about the run, from what the other stages wrote.
+"""One page and a model card about the run, and its charts, from what the other stages wrote.
 
-Reads the metrics, tables and pictures under metrics/, the receipt of data/raw, params.yaml, dvc.lock, and the hashes of
-manifest, checkpoint, calibration and ONNX file; writes metrics/report.html, which opens with a double click, and
-metrics/model_card.md. Run it with `dvc repro report`.
+Reads the metrics and tables under metrics/, data/manifest.csv, data/raw, params.yaml, dvc.lock, and the hashes of checkpoint,
+calibration and ONNX file; writes metrics/report.html, which opens with a double click, metrics/model_card.md, and every chart
+under metrics/ as a PNG. Run it with `dvc repro report`.
 """
 
 from fieldguide.core.errors import run_command
 from fieldguide.core.files import write_bytes
 from fieldguide.core.params import read_params
 from fieldguide.core.paths import CHECKPOINT, MODEL_CARD, REPORT_HTML
-from fieldguide.report.page import read_facts, render_card, render_page
-from fieldguide.tracking import run as tracking
+from fieldguide.report.card import render_card
+from fieldguide.report.facts import read_facts
+from fieldguide.report.figures import figures_of
+from fieldguide.report.page import render_page
+from fieldguide.report.plots import save_png
+from fieldguide.tracking.run import stage_run
 
 
 def main() -> None:
@@ -26,12 +30,15 @@ def main() -> None:
         "benchmark": params.benchmark,
     }
     facts = read_facts({name: section.model_dump(mode="json") for name, section in sections.items()})
-    write_bytes(REPORT_HTML, render_page(facts).encode())
+    figures = figures_of(facts)
+    for path, figure in figures.items():
+        save_png(figure, path)
+    write_bytes(REPORT_HTML, render_page(facts, figures).encode())
     write_bytes(MODEL_CARD, render_card(facts).encode())
     if CHECKPOINT.exists():
-        with tracking.stage_run("report", None, CHECKPOINT) as run:
-            run.log({}, REPORT_HTML, MODEL_CARD)
-    print(f"-> {REPORT_HTML} ({REPORT_HTML.stat().st_size / 1e6:.1f} MB) {MODEL_CARD}")
+        with stage_run("report", None, CHECKPOINT) as run:
+            run.log({}, REPORT_HTML, MODEL_CARD, *figures)
+    print(f"-> {REPORT_HTML} ({REPORT_HTML.stat().st_size / 1e6:.1f} MB) {MODEL_CARD} and {len(figures)} charts")
 
 
 if __name__ == "__main__":

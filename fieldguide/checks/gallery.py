@@ -3,13 +3,19 @@
 import base64
 import html
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
+from fieldguide.checks.inspection import read_rgb
 from fieldguide.core.images import encode_jpeg
+from fieldguide.core.manifest import named_tuples
+from fieldguide.core.paths import FINDINGS_CSV, NEAR_DUPLICATES_CSV
 
 PICTURE_PX = 160
+MAX_SHOWN = 5000  # pairs; the table has all
 STYLE = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; }
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -25,6 +31,27 @@ class Picture(NamedTuple):
 
     pixels: np.ndarray
     caption: str
+
+
+def pairs_page(frame: pd.DataFrame, pairs: pd.DataFrame, raw: Path) -> str:
+    """The pairs of `pair_table` that are one photograph, side by side, label conflicts and leaks first."""
+    pairs = pairs[pairs["same"]]
+
+    def picture(row: int) -> Picture:
+        place = frame.iloc[row]
+        pixels = read_rgb(raw, (place["file"], place["offset"], place["length"]))
+        used = "" if place["use"] else ", not in use"
+        return Picture(pixels, f"{place['split']}{used}: {place['class_name']}: {place['id']}")
+
+    groups = []
+    for pair in named_tuples(pairs.head(MAX_SHOWN)):
+        kinds = ["two names"] * pair.conflict + ["two splits"] * pair.across + [pair.verdict]
+        heading = f"{', '.join(kinds)}: distance {pair.distance} of 64 bits, similarity {pair.similarity:.2f}"
+        groups.append((heading, [picture(pair.i), picture(pair.j)]))
+    counted = f"{len(pairs)} pairs" + (f", of which the first {MAX_SHOWN} are shown" if len(pairs) > MAX_SHOWN else "")
+    tables = f"What was done about each is in {FINDINGS_CSV}, all that was compared on pixels in {NEAR_DUPLICATES_CSV}."
+    introduction = f"{counted}. {tables}"
+    return page("The same photograph twice", introduction, groups)
 
 
 def page(title: str, introduction: str, groups: Iterable[tuple[str, list[Picture]]]) -> str:

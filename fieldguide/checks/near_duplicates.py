@@ -61,7 +61,7 @@ class Fit(NamedTuple):
     n_contrary: int  # blocks of 2 x 2 tiles that have structure in both images, but another
 
 
-class Pair(NamedTuple):
+class NearDuplicate(NamedTuple):
     """Two images whose hashes are near, i < j, and whether they are the same photograph."""
 
     i: int
@@ -69,6 +69,11 @@ class Pair(NamedTuple):
     distance: int  # bits of 64, between one of them as it is and the best fitting version of the other
     similarity: float  # mean correlation of fine detail after alignment, -1..1
     verdict: Verdict
+
+    @property
+    def is_same(self) -> bool:
+        """Whether both show one photograph."""
+        return self.verdict != DIFFERENT
 
 
 def _view(degrees: float, scale: float, x: float, y: float, mirrored: bool) -> Map:
@@ -190,7 +195,7 @@ def _expanded(starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndar
         first, done = last, int(ends[last - 1])
 
 
-def near_duplicates(fingerprints: Sequence[Fingerprint], read_rgb: ReadRgb, n_workers: int) -> list[Pair]:
+def near_duplicates(fingerprints: Sequence[Fingerprint], read_rgb: ReadRgb, n_workers: int) -> list[NearDuplicate]:
     """Every pair that small thumbnails leave possible, with its verdict, by i and j; the same for any `n_workers`.
 
     `read_rgb(i)` decodes an image again, uint8 [H, W, 3]: from threads, and only for pairs that thumbnails do not tell
@@ -205,7 +210,7 @@ def near_duplicates(fingerprints: Sequence[Fingerprint], read_rgb: ReadRgb, n_wo
             starts = range(0, len(candidates), BLOCK_PAIRS)
             blocks = (candidates[start : start + BLOCK_PAIRS] for start in starts)
             possible = [pair for found in pool.map(lambda block: _possible(fingerprints, block), blocks) for pair in found]
-            pairs: list[Pair] = []
+            pairs: list[NearDuplicate] = []
             for start in range(0, len(possible), BLOCK_PAIRS):
                 block = possible[start : start + BLOCK_PAIRS]
                 images = sorted({image for row, _ in block for image in row[:2]})
@@ -269,7 +274,7 @@ def _correlation(one: np.ndarray, other: np.ndarray, place: Map) -> float:
     return float((one * other).sum() / np.sqrt((one * one).sum() * (other * other).sum() + 1e-9))
 
 
-def _judged(fingerprints: Sequence[Fingerprint], greys: dict[int, np.ndarray], row: Candidate, place: Map) -> Pair:
+def _judged(fingerprints: Sequence[Fingerprint], greys: dict[int, np.ndarray], row: Candidate, place: Map) -> NearDuplicate:
     """A candidate compared at the scale of thumbnails and, where it may be the same, at the finest; `greys` [128, 128]."""
     i, j, probe, distance = row
     fit = _fit(_shrunk(greys[i], THUMBNAIL_PX), _shrunk(greys[j], THUMBNAIL_PX), (PROBES[probe][0], place))
@@ -277,7 +282,7 @@ def _judged(fingerprints: Sequence[Fingerprint], greys: dict[int, np.ndarray], r
     if similarity >= LIKELY:
         side_px = min(fingerprints[i].side_px, fingerprints[j].side_px)
         similarity, verdict = _verified(greys[i], greys[j], fit.place, side_px)
-    return Pair(min(i, j), max(i, j), distance, round(similarity, 3), verdict)
+    return NearDuplicate(min(i, j), max(i, j), distance, round(similarity, 3), verdict)
 
 
 def _verified(one: np.ndarray, other: np.ndarray, place: Map, side_px: int) -> tuple[float, Verdict]:

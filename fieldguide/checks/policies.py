@@ -13,6 +13,7 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.manifest import LEAK, named_tuples
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import SplitCheck
+from fieldguide.sources.index import united_classes
 
 FINDING_COLUMNS = ["kind", "split", "class_name", "id", "detail", "action"]
 ACTIONS = {"report": "kept", "drop": "dropped", "fail": "stopped"}
@@ -42,6 +43,16 @@ class Findings:
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=FINDING_COLUMNS)
+
+
+def number_classes(frame: pd.DataFrame, findings: Findings) -> pd.DataFrame:
+    """Class folders that differ only in case as one class, and labels by the order of the names."""
+    names = united_classes(frame)
+    other = frame[frame["class_name"] != names].drop_duplicates(["split", "class_name"])
+    for row in named_tuples(other):
+        findings.add_class("class name", row.split, row.class_name, f"taken for {names[row.Index]!r}", "united")
+    numbers = {name: number for number, name in enumerate(sorted(names.unique()))}
+    return frame.assign(class_name=names, label=names.map(numbers).astype("Int64"))
 
 
 def check(frame: pd.DataFrame, policy: SplitCheck, findings: Findings) -> tuple[pd.DataFrame, int]:

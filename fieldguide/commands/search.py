@@ -1,9 +1,9 @@
-"""A search of parameters: Optuna proposes them, each trial is a DVC experiment that trains, bad ones are ended early.
+"""Hyperparameter search: Optuna proposes values, each trial is a DVC experiment that trains, bad ones are pruned.
 
     python -m fieldguide search --name lr -S 'train.lr=log(0.001,0.02)' -S 'augment.cutmix=uniform(0,0.6)' --trials 20
 
-The trials are judged on valid, never on test. What Optuna knows lies in .fieldguide/search/<name>/trials.db: the same command
-goes on with a search that was ended or killed. While a trial trains, its validation curve is read from its journal.
+Trials are judged on valid, never on test. The study is kept in .fieldguide/search/<name>/trials.db: the same command resumes
+an interrupted search. While a trial trains, its validation curve is read from its journal.
 """
 
 import argparse
@@ -16,372 +16,383 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
+import optuna
 import pandas as pd
 import psutil
 import yaml
 from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.trial import FrozenTrial, TrialState
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.manifest import write_table
-from fieldguide.core.params import read_params
+from fieldguide.core.params import YamlLoader, check_params, read_params
 from fieldguide.core.paths import HISTORY_CSV, PARAMS, project_root, stage_metrics
-from fieldguide.report import plots
 from fieldguide.tracking import sender, store
 from fieldguide.tracking.journal import LOOK_SECONDS, all_journals, new_journal
+from fieldguide.training.resume import forget, stop_signals
 
-if TYPE_CHECKING:
-    from optuna import Study, Trial
-    from optuna.pruners import BasePruner
-    from optuna.trial import FrozenTrial
+Settings = dict[str, BaseDistribution | str]  # a search space, or the text of a fixed value, by parameter
 
-FIGURES: dict[str, Literal["maximize", "minimize"]] = {"valid.accuracy": "maximize", "valid.loss": "minimize"}
-TRAINED_BY = ("model", "train", "augment")  # sections of which the training, and nothing before it, depends
+SEARCHED = ("model", "train", "augment")  # sections that only the training depends on
 SEARCH_TAG, PRUNED_TAG = "fieldguide.search", "fieldguide.pruned"
 POLL_SECONDS = 0.5
-WARMUP_SHARE = 0.25  # of the epochs in which no trial is ended: growing pictures and averaged weights are slow to show
-HOPELESS = 3  # trials that fail before any has come through an epoch: it is not their values
+TABLE = ("number", "state", "value", "params", "user_attrs")  # of trials.csv; a pruned trial's value is its last one
+WARMUP_SHARE = 0.25  # of the epochs, without pruning: growing images and averaged weights are slow to show
+MAX_FAILURES = 3  # when as many trials fail before any has trained for an epoch, their values are not the cause
 DIGITS = 4  # of a proposed number: enough to tell two apart, and a command stays readable
-MAX_COMBINATIONS = 256  # of the ends of spaces, tried where one contradicts something
-EXPERIMENT_REF = re.compile(r"(\w+) refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)")  # DVC's: by the commit on which it was made
-DIVERGED = re.compile(r"loss is (nan|-?inf)")  # what a training says that ends so: a bad trial, not a mistake
+MAX_COMBINATIONS = 256  # of the ends of spaces that are checked for each end
+EXPERIMENT_REF = re.compile(r"(\w+) refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)")  # of DVC: by the commit it is based on
+DIVERGED = re.compile(r"loss is (nan|-?inf)")  # in the log of a training: bad values, not a mistake
 SPACE = re.compile(r"(choice|uniform|log|int)\((.*)\)")
 
 
-class TrialFailed(Exception):
-    """An experiment ended with an error."""
+@dataclass
+class Job:
+    """A trial whose experiment is running; `process` is None if the experiment had finished before."""
+
+    trial: optuna.Trial
+    name: str
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    run_key: str = ""  # of its MLflow run, once it has one
+    reported: set[int] = field(default_factory=set)  # epochs
+    stopped: str = ""  # why it was sent SIGINT: pruned or interrupted
 
 
-class TrialStopped(Exception):
-    """The search was told to end; the trial goes on with the next start."""
-
-
-def run(chosen: argparse.Namespace) -> None:
-    """Does what the command line asks."""
+def search(args: argparse.Namespace) -> None:
+    """Runs the trials that are missing; prints the best one and the command that trains with its values."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", args.name):
+        args.parser.error(f"--name {args.name}: use letters, digits, - and _ only")
     store.prepare()
-    if chosen.runs is not None:
-        draw_runs(chosen.runs, chosen.metric, chosen.picture or Path("parallel_coordinates.png"))
-        return
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", chosen.name):
-        chosen.parser.error(f"--name {chosen.name}: letters, digits, - and _ only")
-    if chosen.metric not in FIGURES:
-        chosen.parser.error(f"--metric {chosen.metric}: a search takes {' or '.join(FIGURES)}; test is not for choosing")
-    search(chosen)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the outcome of a trial is a line of our own
+    settings = parse_settings(args.set_param)
+    folder = project_root() / ".fieldguide" / "search" / args.name
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0), stop_signals() as stop:
+            this = Search(args, settings, folder, open_study(args, settings, folder), stop)
+            this.optimize()
+            try:
+                sender.send_all()
+            except UserError as error:
+                print(f"warning: {error}", file=sys.stderr)
+            if stop():
+                print(f"{signal.Signals(stop()).name}: interrupted; the same command resumes the search", file=sys.stderr)
+                sys.exit(128 + stop())
+            this.conclude()
+    except Timeout as error:
+        raise UserError(f"search {args.name} is running in another process; stop it, or use another --name") from error
 
 
-class Setting(NamedTuple):
-    """What `-S` says of one parameter: a space (its kind and what stands in the brackets), or one value, of no kind."""
-
-    kind: str
-    parts: tuple[str, ...]
-
-    @classmethod
-    def of(cls, text: str) -> "Setting":
-        """Raises `ValueError` where brackets hold what their kind does not take."""
-        match = SPACE.fullmatch(text)
-        if not match:
-            return cls("", (text,))
-        made = cls(match[1], tuple(part.strip() for part in match[2].split(",")))
-        if made.kind != "choice":
-            low, high, *step = map(int if made.kind == "int" else float, made.parts)
-            if (
-                not low < high
-                or len(step) > (made.kind == "int")
-                or (made.kind == "log" and low <= 0)
-                or min(step, default=1) < 1
-            ):
-                raise ValueError
-        return made
-
-    def value(self, key: str, trial: "Trial") -> str:
-        """The one value, or what Optuna proposes."""
-        match self.kind:
-            case "":
-                return self.parts[0]
-            case "choice":
-                return trial.suggest_categorical(key, self.parts)
-            case "int":
-                low, high, *step = map(int, self.parts)
-                return str(trial.suggest_int(key, low, high, step=step[0] if step else 1))
-        lower, upper = map(float, self.parts)
-        return f"{trial.suggest_float(key, lower, upper, log=self.kind == 'log'):.{DIGITS}g}"
-
-    def ends(self) -> list[Any]:
-        """Values that params.yaml must take for it to take all between them; raises `ValueError` for what is no YAML."""
-        match self.kind:
-            case "int":
-                return [int(part) for part in self.parts[:2]]
-            case "uniform" | "log":  # never whole numbers, though 16 would look like one
-                return [float(part) for part in self.parts]
-        return [_scalar(part) for part in self.parts]
-
-
-def settings_of(arguments: Sequence[str]) -> dict[str, Setting]:
-    """By parameter; raises `UserError` for what is no setting, or would be refused by params.yaml."""
-    found: dict[str, Setting] = {}
+def parse_settings(arguments: Sequence[str]) -> Settings:
+    """What `-S` gives; raises `UserError` for what is no setting, or would be refused by params.yaml."""
+    settings: Settings = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        if not equals or not re.fullmatch(r"\w+(\.\w+)+", key) or key in found:
+        if not equals or not re.fullmatch(r"\w+(\.\w+)+", key) or key in settings:
             raise UserError(f"-S {argument}: give each parameter once, as section.key=value")
         try:
-            found[key] = Setting.of(text)
-            found[key].ends()
-        except ValueError as error:
-            kinds = "uniform(low,high), log(low,high) with low above 0, int(low,high[,step]) or choice(a,b,…)"
-            raise UserError(f"-S {argument}: no space; give {kinds}") from error
-        if found[key].kind and key.partition(".")[0] not in TRAINED_BY:
-            raise UserError(f"-S {argument}: trials only train; search among {', '.join(TRAINED_BY)}")
-    if not any(setting.kind for setting in found.values()):
-        raise UserError("nothing to search; give a space, as -S 'train.lr=log(0.001,0.02)'")
-    _check(found)
-    return found
+            settings[key] = _parse_space(text)
+            _ends(settings[key])
+        except (ValueError, TypeError, yaml.YAMLError) as error:
+            kinds = "uniform(low,high), log(low,high) with low > 0, int(low,high[,step]) or choice(a,b,…)"
+            raise UserError(f"-S {argument}: not a search space; use {kinds}") from error
+        if not isinstance(settings[key], str) and key.partition(".")[0] not in SEARCHED:
+            raise UserError(f"-S {argument}: trials only train; search in {', '.join(SEARCHED)}")
+    if all(isinstance(setting, str) for setting in settings.values()):
+        raise UserError("nothing to search; give a search space, as in -S 'train.lr=log(0.001,0.02)'")
+    _check_ends(settings)
+    return settings
 
 
-def _check(settings: dict[str, Setting]) -> None:
-    """Raises `UserError` unless params.yaml takes the single values with both ends of each space.
+def _parse_space(text: str) -> BaseDistribution | str:
+    match = SPACE.fullmatch(text)
+    if not match:
+        return text
+    kind, parts = match[1], [part.strip() for part in match[2].split(",")]
+    if kind == "choice":
+        return CategoricalDistribution(parts)
+    if kind == "int":
+        low, high, *step = map(int, parts)
+        return IntDistribution(low, high, False, *step)
+    lower, upper = map(float, parts)
+    return FloatDistribution(lower, upper, log=kind == "log")
 
-    Keys may contradict each other: an end is refused where it goes with none of the ends of the other spaces.
-    """
+
+def _ends(setting: BaseDistribution | str) -> list[Any]:
+    """The fixed value, the choices or both bounds, as params.yaml would hold them."""
+    if isinstance(setting, IntDistribution | FloatDistribution):
+        return [setting.low, setting.high]
+    texts = setting.choices if isinstance(setting, CategoricalDistribution) else [setting]
+    return [yaml.load(str(text), Loader=YamlLoader) for text in texts]
+
+
+def _check_ends(settings: Settings) -> None:
+    """Raises `UserError` for an end of a space that params.yaml refuses, whatever the other spaces' ends are."""
     tree = read_params().model_dump(mode="json")
-    for key, setting in settings.items():
-        if not setting.kind:
-            _put(tree, key, setting.ends()[0])
-    spaces = {key: setting.ends() for key, setting in settings.items() if setting.kind}
-    for key, ends in spaces.items():
-        others = {other: values for other, values in spaces.items() if other != key}
-        for end in ends:
-            combinations = itertools.islice(itertools.product(*others.values()), MAX_COMBINATIONS)
-            refusals = (_refusal(tree, {key: end} | dict(zip(others, values, strict=True))) for values in combinations)
+    ends = {key: _ends(setting) for key, setting in settings.items()}
+    for key, values in ends.items():
+        for value in values:
+            combinations = itertools.product(*({**ends, key: [value]}).values())
+            refusals = (_refusal(tree, ends, each) for each in itertools.islice(combinations, MAX_COMBINATIONS))
             first = next(refusals)
             if first and all(refusals):
                 raise UserError(f"-S {next((known for known in settings if first.startswith(f'{known} ')), key)}: {first}")
 
 
-def _refusal(tree: dict[str, Any], values: dict[str, Any]) -> str:
-    """What is wrong with params.yaml when these values stand in it; nothing where it is right."""
-    tried = copy.deepcopy(tree)
-    for key, value in values.items():
-        _put(tried, key, value)
-    with tempfile.TemporaryDirectory() as folder:
-        changed = Path(folder, PARAMS.name)
-        changed.write_text(yaml.safe_dump(tried), encoding="utf-8")
-        try:
-            read_params(changed)
-        except UserError as error:
-            return str(error).removeprefix(f"{changed}: ")
+def _refusal(tree: dict[str, Any], keys: Iterable[str], values: Iterable[Any]) -> str:
+    """What is wrong with params.yaml when it has these values; empty if nothing is."""
+    tree = copy.deepcopy(tree)
+    for key, value in zip(keys, values, strict=True):
+        *sections, last = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    try:
+        check_params(tree, PARAMS)
+    except UserError as error:
+        return str(error).removeprefix(f"{PARAMS}: ")
     return ""
 
 
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-    tree[last] = value
+def open_study(args: argparse.Namespace, settings: Settings, folder: Path) -> optuna.Study:
+    """The study of this name, new or resumed; what a killed search left running is stopped and queued again.
+
+    Raises `UserError` if it was begun with other settings, or if its experiments exist already.
+    """
+    study = optuna.create_study(
+        storage=f"sqlite:///{quote(str(folder / 'trials.db'))}",
+        study_name=args.name,
+        direction="minimize" if args.metric == "valid.loss" else "maximize",
+        load_if_exists=True,
+        pruner=_pruner(args, settings),
+    )
+    asked = {"-S": sorted(args.set_param), "--metric": args.metric}
+    begun = study.user_attrs.get("asked")
+    if begun is None:
+        if existing := [name for name in experiments() if re.fullmatch(rf"{re.escape(args.name)}-\d+", name)]:
+            raise UserError(f"experiments {', '.join(existing[:3])} exist already; use another --name, or remove them")
+        study.set_user_attr("asked", asked)
+    elif begun != asked:
+        words = " ".join([*begun["-S"], "--metric", begun["--metric"]])
+        raise UserError(f"search {args.name} was begun with {words}; use the same, or another --name")
+    study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))  # else a resumed one proposes the same
+    for trial in study.get_trials(states=[TrialState.RUNNING]):  # the lock is ours: their search was killed
+        _stop_process(*trial.user_attrs.get("process", (0, 0)))
+        study.tell(trial.number, state=TrialState.FAIL)
+        enqueue_again(study, trial)
+    return study
 
 
-def _scalar(text: str) -> Any:
-    """As YAML 1.2 reads it, which PyYAML does not do with 1e-05; raises `ValueError` for what is no YAML."""
-    for kind in (int, float):
+def _pruner(args: argparse.Namespace, settings: Settings) -> BasePruner:
+    n_epochs = max(map(int, _ends(settings.get("train.epochs", str(read_params().train.epochs)))))
+    warmup = args.warmup_epochs or max(1, round(WARMUP_SHARE * n_epochs))
+    match args.pruner:
+        case "median":
+            return MedianPruner(n_startup_trials=args.startup_trials, n_warmup_steps=warmup)
+        case "hyperband":
+            return HyperbandPruner(min_resource=warmup, max_resource=n_epochs)
+    return NopPruner()
+
+
+def enqueue_again(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
+    """The same values under the same name, before any new ones: the training resumes from its last state."""
+    if trial.params:
+        study.enqueue_trial(trial.params, trial.user_attrs)
+
+
+def _stop_process(number: int, created: float) -> None:
+    """Stops an experiment and waits for it, unless another process has its number by now."""
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        process = psutil.Process(number)
+        if process.create_time() == created:
+            os.killpg(number, signal.SIGINT)
+            process.wait()
+
+
+@dataclass
+class Search:
+    """A study at work: each trial is a DVC experiment in a temporary folder."""
+
+    args: argparse.Namespace
+    settings: Settings
+    folder: Path
+    study: optuna.Study
+    stop: Callable[[], int]  # the number of the signal that has arrived, or 0
+
+    def optimize(self) -> None:
+        """Runs trials, `args.jobs` at a time, until enough have ended, a signal arrives, or all of the first ones fail."""
+        n_left = self.args.trials - len(self.trials("COMPLETE", "PRUNED"))
+        jobs: list[Job] = []
         try:
-            return kind(text)
-        except ValueError:
-            continue
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(text) from error
+            while jobs or (n_left > 0 and not self.stop()):
+                while n_left > 0 and len(jobs) < self.args.jobs and not self.stop():
+                    jobs.append(self.start())
+                    n_left -= 1
+                for job in list(jobs):
+                    if job.process and job.process.poll() is None:
+                        self.watch(job, job.process)
+                        continue
+                    self.finish(job)
+                    jobs.remove(job)
+                    if len(self.trials("FAIL")) >= MAX_FAILURES and not any(
+                        one.intermediate_values for one in self.study.trials
+                    ):
+                        n_left = 0
+                time.sleep(POLL_SECONDS)
+        finally:  # after an error no process is left behind
+            for job in jobs:
+                _stop_process(*job.trial.user_attrs.get("process", (0, 0)))
 
-
-def search(chosen: argparse.Namespace) -> None:
-    """Runs the trials that are missing; prints the best and the command that trains it, and draws all."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError("a search needs Optuna, which is not installed; pip install optuna==5.0.0") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what becomes of a trial is a line of our own
-    settings = settings_of(chosen.set_param)
-    folder = project_root() / ".fieldguide" / "search" / chosen.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(FileLock(folder / "lock", timeout=0, thread_local=False))
-        except Timeout as error:
-            raise UserError(f"search {chosen.name} is at work in another process; end it, or give another --name") from error
-        study = optuna.create_study(
-            storage=f"sqlite:///{quote(str(folder / 'trials.db'))}",
-            study_name=chosen.name,
-            direction=FIGURES[chosen.metric],
-            load_if_exists=True,
-            pruner=_pruner(chosen, settings),
-        )
-        _same_search(study, chosen)
-        study.sampler = optuna.samplers.TPESampler(seed=chosen.seed + len(study.trials))  # else a later start proposes the same
-        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):  # their search was killed
-            _end_process(*trial.user_attrs.get("process", (0, 0)))
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            try_again(study, trial)
-        stop = stack.enter_context(stop_signal())
-        trials = Trials(study, folder, chosen, settings, stop)
-        n_missing = chosen.trials - len(of_state(study, "COMPLETE", "PRUNED"))
-        if n_missing > 0:
-            study.optimize(trials, n_missing, n_jobs=chosen.jobs, catch=(TrialFailed, TrialStopped), callbacks=[trials.line])
-        try:
-            sender.send_all()
-        except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
-        if stop():
-            print(f"{signal.Signals(stop()).name}: stopped; the same command goes on from there", file=sys.stderr)
-            sys.exit(128 + stop())
-        conclude(study, folder, chosen, settings)
-
-
-class Trials:
-    """The objective: a trial as a DVC experiment in a temporary folder, ended when the pruner or a signal says so."""
-
-    def __init__(
-        self, study: "Study", folder: Path, chosen: argparse.Namespace, settings: dict[str, Setting], stop: Callable[[], int]
-    ) -> None:
-        self.study, self.folder, self.chosen, self.settings, self.stop = study, folder, chosen, settings, stop
-
-    def __call__(self, trial: "Trial") -> float:
-        """The figure at the best epoch, as metrics/train.json has it."""
-        values = {key: setting.value(key, trial) for key, setting in self.settings.items()}
-        again = "experiment" in trial.user_attrs
-        name = trial.user_attrs.get("experiment", f"{self.chosen.name}-{trial.number}")
+    def start(self) -> Job:
+        """Starts the experiment of the next trial."""
+        trial = self.study.ask({key: setting for key, setting in self.settings.items() if not isinstance(setting, str)})
+        name = trial.user_attrs.get("experiment", f"{self.args.name}-{trial.number}")
+        job = Job(trial, name, self.folder / f"{name}.log")
+        if "experiment" in trial.user_attrs and name in experiments():  # finished after its search was killed
+            return job
         trial.set_user_attr("experiment", name)
-        reported: set[int] = set()
-        if not (again and experiment(name)):  # one may have come to its end after its search was killed
-            self._train(trial, name, values, reported)
-        split, figure = self.chosen.metric.split(".")
-        history = pd.read_csv(io.StringIO(file_of(name, HISTORY_CSV)))
-        for epoch, value in zip(history["epoch"], history[f"{split}_{figure}"], strict=True):
-            if epoch not in reported:
-                trial.report(value, int(epoch))
-        return json.loads(file_of(name, stage_metrics("train")))[split][figure]
-
-    def _train(self, trial: "Trial", name: str, values: dict[str, str], reported: set[int]) -> None:
-        """Runs the experiment; raises what tells Optuna that it has no result, or that it is a bad one."""
-        from optuna import TrialPruned
-
-        log = self.folder / f"{name}.log"
-        process = self._started(name, values, log)
-        trial.set_user_attr("process", (process.pid, psutil.Process(process.pid).create_time()))
-        key, verdict = self._watched(process, trial, name, reported)
-        text = log.read_text(errors="replace")
-        if process.returncode and not verdict and DIVERGED.search(text):
-            verdict = "pruned"
-        if process.returncode == 0:  # it was faster than the signal
-            verdict = ""
-        if key:
-            status = "KILLED" if verdict else "FAILED" if process.returncode else "FINISHED"
-            mark(key, name, status, {SEARCH_TAG: self.chosen.name} | ({PRUNED_TAG: "true"} if verdict == "pruned" else {}))
-        if verdict == "pruned":
-            if key:
-                from fieldguide.training.resume import forget  # only now: it waits for torch
-
-                forget(key)
-            raise TrialPruned
-        if verdict == "stopped":
-            self.study.stop()
-            try_again(self.study, trial)
-            raise TrialStopped
-        if process.returncode:
-            trial.set_user_attr("error", reason(text))
-            raise TrialFailed
-
-    def _started(self, name: str, values: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-        changes = [word for key, value in values.items() for word in ("--set-param", f"{key}={value}")]
-        n_threads = max(1, read_params().runtime.n_workers // self.chosen.jobs)
-        shared = {"OMP_NUM_THREADS": str(n_threads)} if self.chosen.jobs > 1 else {}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the stage's python is this one
-        with log.open("wb") as stream:
-            return subprocess.Popen(
+        changes = [word for change in self.changes(trial.params) for word in ("--set-param", change)]
+        n_threads = max(1, read_params().runtime.n_workers // self.args.jobs)
+        shared = {"OMP_NUM_THREADS": str(n_threads)} if self.args.jobs > 1 else {}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # so that the stage runs under this Python
+        with job.log.open("wb") as stream:
+            job.process = subprocess.Popen(
                 [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", name, *changes, "train"],
                 cwd=project_root(),
                 env=shared | os.environ | {"PATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                start_new_session=True,  # Ctrl-C is for the search; its signal to the session reaches DVC and the stage
+                start_new_session=True,  # Ctrl-C is for the search; its own SIGINT reaches both DVC and the stage
             )
+        trial.set_user_attr("process", (job.process.pid, psutil.Process(job.process.pid).create_time()))
+        return job
 
-    def _watched(self, process: subprocess.Popen[bytes], trial: "Trial", name: str, reported: set[int]) -> tuple[str, str]:
-        """Reports epochs until the process ends; the key of its run, and whether it was told to end: pruned, stopped."""
-        key = verdict = ""
-        while process.poll() is None:
-            found, curve = live_curve(name, self.chosen.metric)
-            key, before = found or key, verdict
-            for epoch in sorted(curve.keys() - reported):
-                trial.report(curve[epoch], epoch)
-                reported.add(epoch)
-                verdict = verdict or ("pruned" if trial.should_prune() else "")
-            verdict = verdict or ("stopped" if self.stop() else "")
-            if verdict and not before:
-                os.killpg(process.pid, signal.SIGINT)  # the stage ends, DVC waits for it and clears its folder away
-            time.sleep(POLL_SECONDS)
-        return key, verdict
+    def watch(self, job: Job, process: subprocess.Popen[bytes]) -> None:
+        """Reports new epochs to Optuna; stops the experiment if it is to be pruned or a signal has arrived."""
+        key, curve = live_curve(job.name, self.args.metric)
+        job.run_key = key or job.run_key
+        reason = ""
+        for epoch in sorted(curve.keys() - job.reported):
+            job.trial.report(curve[epoch], epoch)
+            job.reported.add(epoch)
+            reason = reason or ("pruned" if job.trial.should_prune() else "")
+        reason = reason or ("interrupted" if self.stop() else "")
+        if reason and not job.stopped:
+            job.stopped = reason
+            os.killpg(process.pid, signal.SIGINT)  # the stage ends, DVC waits for it and removes its folder
 
-    def line(self, study: "Study", trial: "FrozenTrial") -> None:
-        """Tells of a trial that has ended; ends the search where the first ones all fail before an epoch."""
-        values = " ".join(f"{key}={shown(value)}" for key, value in trial.params.items())
-        number = len(trial.intermediate_values)
-        result = {
-            "COMPLETE": f"{self.chosen.metric} {trial.value or 0:.4f} after {number} epochs",
-            "PRUNED": f"ended early, after {number} epochs",
-            "FAIL": f"failed: {trial.user_attrs['error']}" if "error" in trial.user_attrs else "stopped",
-        }[trial.state.name]
-        print(f"{trial.user_attrs['experiment']}: {result}; {values}", flush=True)
-        failed = of_state(study, "FAIL")
-        if len(failed) >= HOPELESS and not any(each.intermediate_values for each in study.get_trials(deepcopy=False)):
-            study.stop()
+    def finish(self, job: Job) -> None:
+        """Tells Optuna, MLflow and the terminal how the experiment of a trial ended."""
+        log = job.log.read_text(errors="replace") if job.process else ""
+        has_failed = bool(job.process and job.process.returncode)
+        outcome = (job.stopped or ("pruned" if DIVERGED.search(log) else "failed")) if has_failed else "complete"
+        if job.run_key:
+            status = {"complete": "FINISHED", "failed": "FAILED"}.get(outcome, "KILLED")
+            tags = {SEARCH_TAG: self.args.name} | ({PRUNED_TAG: "true"} if outcome == "pruned" else {})
+            tag_run(job.run_key, job.name, status, tags)
+        value, result = None, outcome
+        if outcome == "complete":
+            value = self.result(job)
+            result = f"{self.args.metric} {value:.4f} after {len(job.reported)} epochs"
+        elif outcome == "pruned":
+            result = f"pruned after {len(job.reported)} epochs"
+            if job.run_key:
+                forget(job.run_key)
+        elif outcome == "failed":
+            job.trial.set_user_attr("error", error_line(log))
+            result = f"failed: {error_line(log)}"
+        else:
+            enqueue_again(self.study, job.trial)
+        state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(outcome, TrialState.FAIL)
+        self.study.tell(job.trial, value, state)
+        values = " ".join(f"{key}={as_text(value)}" for key, value in job.trial.params.items())
+        print(f"{job.name}: {result}; {values}", flush=True)
+
+    def result(self, job: Job) -> float:
+        """The metric at the best epoch, as in metrics/train.json; reports the epochs that were not seen live."""
+        split, metric = self.args.metric.split(".")
+        history = pd.read_csv(io.StringIO(file_of(job.name, HISTORY_CSV)))
+        for epoch, value in zip(history["epoch"], history[f"{split}_{metric}"], strict=True):
+            if epoch not in job.reported:
+                job.trial.report(value, int(epoch))
+                job.reported.add(epoch)
+        return float(json.loads(file_of(job.name, stage_metrics("train")))[split][metric])
+
+    def conclude(self) -> None:
+        """Prints the best trial and the command that trains with its values; writes a table of all trials."""
+        complete, pruned, failed = (self.trials(state) for state in ("COMPLETE", "PRUNED", "FAIL"))
+        errors = [trial.user_attrs["error"] for trial in failed if "error" in trial.user_attrs]
+        if not complete:
+            why = errors[0] if errors else "all were pruned"
+            raise UserError(f"search {self.args.name}: no trial was completed ({why}); see the logs in {self.folder}")
+        table = self.study.trials_dataframe(TABLE).drop(columns="user_attrs_process", errors="ignore")
+        write_table(table, self.folder / "trials.csv")
+        best = self.study.best_trial
+        print(f"{len(complete)} trials completed, {len(pruned)} pruned, {len(errors)} failed")
+        print(
+            f"best: {best.user_attrs['experiment']}, {self.args.metric} {best.value:.4f}. The whole pipeline with its values:"
+        )
+        print(" ".join(["dvc exp run", *(f"-S {change}" for change in self.changes(best.params))]))
+        print(f"-> {self.folder / 'trials.csv'}; to compare, filter mlflow ui by tags.`{SEARCH_TAG}` = '{self.args.name}'")
+
+    def trials(self, *states: str) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=[TrialState[state] for state in states])
+
+    def changes(self, params: dict[str, Any]) -> list[str]:
+        """All settings as `key=value`, with the proposed values."""
+        return [f"{key}={as_text(params.get(key, setting))}" for key, setting in self.settings.items()]
+
+
+def as_text(value: object) -> str:
+    """A proposed value as the experiment gets it."""
+    return f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
 
 
 def live_curve(name: str, metric: str) -> tuple[str, dict[int, float]]:
-    """The key of the run of an experiment that trains, and its figure by epoch; nothing before it has begun."""
+    """The key of an experiment's run and its metric by epoch; empty before it trains."""
     for journal in reversed(all_journals()):
-        try:
+        with suppress(FileNotFoundError):  # sent and removed
             entries = list(journal.everything())
-        except FileNotFoundError:  # sent and removed
-            continue
-        starts = [entry for entry in entries if entry["kind"] == "start"]
-        if starts and starts[-1]["tags"].get("dvc.experiment") == name:
-            logged = [entry for entry in entries if entry["kind"] == "metrics" and metric in entry["values"]]
-            return journal.key, {entry["step"]: entry["values"][metric] for entry in logged}
+            starts = [entry for entry in entries if entry["kind"] == "start"]
+            if starts and starts[-1]["tags"].get("dvc.experiment") == name:
+                logged = [entry for entry in entries if entry["kind"] == "metrics" and metric in entry["values"]]
+                return journal.key, {entry["step"]: entry["values"][metric] for entry in logged}
     return "", {}
 
 
-def mark(key: str, name: str, status: str, tags: dict[str, str]) -> None:
-    """Tags for a run whose process has ended, and its status; sent with the next run or at the end of the search."""
+def tag_run(key: str, name: str, status: str, tags: dict[str, str]) -> None:
+    """Writes tags and status of a run whose process has ended into a journal, which is sent with the next one."""
     journal = new_journal(key, store.store_name())
     with journal.held(LOOK_SECONDS):
-        journal.append("start", name=name, tags=tags, of="")  # the run that has this key already
+        journal.append("start", name=name, tags=tags, of="")  # finds the run by its key
         journal.append("end", status=status)
 
 
-def experiment(name: str) -> str:
-    """The commit of an experiment on any commit (a new one may be made during a search); nothing where there is none."""
-    return _experiments().get(name, "")
-
-
 def file_of(name: str, file: Path) -> str:
-    """The text of a file as an experiment left it in git."""
-    commit = experiment(name)
+    """The text of a file that git has of an experiment."""
+    commit = experiments().get(name)
     if not commit:
-        raise UserError(f"experiment {name} is not there any more, though it came to its end; begin a search of another --name")
+        raise UserError(f"experiment {name} has finished, but was removed since; start a search with another --name")
     return _git("show", f"{commit}:./{file}")
 
 
-def _experiments() -> dict[str, str]:
+def experiments() -> dict[str, str]:
+    """Commits by experiment, whatever it is based on: a new commit may be made during a search."""
     lines = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
-    found = (EXPERIMENT_REF.fullmatch(line) for line in lines)
-    return {match[2]: match[1] for match in found if match}
+    return {match[2]: match[1] for line in lines if (match := EXPERIMENT_REF.fullmatch(line))}
 
 
 def _git(*arguments: str) -> str:
@@ -391,131 +402,7 @@ def _git(*arguments: str) -> str:
     return answer.stdout
 
 
-def _pruner(chosen: argparse.Namespace, settings: dict[str, Setting]) -> "BasePruner":
-    from optuna import pruners
-
-    epochs = settings.get("train.epochs", Setting("", (str(read_params().train.epochs),)))
-    most = max(map(int, epochs.parts[:2])) if epochs.kind == "int" else max(map(int, epochs.parts))
-    warmup = chosen.warmup_epochs or max(1, round(WARMUP_SHARE * most))
-    match chosen.pruner:
-        case "median":
-            return pruners.MedianPruner(n_startup_trials=chosen.startup_trials, n_warmup_steps=warmup)
-        case "hyperband":
-            return pruners.HyperbandPruner(min_resource=warmup, max_resource=most)
-    return pruners.NopPruner()
-
-
-def _same_search(study: "Study", chosen: argparse.Namespace) -> None:
-    """Raises `UserError` where a search of this name was begun with other settings, or its experiments are there already."""
-    asked = {"-S": sorted(chosen.set_param), "--metric": chosen.metric}
-    begun = study.user_attrs.get("asked")
-    if begun is None:
-        if taken := [name for name in _experiments() if re.fullmatch(rf"{re.escape(study.study_name)}-\d+", name)]:
-            raise UserError(f"there are experiments {', '.join(taken[:3])} already; give another --name, or remove them")
-        study.set_user_attr("asked", asked)
-    elif begun != asked:
-        words = " ".join([*begun["-S"], "--metric", begun["--metric"]])
-        raise UserError(f"search {study.study_name} was begun with {words}; give the same, or another --name")
-
-
-def try_again(study: "Study", trial: "Trial | FrozenTrial") -> None:
-    """The same values, under the same name, before any new ones: its training goes on from its last state."""
-    if trial.params:
-        study.enqueue_trial(trial.params, {key: trial.user_attrs[key] for key in ("experiment",) if key in trial.user_attrs})
-
-
-def _end_process(number: int, created: float) -> None:
-    """Ends a trial that has outlived its search, and waits for it; not another process that has its number by now."""
-    try:
-        process = psutil.Process(number)
-        if process.create_time() != created:
-            return
-        os.killpg(number, signal.SIGINT)
-        process.wait()
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return
-
-
-@contextmanager
-def stop_signal() -> Iterator[Callable[[], int]]:
-    """A function that tells which of SIGTERM and SIGINT has come (0: none)."""
-    came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: came.append(number)) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield lambda: came[0] if came else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def reason(text: str) -> str:
-    """What a log says of the error: our own line, else the last one."""
+def error_line(text: str) -> str:
+    """The line of a log that names the error: our own, else the last one."""
     lines = [line for line in text.splitlines() if line.strip()]
-    return next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "it said nothing")
-
-
-def of_state(study: "Study", *names: str) -> list["FrozenTrial"]:
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in names]
-
-
-def conclude(study: "Study", folder: Path, chosen: argparse.Namespace, settings: dict[str, Setting]) -> None:
-    """Prints the best trial and the command that trains it; writes a table of all trials, and their picture."""
-    complete, pruned, failed = (of_state(study, name) for name in ("COMPLETE", "PRUNED", "FAIL"))
-    errors = [trial.user_attrs["error"] for trial in failed if "error" in trial.user_attrs]
-    if not complete:
-        why = errors[0] if errors else "all were ended early"
-        raise UserError(f"search {study.study_name}: no trial came to its end ({why}); the logs are in {folder}")
-    rows = complete + [trial for trial in pruned if trial.intermediate_values]
-    is_higher_better = FIGURES[chosen.metric] == "maximize"
-    best_of = max if is_higher_better else min
-    facts = pd.DataFrame({"experiment": [trial.user_attrs["experiment"] for trial in rows]})
-    facts[chosen.metric] = [best_of(trial.intermediate_values.values()) if trial in pruned else trial.value for trial in rows]
-    facts["pruned"] = [trial in pruned for trial in rows]
-    facts["epochs"] = [len(trial.intermediate_values) for trial in rows]
-    table = pd.DataFrame([{key: _scalar(shown(value)) for key, value in trial.params.items()} for trial in rows])
-    write_table(pd.concat([facts, table], axis=1), folder / "trials.csv")
-    title = f"{study.study_name}: {len(complete)} trials trained to the end, {len(pruned)} ended early (dashed)"
-    values, is_pruned = facts[chosen.metric].tolist(), facts["pruned"].tolist()
-    figure = plots.parallel_coordinates(table, values, is_pruned, chosen.metric, is_higher_better, title)
-    picture = chosen.picture or folder / "parallel_coordinates.png"
-    plots.save_png(figure, picture)
-    best = study.best_trial
-    settled = {key: shown(best.params[key]) if setting.kind else setting.parts[0] for key, setting in settings.items()}
-    print(f"{len(complete)} trials to the end, {len(pruned)} ended early, {len(errors)} failed")
-    print(f"best: {best.user_attrs['experiment']}, {chosen.metric} {best.value:.4f}. The whole pipeline with its values:")
-    print(" ".join(["dvc exp run", *(f"-S {key}={value}" for key, value in settled.items())]))
-    print(f"-> {folder / 'trials.csv'} {picture}")
-
-
-def shown(value: object) -> str:
-    """A proposed value as the experiment got it."""
-    return f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
-
-
-def draw_runs(query: str, metric: str, picture: Path) -> None:
-    """The trainings in MLflow that match a filter, as parallel coordinates of the params in which they differ."""
-    with store.opened_store() as opened:
-        found = opened.trainings(query)
-    runs = [run for run in found if metric in run.data.metrics]
-    if len(runs) < 2:
-        raise UserError(f"--runs {query!r}: {len(runs)} trainings with {metric} match; give a filter that more do")
-    table = pd.DataFrame([run.data.params for run in runs]).fillna("not told")  # by runs of an older version
-    table = table.loc[:, table.nunique() > 1].apply(_numbers)
-    if table.empty:
-        raise UserError(f"--runs {query!r}: {len(runs)} trainings match, and no parameter differs; give another filter")
-    figures = [run.data.metrics[metric] for run in runs]
-    is_pruned = [PRUNED_TAG in run.data.tags for run in runs]
-    higher = not metric.endswith(("loss", "ece", "ms", "bytes"))
-    title = f"{len(runs)} trainings, {sum(is_pruned)} of them ended early (dashed)"
-    plots.save_png(plots.parallel_coordinates(table, figures, is_pruned, metric, higher, title), picture)
-    print(f"-> {picture}")
-
-
-def _numbers(column: pd.Series) -> pd.Series:
-    """Texts as numbers where all are."""
-    try:
-        return pd.to_numeric(column)
-    except ValueError:
-        return column
+    return next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "no output")

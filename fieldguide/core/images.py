@@ -124,6 +124,13 @@ def encode_jpeg(pixels: np.ndarray, max_px: int) -> bytes:
     return stream.getvalue()
 
 
+def encode_png(pixels: np.ndarray) -> bytes:
+    """uint8 `[H, W, 3]`, RGB, as a PNG; equal pixels give equal bytes."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def captioned(pixels: np.ndarray, lines: Sequence[str], max_px: int) -> np.ndarray:
     """uint8 `[H, W, 3]`, RGB, its larger side at most `max_px`, above a bar with a line of text for each of `lines`."""
     photo = Image.fromarray(pixels)

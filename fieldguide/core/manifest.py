@@ -1,6 +1,6 @@
 """`data/manifest.csv`, the first waist: one row per image, and all that anything after the split check knows of the data."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,20 @@ def splits_in_use(frame: pd.DataFrame) -> list[str]:
     return [split for split in SPLITS if split in present]
 
 
+def held_out_split(splits: Collection[str]) -> str:
+    """Of the labelled splits the one on which a finished network is measured: test, or valid where test has no labels."""
+    return next(split for split in ("test", "valid", "train") if split in splits or split == "train")
+
+
 def held_out(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The split on which a finished network is measured, and its rows: test, or valid where test has no labels."""
-    split = (splits_in_use(frame) or ["train"])[-1]
+    """The split on which a finished network is measured, and its rows."""
+    split = held_out_split(splits_in_use(frame))
     return split, rows_of(frame, split)
+
+
+def unlabelled_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in use without labels; may be empty."""
+    return frame[(frame["split"] == "unlabelled") & frame["use"]].reset_index(drop=True)
 
 
 def leaked(rows: pd.DataFrame) -> np.ndarray:

@@ -211,7 +211,7 @@ class Params(Section):
     runtime: Runtime
 
 
-class _Loader(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):
     """PyYAML with YAML 1.2 floats and without repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -225,7 +225,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver(
+YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
 
@@ -233,7 +233,7 @@ _Loader.add_implicit_resolver(
 def read_params(source: Path = Path("params.yaml")) -> Params:
     """The checked parameters; raises `UserError` with a line for the first thing that is wrong."""
     try:
-        content = yaml.load(source.read_text(encoding="utf-8"), Loader=_Loader)
+        content = yaml.load(source.read_text(encoding="utf-8"), Loader=YamlLoader)
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}; run from the project's folder or restore the file") from error
     except yaml.MarkedYAMLError as error:
@@ -241,6 +241,11 @@ def read_params(source: Path = Path("params.yaml")) -> Params:
         raise UserError(f"{source}{line}: {error.problem or error}; correct the file") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: also a date that is none
         raise UserError(f"{source}: not readable as YAML ({error}); correct the file") from error
+    return check_params(content, source)
+
+
+def check_params(content: object, source: Path) -> Params:
+    """The content of `source`, checked; raises `UserError` like `read_params`."""
     try:
         params = Params.model_validate(content)
     except ValidationError as error:

@@ -9,8 +9,10 @@ import math
 import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 from sklearn.metrics import f1_score, precision_recall_fscore_support, roc_auc_score, top_k_accuracy_score
+
+from fieldguide.core.intervals import accuracy_interval as accuracy_interval
 
 COVERAGES = (0.8, 0.9, 0.95)  # shares of the images at which accuracy is reported
 N_RESAMPLES = 1000  # of the bootstrap
@@ -79,12 +81,6 @@ def confidence_bins(confidence: np.ndarray, n_bins: int) -> np.ndarray:
     return np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
 
 
-def accuracy_interval(n_right: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of an accuracy."""
-    interval = binomtest(n_right, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def paired_difference(right: np.ndarray, other_right: np.ndarray) -> tuple[float, float, float]:
     """How much more accurate one is than the other on the same images, and the 95 % interval of that.
 
@@ -150,14 +146,14 @@ def per_class_table(targets: np.ndarray, predicted: np.ndarray, names: np.ndarra
     return pd.DataFrame({"class_name": names, "precision": precision, "recall": recall, "f1": f1, "support": support})
 
 
-def refused_strangers(known: np.ndarray, strange: np.ndarray, threshold: float) -> dict[str, float]:
-    """How a score tells known images from strangers: AUROC, and the shares of both below `threshold`.
+def ood_metrics(known: np.ndarray, ood: np.ndarray, threshold: float) -> dict[str, float]:
+    """How a score tells known images from out-of-distribution ones: AUROC, and the shares on either side of `threshold`.
 
-    known, strange: scores `[N]` and `[M]`, higher being more surely known.
+    known, ood: scores `[N]` and `[M]`, higher being more surely known.
     """
-    is_known = np.repeat([1, 0], [len(known), len(strange)])
+    is_known = np.repeat([1, 0], [len(known), len(ood)])
     return {
-        "auroc": float(roc_auc_score(is_known, np.concatenate([known, strange]))),
+        "auroc": float(roc_auc_score(is_known, np.concatenate([known, ood]))),
         "known_accepted": float((known >= threshold).mean()),
-        "strangers_refused": float((strange < threshold).mean()),
+        "ood_refused": float((ood < threshold).mean()),
     }

@@ -276,6 +276,11 @@ def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> 
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
+def decode_pixels(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> np.ndarray:
+    """The same images as an exported model takes them: uint8 `[N, image_px, image_px, 3]`, RGB."""
+    return decode_all(rows, raw, image_px, n_workers).permute(0, 2, 3, 1).numpy()
+
+
 def open_source(
     rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device, train: Train
 ) -> Resident | Streaming:

@@ -1,4 +1,4 @@
-"""The model file alone: its probabilities for images of the manifest, in a process that never loads torch.
+"""The model file alone: its probabilities in a process that never loads torch, and the proof that they are those of torch.
 
 `probabilities_alone` starts that process: python -m fieldguide.onnx.proof MODEL RAW ROWS OUT
 """
@@ -13,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from fieldguide.core.artifacts import Agreement, SplitAccuracy
 from fieldguide.core.errors import UserError, run_command
 from fieldguide.core.images import decode, encoded_reader
+from fieldguide.core.paths import ONNX
 from fieldguide.onnx.classifier import OnnxClassifier
 
 BATCH_SIZES = (1, 2, 7, 64)  # the batch must be dynamic
+TIE = 1e-4  # a lead of the first answer over the second below which rounding may exchange them
 CHUNK = 448  # images decoded at a time; a multiple of each batch size
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +42,38 @@ def probabilities_alone(model: Path, raw: Path, places: Iterable[Place]) -> np.n
         if ended.returncode:
             raise UserError(f"{model}: could not be used alone ({ended.stderr.strip()[-500:]}); try another export.opset")
         return np.load(out)
+
+
+def prove(
+    expected: np.ndarray, alone: np.ndarray, targets: np.ndarray, reported: SplitAccuracy, max_abs_difference: float
+) -> Agreement:
+    """How the file agrees with torch; raises `UserError` unless it answers as torch does, and as `reported`.
+
+    expected: torch's probabilities, float32 `[N, K]`; alone: those of the file at each batch size, `[batch sizes, N, K]`.
+    A top 1 counts as the same, too, where torch's own lead over its second is below `TIE`.
+    """
+    lead = np.diff(np.sort(expected, axis=1)[:, -2:], axis=1)[:, 0]
+    ties = lead < TIE
+    same = (alone.argmax(axis=2) == expected.argmax(axis=1)) | ties
+    agreement, difference = float(same.mean()), float(np.abs(alone - expected).max())
+    if agreement < 1 or difference > max_abs_difference:
+        raise UserError(
+            f"{ONNX}: ONNX Runtime and torch agree on {agreement:.2%} of the {reported.split} images and differ by up to"
+            f" {difference:.1e} (allowed {max_abs_difference:.1e}); no file was written, try another export.opset"
+        )
+    n_right = int((alone[-1].argmax(axis=1) == targets).sum())
+    if reported.n != len(targets) or abs(n_right - reported.n_right) > ties.sum():
+        raise UserError(
+            f"{ONNX}: alone it has {n_right} of {len(targets)} {reported.split} images right, evaluate reported "
+            f"{reported.n_right} of {reported.n}; no file was written, run: dvc repro -f evaluate"
+        )
+    return Agreement(
+        top1_agreement=agreement,
+        max_abs_difference=difference,
+        ties=int(ties.sum()),
+        accuracy=n_right / len(targets),
+        n=len(targets),
+    )
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -18,13 +19,64 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from fieldguide.onnx.classifier import INPUT_NAME
+from fieldguide.core.artifacts import Int8Form, SmallerForm
+from fieldguide.onnx.classifier import INPUT_NAME, OnnxClassifier
+from fieldguide.onnx.export import save_model
+from fieldguide.onnx.metadata import split_accuracy
+from fieldguide.onnx.proof import BATCH_SIZES
 
 METHODS = {  # of choosing the range of an activation: what is kept of its distribution on the calibration images
     "entropy": (CalibrationMethod.Entropy, {}),
     "percentile": (CalibrationMethod.Percentile, {"CalibPercentile": 99.99}),
 }
 BATCH = 4  # calibration images at a time, whose activations are all held at once
+
+
+class Labelled(NamedTuple):
+    """Images, uint8 `[N, H, W, 3]`, and their classes, int64 `[N]`."""
+
+    pixels: np.ndarray
+    targets: np.ndarray
+
+
+def write_fp16(source: Path, target: Path, metadata: dict[str, Any], held_out: Labelled) -> SmallerForm:
+    """The fp16 form of `source`, and what it is worth on the held-out images."""
+    accuracy, n_bytes = _write(to_fp16(source), target, metadata | {"precision": "fp16"}, held_out)
+    return SmallerForm(accuracy=accuracy, bytes=n_bytes)
+
+
+def write_int8(
+    source: Path, target: Path, metadata: dict[str, Any], calibration: np.ndarray, valid: Labelled, held_out: Labelled
+) -> Int8Form:
+    """The INT8 form of `source` whose ranges, found on `calibration`, uint8 `[N, H, W, 3]`, are by the best method on valid."""
+    forms = {method: to_int8(source, calibration, method) for method in METHODS}
+    scores = {method: _score(form, metadata, valid) for method, form in forms.items()}
+    method = max(scores, key=lambda name: scores[name])
+    accuracy, n_bytes = _write(forms[method], target, metadata | {"precision": "int8", "method": method}, held_out)
+    valid_accuracy = {name: n_right / len(valid.targets) for name, (n_right, _) in scores.items()}
+    return Int8Form(accuracy=accuracy, bytes=n_bytes, method=method, valid_accuracy=valid_accuracy)
+
+
+def _write(form: onnx.ModelProto, target: Path, metadata: dict[str, Any], held_out: Labelled) -> tuple[float, int]:
+    """Writes a form, with its own accuracy in its metadata; that accuracy, and its bytes."""
+    n_right, _ = _score(form, metadata, held_out)
+    accuracy = split_accuracy(metadata["evaluate"]["split"], n_right, len(held_out.targets))
+    save_model(form, metadata | {"evaluate": accuracy.as_dict()}, target)
+    return accuracy.accuracy, target.stat().st_size
+
+
+def _score(form: onnx.ModelProto, metadata: dict[str, Any], images: Labelled) -> tuple[int, float]:
+    """The number of right answers, and minus the mean cross-entropy, which decides between equals."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(form, metadata, Path(folder, "form.onnx"))
+        classifier = OnnxClassifier(Path(folder, "form.onnx"))
+    pixels, targets = images
+    size = max(BATCH_SIZES)
+    parts = [classifier.probabilities(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+    probabilities = np.concatenate(parts)
+    of_truth = probabilities[np.arange(len(targets)), targets]
+    n_right = int((probabilities.argmax(axis=1) == targets).sum())
+    return n_right, float(np.log(np.maximum(of_truth, 1e-12)).mean())
 
 
 class _Images(CalibrationDataReader):

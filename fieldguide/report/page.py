@@ -1,67 +1,30 @@
-"""One page and one model card about a run, from the files that its stages wrote.
+"""The report: one page about a run, whole in one file.
 
-The page is whole in one file: pictures lie in it as data, charts are SVG in its text, and it asks no other host for
-anything. What is not there yet is said, not guessed.
+Pictures lie in it as data, charts are SVG in its text, and it asks no other host for anything. What is not there yet is
+said, not guessed.
 """
 
 import base64
-import importlib.metadata
 import math
-import platform
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from fieldguide.core.files import file_hash, read_json
+from fieldguide.core.artifacts import CleanMetrics, EvaluateMetrics, SplitMetrics
 from fieldguide.core.images import encode_jpeg, inspect
 from fieldguide.core.names import SPLITS, common_name, flat
-from fieldguide.core.paths import (
-    BATCH_PNG,
-    CALIBRATION,
-    CHECKPOINT,
-    CLASSES_CSV,
-    CONFUSED_PAIRS_CSV,
-    COVERAGE_CSV,
-    FINDINGS_CSV,
-    GALLERY_JSON,
-    HISTORY_CSV,
-    LOCK,
-    MANIFEST,
-    ONNX,
-    PER_CLASS_CSV,
-    RAW,
-    RECEIPT,
-    RELIABILITY_CSV,
-    SAMPLES_PNG,
-    SIZES_PNG,
-    THROUGHPUT_CSV,
-    confusion_csv,
-    stage_metrics,
-)
-from fieldguide.report import charts
+from fieldguide.core.paths import COVERAGE_PNG, CURVES_PNG, RELIABILITY_PNG, confusion_png
+from fieldguide.report.facts import Facts
+from fieldguide.report.figures import svg
+from fieldguide.report.text import count, interval, markdown, number, percent, shown, size, table_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
-STAGES = ("split_check", "train", "evaluate", "export_onnx", "benchmark")  # that write metrics
-TABLES = {
-    "classes": CLASSES_CSV,
-    "findings": FINDINGS_CSV,
-    "history": HISTORY_CSV,
-    "per_class": PER_CLASS_CSV,
-    "reliability": RELIABILITY_CSV,
-    "coverage": COVERAGE_CSV,
-    "confused_pairs": CONFUSED_PAIRS_CSV,
-    "throughput": THROUGHPUT_CSV,
-}
-PNGS = {"sizes": SIZES_PNG, "samples": SAMPLES_PNG, "batch": BATCH_PNG}
 PNG_PX = 1600  # largest side of these in the page
-HASHED = (MANIFEST, CHECKPOINT, CALIBRATION, ONNX)
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "onnx", "onnxruntime", "dvc", "mlflow")
 COLUMNS = {  # of a split's metrics: the heading, and how its values are written
     "n": ("images", "count"),
     "accuracy": ("accuracy", "percent"),
@@ -71,82 +34,14 @@ COLUMNS = {  # of a split's metrics: the heading, and how its values are written
     "loss": ("loss (nats)", "number"),
     "ece": ("calibration error", "number"),
 }
-EVALUATED = (*SPLITS, "test_without_leaks")
 FEW = 10  # images of a class under which the card warns of its figures
 COVERAGES = (0.5, 0.8, 0.9, 0.95, 1.0)  # of the table; the chart has all
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the stages wrote, `None` (or no entry) for what is not there.
-
-    metrics: by stage; tables: by their name in `TABLES`; confusions: tables of truth and prediction by split; gallery: the
-    content of metrics/gallery.json; pngs: encoded, by their name in `PNGS`; hashes: a row for each file; params: by section.
-    """
-
-    receipt: dict[str, Any] | None
-    metrics: dict[str, dict[str, Any]]
-    tables: dict[str, pd.DataFrame]
-    confusions: dict[str, pd.DataFrame]
-    gallery: dict[str, Any] | None
-    pngs: dict[str, bytes]
-    hashes: list[dict[str, Any]]
-    versions: dict[str, str]
-    params: dict[str, dict[str, Any]]
-
-    @property
-    def held_out(self) -> str | None:
-        """The split on which the network is measured: test, or valid where test has no labels."""
-        measured = [split for split in SPLITS if split in self.metrics.get("evaluate", {})]
-        return measured[-1] if measured else None
-
-    def rows(self, table: str, split: str | None = None) -> pd.DataFrame:
-        """A table, or its rows of one split; empty where it is not there."""
-        frame = self.tables.get(table, pd.DataFrame())
-        return frame[frame["split"] == split] if split and len(frame) else frame
-
-
-def read_facts(params: dict[str, dict[str, Any]]) -> Facts:
-    """All that lies in the folder in which DVC runs the stage."""
-    return Facts(
-        receipt=read_json(RECEIPT) if RECEIPT.exists() else None,
-        metrics={stage: read_json(stage_metrics(stage)) for stage in STAGES if stage_metrics(stage).exists()},
-        tables={name: _read_table(path) for name, path in TABLES.items() if path.exists()},
-        confusions={split: _read_table(confusion_csv(split)) for split in SPLITS if confusion_csv(split).exists()},
-        gallery=read_json(GALLERY_JSON) if GALLERY_JSON.exists() else None,
-        pngs={name: path.read_bytes() for name, path in PNGS.items() if path.exists()},
-        hashes=_hashes(),
-        versions={"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
-        params=params,
-    )
-
-
-def _read_table(source: Path) -> pd.DataFrame:
-    """A CSV in which only an empty cell is missing: a class may be called NA."""
-    return pd.read_csv(source, keep_default_na=False, na_values=[""], dtype={"class_name": str, "truth": str, "predicted": str})
-
-
-def _hashes() -> list[dict[str, Any]]:
-    """Size and SHA-256 of every input that is a file, and the MD5 that dvc.lock has of it."""
-    lock = yaml.safe_load(LOCK.read_text(encoding="utf-8")) if LOCK.exists() else {}
-    known = {out["path"]: out for stage in (lock.get("stages") or {}).values() for out in stage.get("outs", [])}
-    rows = []
-    for path in (RAW, *HASHED):
-        if path.exists():
-            entry = known.get(str(path), {})
-            whole = path.is_file()
-            size = path.stat().st_size if whole else entry.get("size")
-            md5 = entry.get("md5")
-            same = not whole or file_hash(path, "md5") == md5  # else dvc.lock speaks of another run
-            sha256 = file_hash(path) if whole else None
-            rows.append({"path": str(path), "bytes": size, "sha256": sha256, "md5": md5 if same else None})
-    return rows
-
-
-def render_page(facts: Facts) -> str:
-    """The report as HTML."""
+def render_page(facts: Facts, figures: dict[Path, Figure]) -> str:
+    """The report as HTML; `figures` by the path of their PNG."""
     return (
-        _environment(autoescape=True)
+        environment(autoescape=True)
         .get_template("report.html")
         .render(
             style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -164,21 +59,21 @@ def render_page(facts: Facts) -> str:
                 ("run", "This run"),
             ),
             data=data_section(facts),
-            training=training_section(facts),
+            training=training_section(facts, figures),
             results=results_section(facts),
-            confusions=confusion_charts(facts),
+            confusions=confusion_charts(facts, figures),
             gallery=gallery_section(facts),
-            confidence=confidence_section(facts),
+            confidence=confidence_section(facts, figures),
             export=export_rows(facts),
             benchmark=benchmark_section(facts),
-            params=[(section, _rows(values)) for section, values in facts.params.items()],
+            params=[(section, table_rows(values)) for section, values in facts.params.items()],
             versions=list(facts.versions.items()),
             hashes=facts.hashes,
         )
     )
 
 
-def _environment(autoescape: bool) -> Environment:
+def environment(autoescape: bool) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=autoescape,
@@ -189,48 +84,6 @@ def _environment(autoescape: bool) -> Environment:
     )
     environment.filters |= {"percent": percent, "number": number, "count": count, "bytes": size, "md": markdown}
     return environment
-
-
-def _known(value: float | None) -> TypeGuard[float]:
-    return value is not None and not (isinstance(value, float) and math.isnan(value))
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f}\u00a0%" if _known(value) else "–"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return f"{value:,.{digits}f}" if _known(value) else "–"
-
-
-def count(value: float | None) -> str:
-    return f"{int(value):,}" if _known(value) else "–"
-
-
-def size(value: int | None) -> str:
-    """Bytes in the unit that leaves one to three digits before the point."""
-    if not _known(value):
-        return "–"
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= factor:
-            return f"{value / factor:.1f} {unit}"
-    return f"{value} bytes"
-
-
-def _shown(value: Any) -> str:
-    """Any value of a params or metrics file in words."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ", ".join(map(_shown, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _rows(tree: dict[str, Any]) -> list[tuple[str, str]]:
-    """Nested values under dotted names."""
-    return [(name, _shown(value)) for name, value in flat(tree).items()]
 
 
 def title(facts: Facts) -> str:
@@ -247,31 +100,23 @@ def summary(facts: Facts) -> str:
     return f"{model['name']} at {model['image_px']} px{classes}{trained if 'train' in facts.metrics else ''}."
 
 
-def interval(figures: dict[str, Any], key: str, write: str) -> str:
-    """The 95 % interval of a figure, or nothing."""
-    low, high = figures.get(f"{key}_low"), figures.get(f"{key}_high")
-    if low is None or high is None:
-        return ""
-    return f"{100 * low:.1f} to {100 * high:.1f}" if write == "percent" else f"{low:.3f} to {high:.3f}"
-
-
 def tiles(facts: Facts) -> list[dict[str, str]]:
     """The figures that a reader looks for first."""
     found, split = [], facts.held_out
-    if split:
-        figures = facts.metrics["evaluate"][split]
+    if split and facts.evaluate:
+        figures = facts.evaluate.splits[split]
         between = interval(figures, "accuracy", "percent")
-        n = f"n\u00a0=\u00a0{count(figures['n'])}"
+        n = f"n\u00a0=\u00a0{count(figures.n)}"
         note = f"{between}, {n}" if between else n
-        found.append((f"{split} accuracy", percent(figures["accuracy"]), note))
-        found.append(("macro F1", number(figures["macro_f1"]), interval(figures, "macro_f1", "number") or f"of {split}"))
-        found.append(("calibration error", number(figures["ece"]), "expected, 0 is best"))
+        found.append((f"{split} accuracy", percent(figures.accuracy), note))
+        found.append(("macro F1", number(figures.macro_f1), interval(figures, "macro_f1", "number") or f"of {split}"))
+        found.append(("calibration error", number(figures.ece), "expected, 0 is best"))
     check, export = facts.metrics.get("split_check"), facts.metrics.get("export_onnx")
     if check:
         found.append(("classes", count(check["classes"]), f"{count(sum(check['images'].values()))} labelled images"))
     if export:
         found.append(("model file", size(export["bytes"]), f"ONNX, opset {export['opset']}"))
-    backends = _backends(facts)
+    backends = backend_rows(facts)
     if backends:
         best = min(backends, key=lambda row: row["p50"])
         found.append(("one image in", f"{best['p50']:.1f} ms", f"{best['name']}, median"))
@@ -305,7 +150,6 @@ def data_section(facts: Facts) -> dict[str, Any] | None:
     dropped = check["dropped"]
     out = f"{count(dropped)} of them are left out of use" if dropped else "all of them are in use"
     faults: Any = findings.groupby(["kind", "action"], sort=False).size() if len(findings) else pd.Series(dtype=int)
-    train = classes["train"].tolist() if "train" in classes else []
     pictures = (
         ("samples", "Samples of each split", "Ten photographs of each split with their class names"),
         ("sizes", "Sizes and mean images", "Histogram of the sides of the images, and the mean image of each split"),
@@ -318,8 +162,6 @@ def data_section(facts: Facts) -> dict[str, Any] | None:
         "searched": searched,
         "origin": _origin(facts.receipt),
         "faults": [{"kind": kind, "action": action, "n": n} for (kind, action), n in faults.items()],
-        "strip": Markup(charts.strip(train, f"{min(train)} to {max(train)} training images a class")) if train else None,
-        "strip_note": f"{count(min(train))} to {count(max(train))}" if train else "",
         "class_splits": [split for split in SPLITS if split in classes],
         "classes": _named(classes),
         "pictures": [_picture(facts, *picture) for picture in pictures if picture[0] in facts.pngs],
@@ -328,7 +170,7 @@ def data_section(facts: Facts) -> dict[str, Any] | None:
 
 def _origin(receipt: dict[str, Any] | None) -> list[tuple[str, str]]:
     keys = ("dataset", "home", "licence", "source", "version", "release", "layout")
-    rows = [(key, _shown(receipt[key])) for key in keys if receipt.get(key)] if receipt else []
+    rows = [(key, shown(receipt[key])) for key in keys if receipt.get(key)] if receipt else []
     files = receipt.get("files", {}).items() if receipt else ()
     return [*rows, ("files", count(len(files))), ("bytes", size(sum(file["bytes"] for _, file in files)))] if rows else []
 
@@ -346,59 +188,66 @@ def _picture(facts: Facts, name: str, heading: str, text: str) -> dict[str, str]
     return {"title": heading, "text": text, "source": f"data:image/jpeg;base64,{encoded}"}
 
 
-def _chart(heading: str, svg: str, note: str = "") -> dict[str, Any]:
-    return {"title": heading, "svg": Markup(svg), "note": note}
+def _chart(heading: str, figure: Figure, note: str) -> dict[str, Any]:
+    return {"title": heading, "svg": Markup(svg(figure, heading)), "note": note}
 
 
-def training_section(facts: Facts) -> dict[str, Any] | None:
+def training_section(facts: Facts, drawn: dict[Path, Figure]) -> dict[str, Any] | None:
     """Curves of the epochs, and what the network saw."""
-    figures = facts.metrics.get("train")
+    figures = facts.train
     if figures is None:
         return None
-    history, best = facts.rows("history"), figures["best_epoch"]
-    shown = []
-    if len(history):
-        epochs = history["epoch"].tolist()
-        for key, heading, unit in (("loss", "Loss", "cross-entropy (nats)"), ("accuracy", "Accuracy", "share right")):
-            both = [charts.Line(split, epochs, history[f"{split}_{key}"].tolist()) for split in ("train", "valid")]
-            text = f"{heading} over {len(epochs)} epochs; at the best, {best}, {figures['valid'][key]:.3f} on valid"
-            svg = charts.lines(both, "epoch", unit, text, mark=best, percent=key == "accuracy")
-            shown.append(_chart(heading, svg, f"best epoch {best}: {figures['valid'][key]:.3f} on valid"))
-        rate = [charts.Line("rate", epochs, history["lr"].tolist())]
-        shown.append(_chart("Learning rate", charts.lines(rate, "epoch", "learning rate", "Learning rate over the epochs")))
-    valid = figures["valid"]
+    best = figures.best_epoch
+    note = f"best epoch {best}: loss {figures.valid.loss:.3f}, accuracy {percent(figures.valid.accuracy)} on valid"
+    shown_charts = [_chart("Loss, accuracy and learning rate", drawn[CURVES_PNG], note)] if CURVES_PNG in drawn else []
     batch = ("batch", "What the network saw in training", "Training images as decoded, and as augmented in different epochs")
     return {
-        "text": f"{count(figures['parameters'])} parameters, {figures['epochs']} epochs. The best by the validation split is"
-        f" epoch {best}, with {percent(valid['accuracy'])} right there; it is the one that is kept.",
-        "charts": shown,
+        "text": training_text(facts),
+        "charts": shown_charts,
         "pictures": [_picture(facts, *batch)] if "batch" in facts.pngs else [],
     }
 
 
+def training_text(facts: Facts) -> str:
+    """Size, epochs and the best of them; empty before the training."""
+    figures = facts.train
+    if figures is None:
+        return ""
+    return (
+        f"{count(figures.parameters)} parameters, {figures.epochs} epochs. The best by the validation split is epoch"
+        f" {figures.best_epoch}, with {percent(figures.valid.accuracy)} right there; it is the one that is kept."
+    )
+
+
 def results_section(facts: Facts) -> dict[str, Any] | None:
     """The figures of every split, and of every class of the held-out one."""
-    metrics, split = facts.metrics.get("evaluate"), facts.held_out
+    metrics, split = facts.evaluate, facts.held_out
     if metrics is None or split is None:
         return None
-    measured = {name: metrics[name] for name in EVALUATED if name in metrics}
-    keys = [key for key in COLUMNS if any(key in figures for figures in measured.values())]
+    clean = {"test_without_leaks": metrics.test_without_leaks} if metrics.test_without_leaks else {}
+    measured: dict[str, SplitMetrics | CleanMetrics] = metrics.splits | clean
+    keys = list(COLUMNS)
     write = {"count": count, "percent": percent, "number": number}
     rows = [
         {
             "name": name.replace("_", " "),
-            "cells": [(write[COLUMNS[key][1]](figures.get(key)), interval(figures, key, COLUMNS[key][1])) for key in keys],
+            "cells": [
+                (write[COLUMNS[key][1]](getattr(figures, key, None)), interval(figures, key, COLUMNS[key][1])) for key in keys
+            ],
         }
         for name, figures in measured.items()
     ]
     used = set(keys) | {f"{key}_{end}" for key in keys for end in ("low", "high")}
-    rest = {name: {key: value for key, value in figures.items() if key not in used} for name, figures in measured.items()}
-    rest |= {name: figures for name, figures in metrics.items() if name not in measured}
-    groups = [(name.replace("_", " "), _rows(v if isinstance(v, dict) else {name: v})) for name, v in rest.items() if v != {}]
+    tree = metrics.as_dict()
+    rest = {name: {key: value for key, value in tree[name].items() if key not in used} for name in measured}
+    rest |= {name: figures for name, figures in tree.items() if name not in measured}
+    groups = [
+        (name.replace("_", " "), table_rows(v if isinstance(v, dict) else {name: v})) for name, v in rest.items() if v != {}
+    ]
     return {
-        "text": result_text(metrics[split], split),
+        "text": result_text(metrics.splits[split], split),
         "split": split,
-        "has_test": "test" in metrics,
+        "has_test": metrics.test is not None,
         "columns": [COLUMNS[key][0] for key in keys],
         "rows": rows,
         "per_class": per_class(facts),
@@ -406,12 +255,12 @@ def results_section(facts: Facts) -> dict[str, Any] | None:
     }
 
 
-def result_text(figures: dict[str, Any], split: str) -> str:
+def result_text(figures: SplitMetrics, split: str) -> str:
     """The headline in a sentence."""
-    n, n_right = figures["n"], round(figures["accuracy"] * figures["n"])
+    n, n_right = figures.n, round(figures.accuracy * figures.n)
     between = interval(figures, "accuracy", "percent")
     known = f", 95\u00a0% interval {between}\u00a0%" if between else ""
-    return f"{count(n_right)} of {count(n)} images of {split} are named right: {percent(figures['accuracy'])}{known}."
+    return f"{count(n_right)} of {count(n)} images of {split} are named right: {percent(figures.accuracy)}{known}."
 
 
 def per_class(facts: Facts) -> list[dict[str, Any]]:
@@ -420,25 +269,22 @@ def per_class(facts: Facts) -> list[dict[str, Any]]:
     return _named(frame[frame["support"] > 0].sort_values("f1", kind="stable")) if len(frame) else []
 
 
-def confusion_charts(facts: Facts) -> list[dict[str, Any]]:
+def confusion_charts(facts: Facts, figures: dict[Path, Figure]) -> list[dict[str, Any]]:
     """A chart for each split, the held-out one first; none where a split has no labels."""
-    shown = []
+    shown_charts = []
     for split in reversed(SPLITS):
-        frame = facts.confusions.get(split)
-        if frame is None:
+        table = facts.confusions.get(split)
+        if table is None:
             continue
-        if frame.empty:
-            shown.append({"title": split, "svg": None})
-            continue
-        listed = facts.tables["classes"]["class_name"] if "classes" in facts.tables else sorted(frame["truth"].unique())
-        names = list(dict.fromkeys([*listed, *frame["truth"], *frame["predicted"]]))
-        places = {name: place for place, name in enumerate(names)}
-        counts = np.zeros((len(names), len(names)), np.int64)
-        np.add.at(counts, (frame["truth"].map(places), frame["predicted"].map(places)), 1)
-        heading = f"{split}: {count(np.trace(counts))} of {count(len(frame))} right"
-        svg = charts.confusion(counts, [common_name(name) for name in names], f"Confusion of {heading}")
-        shown.append({"title": heading, "svg": Markup(svg)})
-    return sorted(shown, key=lambda one: one["svg"] is None)
+        right = int((table["truth"] == table["predicted"]).sum())
+        title = f"{split}: {count(right)} of {count(len(table))} right" if len(table) else split
+        svg_text = (
+            Markup(svg(figures[confusion_png(split)], f"Confusion of {title}"))
+            if len(table) and confusion_png(split) in figures
+            else None
+        )
+        shown_charts.append({"title": title, "svg": svg_text})
+    return sorted(shown_charts, key=lambda one: one["svg"] is None)
 
 
 def gallery_section(facts: Facts) -> dict[str, Any] | None:
@@ -446,13 +292,13 @@ def gallery_section(facts: Facts) -> dict[str, Any] | None:
     gallery = facts.gallery
     if gallery is None:
         return None
-    split, wrong = gallery["split"], len(gallery["wrong"])
-    looked = any(one["activation"] for one in gallery["wrong"] + gallery["right"])
+    split, wrong = gallery.split, len(gallery.wrong)
+    looked = any(one.activation for one in gallery.wrong + gallery.right)
     beside = " Beside each: where the network looked for its answer (class activation)." if looked else ""
-    figures = facts.metrics.get("evaluate", {}).get(split)
-    total = figures["n"] - round(figures["accuracy"] * figures["n"]) if figures else wrong
+    figures = facts.evaluate.splits.get(split) if facts.evaluate else None
+    total = figures.n - round(figures.accuracy * figures.n) if figures else wrong
     shown = f"{count(wrong)} of the {count(total)}" if wrong < total else f"All {count(total)}" if total > 1 else "The one"
-    return gallery | {
+    return dict(gallery) | {
         "wrong_text": f"{shown} wrong answer{'s' if total > 1 else ''} of {split}.{beside}",
         "right_text": f"From the surest to the least sure, spread over all right answers of {split}.{beside}",
         "all_pairs": _table_of_pairs(facts.rows("confused_pairs", split)),
@@ -468,58 +314,46 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return records
 
 
-def confidence_section(facts: Facts) -> dict[str, Any] | None:
+def confidence_section(facts: Facts, figures: dict[Path, Figure]) -> dict[str, Any] | None:
     """Reliability, and accuracy over coverage."""
-    metrics, split = facts.metrics.get("evaluate", {}), facts.held_out
-    shown = []
-    for name in ("test", "valid"):
-        frame = facts.rows("reliability", name)
-        if len(frame):
-            n, confidence, right = (frame[column].tolist() for column in ("n", "confidence", "accuracy"))
-            low, high = frame["accuracy_low"].tolist(), frame["accuracy_high"].tolist()
-            ece = metrics.get(name, {}).get("ece")
-            text = f"Reliability of {name}: expected calibration error {number(ece)}"
-            svg = charts.reliability(n, confidence, right, low, high, text)
-            shown.append(_chart(f"Reliability, {name}", svg, f"expected calibration error {number(ece)}"))
-    coverage = facts.rows("coverage")
-    unseen = [name for name in ("valid", "test") if name in coverage]
-    if unseen:
-        series = [charts.Line(name, coverage["coverage"].tolist(), coverage[name].tolist()) for name in unseen]
-        svg = charts.lines(series, "answered, the surest first", "of these right", "Accuracy over coverage", percent=True)
-        shown.append(_chart("Accuracy over coverage", svg, "when the least certain are refused"))
-    if not shown:
+    split, coverage = facts.held_out, facts.rows("coverage")
+    if facts.evaluate is None or split is None or not len(coverage) or RELIABILITY_PNG not in figures:
         return None
-    last = unseen[-1] if unseen else None
-    places = [int(np.abs(coverage["coverage"] - share).argmin()) for share in COVERAGES] if last else []
+    places = [int(np.abs(coverage["coverage"] - share).argmin()) for share in COVERAGES]
     table = [
         {
             "coverage": float(coverage["coverage"].iloc[place]),
-            "accuracy": float(coverage[last].iloc[place]),
-            "confidence": float(coverage[f"{last}_probability"].iloc[place]),
+            "accuracy": float(coverage[split].iloc[place]),
+            "confidence": float(coverage[f"{split}_probability"].iloc[place]),
         }
         for place in places
     ]
-    return {"text": confidence_text(metrics, split), "charts": shown, "split": last, "coverage": table}
+    ece = f"expected calibration error {number(facts.evaluate.splits[split].ece)}"
+    shown_charts = [
+        _chart("Reliability", figures[RELIABILITY_PNG], ece),
+        _chart("Accuracy over coverage", figures[COVERAGE_PNG], "when the least certain are refused"),
+    ]
+    return {"text": confidence_text(facts.evaluate, split), "charts": shown_charts, "split": split, "coverage": table}
 
 
-def confidence_text(metrics: dict[str, Any], split: str | None) -> str:
-    """What the dots mean, and what calibration changed, where it is known."""
-    parts = ["A dot is a bin of answers: how sure the network was, and how many of them are right, with its 95 % interval."]
-    temperature = metrics.get("calibration", {}).get("temperature")
-    figures = metrics.get(split, {}) if split else {}
-    if temperature is not None:
-        before = figures.get("ece_uncalibrated")
-        change = f", which takes the calibration error of {split} from {before:.3f} to {figures['ece']:.3f}" if before else ""
-        parts.append(f"Probabilities are at temperature {temperature:.3f}, fitted on valid{change}.")
-    if figures.get("known") is not None:
-        sure, right = figures["sure"], figures["accuracy_when_sure"]
+def confidence_text(metrics: EvaluateMetrics, split: str) -> str:
+    """What the dots mean, and what calibration changed."""
+    figures = metrics.splits[split]
+    parts = [
+        "A dot is a bin of answers: how sure the network was, and how many of them are right, with its 95 % interval.",
+        f"Probabilities are at temperature {metrics.calibration.temperature:.3f}, fitted on valid, which takes the calibration"
+        f" error of {split} from {figures.ece_uncalibrated:.3f} to {figures.ece:.3f}.",
+    ]
+    if figures.known is not None:
+        right = figures.accuracy_when_sure
         known = f" and {percent(right)} of these are right" if right is not None else ""
         parts.append(
-            f"{percent(figures['known'])} of {split} are taken for known classes; {percent(sure)} are answered as sure{known}."
+            f"{percent(figures.known)} of {split} are taken for known classes; {percent(figures.sure)} are answered as"
+            f" sure{known}."
         )
-    if strangers := metrics.get("strangers"):
-        told = ", ".join(f"{percent(found['refused'], 0)} of {kind.replace('_', ' ')}" for kind, found in strangers.items())
-        parts.append(f"Of drawn pictures that show none of the classes are refused: {told}.")
+    refused = ", ".join(f"{percent(ood.refused, 0)} of {kind.replace('_', ' ')}" for kind, ood in metrics.strangers.items())
+    if refused:
+        parts.append(f"Of drawn pictures that show none of the classes are refused: {refused}.")
     return " ".join(parts)
 
 
@@ -533,10 +367,10 @@ def export_rows(facts: Facts) -> list[tuple[str, str]] | None:
         "max_abs_difference": ("largest difference of a probability", f"{export.get('max_abs_difference', math.nan):.1e}"),
         "bytes": ("size", size(export.get("bytes"))),
     }
-    return [known.get(key, (key.replace("_", " "), _shown(value))) for key, value in flat(export).items()]
+    return [known.get(key, (key.replace("_", " "), shown(value))) for key, value in flat(export).items()]
 
 
-def _backends(facts: Facts) -> list[dict[str, Any]]:
+def backend_rows(facts: Facts) -> list[dict[str, Any]]:
     """Latency, throughput, accuracy and size of each backend."""
     entries = facts.metrics.get("benchmark", {})
     keys = ("images_per_second", "accuracy", "bytes")
@@ -551,7 +385,7 @@ def benchmark_section(facts: Facts) -> dict[str, Any] | None:
     """Tables of speed."""
     if "benchmark" not in facts.metrics:
         return None
-    backends, throughput = _backends(facts), facts.rows("throughput")
+    backends, throughput = backend_rows(facts), facts.rows("throughput")
     sizes = sorted(throughput["batch_size"].unique().tolist()) if len(throughput) else []
     ways = [name for name in ("backend", "threads") if name in throughput]
     groups: Any = throughput.groupby(ways, sort=False) if sizes else ()
@@ -571,97 +405,5 @@ def benchmark_section(facts: Facts) -> dict[str, Any] | None:
         "backends": backends,
         "batch_sizes": sizes,
         "throughput": [(name, [blank | cell for cell in cells]) for name, cells in by_backend],
-        "hardware": _rows(hardware),
+        "hardware": table_rows(hardware),
     }
-
-
-def render_card(facts: Facts) -> str:
-    """The model card as Markdown, in the sections of Hugging Face's template."""
-    split, receipt, results = facts.held_out, facts.receipt or {}, results_section(facts)
-    evaluate, benchmark = facts.metrics.get("evaluate", {}), benchmark_section(facts)
-    names = facts.rows("classes")["class_name"].tolist() if "classes" in facts.tables else []
-    training = training_section(facts)
-    sections = ("data.dataset", "model", "train", "augment")
-    return (
-        _environment(autoescape=False)
-        .get_template("model_card.md")
-        .render(
-            front_matter=front_matter(facts),
-            title=title(facts),
-            summary=summary(facts),
-            headline=results["text"] if results else "",
-            model=facts.params["model"],
-            parameters=facts.metrics.get("train", {}).get("parameters"),
-            classes=[common_name(str(name)) for name in names],
-            licence=receipt.get("licence") or "not stated either",
-            home=receipt.get("home", ""),
-            thresholds=evaluate.get("calibration"),
-            synthetic=receipt.get("dataset") == "sample",
-            limitations=limitations(facts, split),
-            data=data_section(facts),
-            training=training["text"] if training else "The figures of the training are not there.",
-            hyperparameters=[row for row in _rows(facts.params) if row[0].startswith(sections)],
-            backends=_backends(facts),
-            hardware=benchmark["text"] if benchmark else "",
-            results=results,
-            versions=list(facts.versions.items()),
-            hashes=facts.hashes,
-        )
-    )
-
-
-def front_matter(facts: Facts) -> str:
-    """The card's metadata as YAML, with the results in the form of a model index."""
-    split, name = (
-        facts.held_out,
-        f"fieldguide-{facts.params['data']['dataset']}-{facts.params['model']['name'].replace('/', '-')}",
-    )
-    card: dict[str, Any] = {
-        "library_name": "onnx",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "fieldguide"],
-    }
-    if split:
-        figures = facts.metrics["evaluate"][split]
-        kinds = (("accuracy", "accuracy", "Accuracy"), ("f1", "macro_f1", "Macro F1"))
-        results = [{"type": kind, "value": round(figures[key], 4), "name": text} for kind, key, text in kinds]
-        dataset = {"name": title(facts), "type": facts.params["data"]["dataset"], "split": split}
-        entry = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": results}
-        card |= {"metrics": ["accuracy", "f1"], "model-index": [{"name": name, "results": [entry]}]}
-    return yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=1000)
-
-
-def limitations(facts: Facts, split: str | None) -> list[str]:
-    """What the data say against the model, and what nobody measured."""
-    lines = []
-    check, rows = facts.metrics.get("split_check"), per_class(facts)
-    if rows:
-        few = sum(row["support"] < FEW for row in rows)
-        if few:
-            lines.append(f"{few} of {len(rows)} classes have fewer than {FEW} images in {split}: their figures mean little.")
-        low = [row for row in rows if row["f1"] < 1][:5]
-        if low:
-            listed = ", ".join(f"{row['class_name']} ({row['f1']:.2f}, n = {row['support']})" for row in low)
-            lines.append(f"The lowest F1 in {split}: {listed}.")
-    if facts.gallery and facts.gallery["pairs"]:
-        pairs = [
-            f"{pair['truth']} for {pair['predicted']} ({pair['n']} of {pair['n_truth']})" for pair in facts.gallery["pairs"]
-        ]
-        lines.append(f"Most often mistaken outside train: {', '.join(pairs[:5])}.")
-    spread = (check or {}).get("train_images_per_class")
-    if spread and spread["smallest"] < spread["largest"]:
-        lines.append(
-            f"Classes are learned from {count(spread['smallest'])} to {count(spread['largest'])} images: not equally well."
-        )
-    if check and check["near_duplicates"]["across_splits"] is None:
-        lines.append("Near duplicates between the splits were not looked for; the figures may be too good.")
-    if "test" not in facts.metrics.get("evaluate", {}):
-        lines.append("There is no figure on labelled test images.")
-    lines.append("One training run, one seed: the spread between runs was not measured.")
-    lines.append("It was measured on no other collection of photographs.")
-    return lines
-
-
-def markdown(text: object) -> str:
-    """Text in which no sign of Markdown or HTML has a meaning."""
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|~" else letter for letter in " ".join(str(text).split()))

@@ -2,16 +2,15 @@
 
 import textwrap
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib import rc_context
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from fieldguide.core.files import atomic_path
 from fieldguide.core.names import common_name
@@ -19,9 +18,13 @@ from fieldguide.core.names import common_name
 DPI = 110
 RIGHT, WRONG = "#1a7f37", "#c4320a"  # of captions, which also say it in words
 STYLES = {"train": ("0.6", ":"), "valid": ("tab:orange", "--"), "test": ("black", "-")}  # colour and dash of a split's line
-LOG_FROM = 50  # largest over smallest value from which an axis of a search is logarithmic
 MAX_CELL_LABELS = 20  # more classes than this, squared, leave no room for a number in each cell
 MAX_TICK_LABELS = 110  # more class names than this cannot be read along an axis
+
+
+def svg_settings() -> AbstractContextManager[None]:
+    """Text stays text, and equal figures give equal bytes."""
+    return rc_context({"svg.fonttype": "none", "svg.hashsalt": "fieldguide"})
 
 
 def save_png(figure: Figure, target: Path) -> None:
@@ -33,10 +36,10 @@ def save_png(figure: Figure, target: Path) -> None:
 def curves(
     epochs: Sequence[int], loss: dict[str, list[float]], accuracy: dict[str, list[float]], best: int, rates: Sequence[float]
 ) -> Figure:
-    """Loss and accuracy (0..1) over epochs, a line for each split, the best epoch marked; the learning rate of every step."""
+    """Loss and accuracy (0..1) over epochs, a line for each split, the best epoch marked; the rate at each epoch's start."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
-    axes[2].plot(np.linspace(0, epochs[-1], len(rates)), rates, color="black")
+    axes[2].plot(epochs, rates, color="black", marker="." if len(epochs) == 1 else "")
     axes[2].set_ylabel("learning rate")
     for axis in axes:
         axis.set_xlabel("epoch")
@@ -271,61 +274,3 @@ def coverage(splits: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> Fi
     axis.legend(frameon=False)
     axis.set_title(title)
     return figure
-
-
-def parallel_coordinates(
-    table: pd.DataFrame, figures: Sequence[float], ended: Sequence[bool], name: str, higher_is_better: bool, title: str
-) -> Figure:
-    """A line for each row of `table` (a column for each parameter, numbers or names) that ends at its figure, named `name`.
-
-    Those that were ended early are dashed; the best of the others is thick. Numbers that span more than a factor of
-    `LOG_FROM` stand on a logarithmic axis.
-    """
-    places, labels = zip(*(_axis_of(table[column]) for column in table.columns), strict=True)
-    low, high = min(figures), max(figures)
-    last, ticks = _axis_of(pd.Series(figures, dtype=float))
-    paths = np.column_stack([*places, last])  # [N, columns + 1], 0..1
-    figure = Figure(figsize=(2.1 * len(table.columns) + 2.4, 4.4), layout="constrained")
-    axis = figure.subplots()
-    colors = ScalarMappable(Normalize(low, high), colormaps["cividis_r" if higher_is_better else "cividis"])
-    rank = paths[:, -1] if higher_is_better else -paths[:, -1]
-    best = max((k for k in range(len(paths)) if not ended[k]), key=lambda k: rank[k], default=-1)  # the first of equals
-    for k in np.argsort(rank):  # the best above the others
-        style = {"linestyle": "--", "linewidth": 0.9} if ended[k] else {"linewidth": 3.5 if k == best else 1.6}
-        axis.plot(paths[k], color=colors.to_rgba(figures[k]), solid_capstyle="round", zorder=3 if k == best else 2, **style)
-    names = [*map(str, table.columns), name]
-    for place, marks in enumerate([*labels, ticks]):
-        axis.axvline(place, color="black", linewidth=0.8, zorder=4)
-        for height, text in marks:
-            axis.plot([place - 0.02, place], [height, height], color="black", linewidth=0.8, zorder=4)
-            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}
-            axis.text(place - 0.03, height, text, ha="right", va="center", fontsize=8, zorder=5, bbox=box, parse_math=False)
-    axis.set_xticks(range(len(names)), names, fontsize=9)
-    axis.tick_params(axis="x", length=0)
-    axis.set_yticks([])
-    axis.set_xlim(-0.45, len(names) - 0.9)
-    axis.set_ylim(-0.04, 1.04)
-    axis.spines[:].set_visible(False)
-    figure.colorbar(colors, ax=axis, label=name, shrink=0.8)
-    axis.set_title(title, fontsize=11)
-    return figure
-
-
-def _axis_of(column: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Where values stand on an axis from 0 to 1, float `[N]`, and its marks."""
-    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-        kinds = sorted(column.astype(str).unique())
-        scale = {kind: 0.5 if len(kinds) == 1 else k / (len(kinds) - 1) for k, kind in enumerate(kinds)}
-        return column.astype(str).map(scale).to_numpy(float), [(height, kind) for kind, height in scale.items()]
-    values = column.to_numpy(float)
-    low, high = values.min(), values.max()
-    if low == high:
-        return np.full(len(values), 0.5), [(0.5, f"{low:.4g}")]
-    is_log = low > 0 and high / low >= LOG_FROM
-    locator = LogLocator(subs=(1, 2, 5)) if is_log else MaxNLocator(nbins=5)
-    marks = [mark for mark in locator.tick_values(low, high) if low < mark < high]
-    change = np.log if is_log else np.asarray
-    start, length = change(low), change(high) - change(low)
-    heights = [(change(mark) - start) / length for mark in marks]
-    shown = [(height, f"{mark:.4g}") for height, mark in zip(heights, marks, strict=True) if 0.05 < height < 0.95]
-    return (change(values) - start) / length, [(0.0, f"{low:.4g}"), *shown, (1.0, f"{high:.4g}")]

@@ -35,7 +35,7 @@ LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # zip specification (APPNOTE 4.3.7)
 
 
 @dataclass(frozen=True)
-class Source:
+class Archive:
     """The wanted files of a zip or folder, under names without a wrapping folder."""
 
     where: str
@@ -47,7 +47,7 @@ class Source:
 
 
 @contextmanager
-def open_source(path: Path, max_bytes: int, keep: Callable[[str], bool] = is_image) -> Iterator[Source]:
+def open_archive(path: Path, max_bytes: int, keep: Callable[[str], bool] = is_image) -> Iterator[Archive]:
     """The files of `path` that `keep` accepts by their names, by default the images.
 
     Raises `UserError` for what is missing, no zip, unsafe, or larger than `max_bytes`.
@@ -136,7 +136,7 @@ def _source(
     read: Callable[[str], bytes],
     max_bytes: int,
     keep: Callable[[str], bool],
-) -> Source:
+) -> Archive:
     """The common end of both: only wanted files, the wrapping folder stripped, the size bound held."""
     wanted = sorted(filter(keep, sizes))
     if not wanted:
@@ -157,7 +157,7 @@ def _source(
         if PurePosixPath(name).is_relative_to(wrapper)  # a loose picture beside the wrapping folder is ignored
     }
     inside = (PurePosixPath(name) for name in folders)
-    return Source(
+    return Archive(
         where=str(path),
         names=tuple(inner),
         folders=tuple(sorted(str(folder.relative_to(wrapper)) for folder in inside if folder.is_relative_to(wrapper))),

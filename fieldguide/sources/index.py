@@ -1,10 +1,10 @@
 """Raw data, in whatever format, to one row per image: the last place that knows the format."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from fieldguide.core.artifacts import Receipt
 from fieldguide.core.errors import UserError
 from fieldguide.sources.archive import stored_members
 from fieldguide.sources.catalog import CATALOG
@@ -24,29 +24,29 @@ def index_folders(images_zip: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=INDEX_COLUMNS)
 
 
-def index_shards(receipt: dict[str, Any], raw: Path) -> pd.DataFrame:
+def index_shards(receipt: Receipt, raw: Path) -> pd.DataFrame:
     """One row for each record of the shards, whose checksums are verified; a test split may be without labels.
 
     Raises `UserError` for shards without a record; with shard, record and byte for what is damaged, for a label that is
     missing or unknown, and for an id that stands twice.
     """
-    names = CATALOG[receipt["dataset"]].class_names
-    features = {f"{kind}_feature": name for kind, name in receipt["features"].items()}
+    names = CATALOG[receipt.dataset].class_names
+    features = {f"{kind}_feature": name for kind, name in receipt.features}
     rows = []
-    for file in receipt["files"]:
+    for file in receipt.files:
         split = shard_split(file)
         for record in read_shard(raw / file, **features):
             where = f"{raw / file}: record {record.index}, image at byte {record.offset}"
             if record.label is None and split != "test":
-                raise UserError(f"{where}: no feature {receipt['features']['label']!r}; set data.features.label")
+                raise UserError(f"{where}: no feature {receipt.features.label!r}; set data.features.label")
             if record.label is not None and names and record.label >= len(names):
-                raise UserError(f"{where}: class {record.label}, but {receipt['dataset']} has {len(names)} classes")
+                raise UserError(f"{where}: class {record.label}, but {receipt.dataset} has {len(names)} classes")
             name = "" if record.label is None else names[record.label] if names else f"class {record.label:04d}"
             kept = "unlabelled" if record.label is None else split
-            own_id = record.id if receipt["features"]["id"] else f"{file}/{record.index}"
+            own_id = record.id if receipt.features.id else f"{file}/{record.index}"
             rows.append((kept, record.label, name, own_id, file, record.offset, record.length))
     if not rows:
-        raise UserError(f"{raw}: {len(receipt['files'])} shards hold no record at all; give others in data.path")
+        raise UserError(f"{raw}: {len(receipt.files)} shards hold no record at all; give others in data.path")
     frame = pd.DataFrame(rows, columns=INDEX_COLUMNS).astype({"label": "Int64"})
     if frame["id"].duplicated().any():
         twice = frame[frame["id"].duplicated()].iloc[0]

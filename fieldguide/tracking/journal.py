@@ -1,7 +1,7 @@
-"""What a run has to tell, written down before anyone is told: one folder for each run, entries as lines of JSON.
+"""What a run logs, on disk before it is sent: one folder for each run, entries as JSON lines.
 
-The journal is the truth; `sender` sends it and marks how far it came. What was written survives the process, and what
-was sent twice does no harm, so that a mark may lag behind. Files are copied beside the lines, as DVC deletes outputs.
+`sender` sends the journal and marks the position that it has reached. Entries survive the process; sending one twice does no
+harm, so the mark may lag behind. Files are copied, because DVC deletes outputs.
 """
 
 import json
@@ -18,11 +18,11 @@ from filelock import FileLock, Timeout
 from fieldguide.core.files import write_bytes
 from fieldguide.core.paths import journals
 
-LOOK_SECONDS = 10.0  # that another process's sender may hold a journal
+LOOK_SECONDS = 10.0  # to wait for another process's sender that holds a journal
 
 
 class Journal:
-    """The entries of one run, in `folder`; one process at a time holds it (`held`)."""
+    """The entries of one run, in `folder`, which one process at a time holds (`held`)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,17 +30,17 @@ class Journal:
 
     @property
     def key(self) -> str:
-        """The run's own name, the same in every attempt to send it."""
+        """Identifies the run in the store, however often it is sent."""
         return self.folder.name.rpartition("-")[2]
 
     @property
     def store(self) -> str | None:
-        """The address for which it was written; None where the process ended before it said so."""
+        """The address that it is to be sent to; None if the process ended before it was written."""
         name = self.folder / "store"
         return name.read_text() if name.exists() else None
 
     def append(self, kind: str, **content: Any) -> None:
-        """One more entry, on the disk when this returns; `time` in milliseconds since 1970."""
+        """Writes an entry with fsync; `time` in milliseconds since 1970."""
         line = json.dumps({"kind": kind, "time": int(time.time() * 1000), **content})
         with self.entries.open("a+b") as stream:
             if stream.tell():
@@ -51,7 +51,7 @@ class Journal:
             os.fsync(stream.fileno())
 
     def keep(self, file: Path) -> str:
-        """A copy of `file`; its name, relative to the folder."""
+        """Copies a file into the journal; the copy's path, relative to the folder."""
         number = sum(1 for _ in self.folder.glob("files/*"))
         copy = self.folder / "files" / str(number) / file.name
         copy.parent.mkdir(parents=True)
@@ -59,18 +59,18 @@ class Journal:
         return str(copy.relative_to(self.folder))
 
     def unsent(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each whole entry that is not marked, and the mark that stands behind it."""
-        return self._whole(int(self.sent.read_text()) if self.sent.exists() else 0)
+        """Each complete entry after the mark, and the mark that would include it."""
+        return self._read(int(self.sent.read_text()) if self.sent.exists() else 0)
 
     def has_unsent(self) -> bool:
-        """Whether something is not marked; nothing is where another process has sent and removed it."""
+        """Whether there are unsent entries; no longer if another process has sent and removed the journal."""
         try:
             return any(True for _ in self.unsent())
         except FileNotFoundError:
             return False
 
-    def _whole(self, start: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """Entries from a place on, each with the place behind it; a line that was cut off is left out."""
+    def _read(self, start: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """Entries from a position on, each with the position after it; skips a truncated line."""
         if not self.entries.exists():
             return
         with self.entries.open("rb") as stream:
@@ -85,28 +85,27 @@ class Journal:
                     yield entry, start
 
     def everything(self) -> Iterator[dict[str, Any]]:
-        """Each whole entry, sent or not."""
-        return (entry for entry, _ in self._whole(0))
+        """Each complete entry, sent or not."""
+        return (entry for entry, _ in self._read(0))
 
     def first(self) -> dict[str, Any]:
-        """The entry with which the run began."""
-        return next(entry for entry, _ in self._whole(0))
+        """The start of the run."""
+        return next(self.everything())
 
     def last(self) -> str:
-        """The kind of the last whole entry, sent or not; nothing where there is none."""
-        kinds = [entry["kind"] for entry, _ in self._whole(0)]
-        return kinds[-1] if kinds else ""
+        """The kind of the last complete entry, sent or not; empty if there is none."""
+        return next(reversed([entry["kind"] for entry in self.everything()]), "")
 
-    def mark(self, place: int) -> None:
-        """What stands before `place` is sent."""
-        write_bytes(self.sent, str(place).encode())
+    def mark(self, position: int) -> None:
+        """Notes that all before this position is sent."""
+        write_bytes(self.sent, str(position).encode())
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
     def held(self, seconds: float = 0.0) -> Iterator[bool]:
-        """Whether no other process is at work on it, or not for so long; it is this process's until the block ends."""
+        """Locks the journal for the block; False if another process still holds it after so many seconds."""
         lock = FileLock(self.folder.with_suffix(".lock"), thread_local=False)
         try:
             lock.acquire(timeout=seconds)
@@ -122,7 +121,7 @@ class Journal:
 
 
 def new_journal(key: str, store: str) -> Journal:
-    """An empty journal for a store, named so that all stand in the order in which they were begun."""
+    """An empty journal for a store; names sort by time."""
     journal = Journal(journals() / f"{time.time_ns():020d}-{key}")
     journal.folder.mkdir(parents=True)
     write_bytes(journal.folder / "store", store.encode())
@@ -130,10 +129,10 @@ def new_journal(key: str, store: str) -> Journal:
 
 
 def all_journals() -> list[Journal]:
-    """Those of this project whose entries are not all sent, and those of runs that have not ended, oldest first."""
+    """The journals of this project that are not completely sent, oldest first."""
     return [Journal(folder) for folder in sorted(journals().glob("*-*")) if folder.is_dir()]
 
 
 def find_journal(key: str) -> Journal | None:
-    """The journal of a run, while it exists."""
+    """The journal of a run, if it has not been sent and removed."""
     return next((journal for journal in all_journals() if journal.key == key), None)

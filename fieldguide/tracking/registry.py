@@ -1,6 +1,6 @@
-"""MLflow's model registry: a run's exported model becomes a version of the registered model, and a version a local file.
+"""MLflow's model registry: promotes a run's exported model to a version of the registered model; fetches versions as files.
 
-Imports no more than prediction has at hand, so that a file's path never waits for MLflow; whatever is called needs it.
+Imports only what `predict` has, so that a path of a file never waits for MLflow.
 """
 
 import os
@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from fieldguide.core.errors import UserError
+from fieldguide.core.errors import UserError, needs_extra
 from fieldguide.core.files import atomic_path, file_hash
 from fieldguide.core.paths import PREDICTIONS_CSV, models_cache, project_root
 
@@ -31,8 +31,8 @@ UNKNOWN = (400, 404)  # of HTTP: the store is there, and the model is not
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A training run and the model that was exported of it last."""
+class ExportedRun:
+    """A training run and the latest model that was exported from it."""
 
     run: "StoredRun"
     model: "LoggedModel"
@@ -63,20 +63,20 @@ class Registry:
         self.client, self.experiment_id = store.client, store.experiment_id
         self.onnx_tag: str = _store_module().ONNX_TAG
 
-    def exported(self) -> list[Exported]:
-        """Every training run of which a model was exported, the latest first."""
+    def exported_runs(self) -> list[ExportedRun]:
+        """Training runs with an exported model, the latest first."""
         store = _store_module()
         models: dict[str | None, LoggedModel] = {}
         for model in store.all_pages(self.client.search_logged_models, [self.experiment_id], f"name = '{store.MODEL}'"):
             if model.status == "READY" and self.onnx_tag in model.tags:
                 known = models.setdefault(model.source_run_id, model)
-                models[model.source_run_id] = max(known, model, key=lambda one: one.creation_timestamp)
+                models[model.source_run_id] = max(known, model, key=lambda each: each.creation_timestamp)
         runs = store.all_pages(self.client.search_runs, [self.experiment_id], f"tags.`{store.STAGE_TAG}` = 'train'")
-        found = [Exported(run, models[run.info.run_id]) for run in runs if run.info.run_id in models]
-        return sorted(found, key=lambda one: one.run.info.start_time, reverse=True)
+        exported = [ExportedRun(run, models[run.info.run_id]) for run in runs if run.info.run_id in models]
+        return sorted(exported, key=lambda each: each.run.info.start_time, reverse=True)
 
     def predictions(self, run_id: str, folder: Path) -> Path:
-        """A copy in `folder` of the predictions that evaluate logged to a run; raises `UserError` where there are none."""
+        """Downloads the predictions that evaluate logged to a run; raises `UserError` if there are none."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -88,13 +88,13 @@ class Registry:
             ) from error
 
     def champion(self) -> Version | None:
-        """The version that bears the alias."""
+        """The version that has the alias."""
         registered = self.client.search_registered_models(f"name = '{NAME}'")
         number = registered[0].aliases.get(CHAMPION) if registered else None
         return self._version(self.client.get_model_version(NAME, number)) if number else None
 
-    def crown(self, exported: Exported, tags: dict[str, str]) -> Version:
-        """The version of this model, made where there is none, tagged and given the alias."""
+    def promote(self, exported: ExportedRun, tags: dict[str, str]) -> Version:
+        """Gives the alias to the version of this model, which is created if there is none."""
         from mlflow.exceptions import MlflowException
 
         if not self.client.search_registered_models(f"name = '{NAME}'"):
@@ -120,8 +120,8 @@ class Registry:
         self.client.set_registered_model_alias(NAME, CHAMPION, version.version)
         return self._version(version)
 
-    def _version(self, found: "ModelVersion") -> Version:
-        return Version(int(found.version), found.run_id or "", found.tags.get(self.onnx_tag, ""))
+    def _version(self, version: "ModelVersion") -> Version:
+        return Version(int(version.version), version.run_id or "", version.tags.get(self.onnx_tag, ""))
 
     def file(self, uri: str) -> Path:
         """The model file of `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/NAME/latest` or `models:/ID`."""
@@ -134,7 +134,7 @@ class Registry:
                 version = self.client.get_model_version(model_id, *of_name)
                 if version.model_id is None:  # registered by hand, from a run's artifacts
                     location = self.client.get_model_version_download_uri(version.name, version.version)
-                    return self._fetched(location, version.tags.get(self.onnx_tag, ""))
+                    return self._download(location, version.tags.get(self.onnx_tag, ""))
                 model_id = version.model_id
             model = self.client.get_logged_model(model_id)
         except MlflowException as error:
@@ -145,70 +145,63 @@ class Registry:
 
     def model_file(self, model: "LoggedModel") -> Path:
         """The ONNX file of a logged model."""
-        return self._fetched(model.artifact_location, model.tags.get(self.onnx_tag, ""))
+        return self._download(model.artifact_location, model.tags.get(self.onnx_tag, ""))
 
-    def _fetched(self, location: str, md5: str) -> Path:
-        """A file in the project's cache, named after its content, fetched unless it is there whole.
+    def _download(self, location: str, md5: str) -> Path:
+        """The file in the project's cache, named after its content; downloaded unless it is there.
 
-        md5: of the file as it was logged; empty where that is not known. Raises `UserError` where it has changed since.
+        md5: of the file as it was logged, or empty. Raises `UserError` if the file has changed since.
         """
         from mlflow.artifacts import download_artifacts
 
         cached = models_cache() / f"{md5}.onnx"
         if md5 and cached.is_file() and file_hash(cached, "md5") == md5:
             return cached
+        artifact = f"{location}/{FILE}"
         with TemporaryDirectory() as folder:
-            artifact = f"{location}/{FILE}"
-            fetched = Path(download_artifacts(artifact, dst_path=folder, tracking_uri=self.client.tracking_uri))
-            found = file_hash(fetched, "md5")
-            if md5 and found != md5:
+            file = Path(download_artifacts(artifact, dst_path=folder, tracking_uri=self.client.tracking_uri))
+            file_md5 = file_hash(file, "md5")
+            if md5 and file_md5 != md5:
                 raise UserError(
-                    f"{artifact}: its MD5 is {found}, it was logged with {md5}; log it again: dvc repro -f -s export_onnx"
+                    f"{artifact}: its MD5 is {file_md5}, it was logged with {md5}; log it again: dvc repro -f -s export_onnx"
                 )
-            cached = models_cache() / f"{found}.onnx"
+            cached = models_cache() / f"{file_md5}.onnx"
             with atomic_path(cached) as temporary:
-                temporary.write_bytes(fetched.read_bytes())
+                temporary.write_bytes(file.read_bytes())
         return cached
 
 
 @contextmanager
-def opened() -> Iterator[Registry]:
-    """The registry of the project's tracking store; raises `UserError` where MLflow or the store is not there."""
-    try:
+def open_registry() -> Iterator[Registry]:
+    """The registry of the project's tracking store; raises `UserError` if MLflow or the store is missing."""
+    with needs_extra("the model registry", "train"):
         store = _store_module()
         import mlflow  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"the model registry needs {error.name}, which is not installed; pip install -r requirements.txt"
-        ) from error
     database = project_root() / "mlflow.db"
     if not os.environ.get("MLFLOW_TRACKING_URI") and not database.exists():
         raise UserError(f"{database}: there is no tracking store; make a run with dvc repro, or set MLFLOW_TRACKING_URI")
-    with store.opened_store() as opened_store:
-        yield Registry(opened_store)
+    with store.open_store() as opened:
+        yield Registry(opened)
 
 
 def is_registered(model: Path) -> bool:
-    """Whether it is no file's path but `models:/…`."""
+    """Whether it is `models:/…` and not a path."""
     return model.as_posix().startswith(SCHEME)
 
 
 def model_file(model: Path) -> Path:
-    """`model` itself where it is a file's path; for `models:/…` the local file of that model, verified.
-
-    Raises `UserError` where the registry, the model or MLflow is not there.
-    """
+    """A path as it is; for `models:/…` the verified local file, or `UserError` if the registry or the model is missing."""
     if not is_registered(model):
         return model
     try:
-        with opened() as registry:
+        with open_registry() as registry:
             return registry.file(model.as_posix())
     except UserError as error:
         raise UserError(f"{model}: {error}") from error
 
 
 def _store_module() -> ModuleType:
-    """Only when asked for: it needs more than prediction has at hand."""
+    """Imported late: it needs packages that `predict` does not have."""
     from fieldguide.tracking import store
 
     store.prepare()

@@ -1,4 +1,4 @@
-"""Journals on their way to the store: a thread sends them while the stage works, and what it could not send stays for later."""
+"""Sends journals to the store in a thread while the stage works; what could not be sent is kept for later."""
 
 import threading
 import time
@@ -9,26 +9,26 @@ from fieldguide.core.paths import journals
 from fieldguide.tracking.journal import Journal, all_journals
 from fieldguide.tracking.store import Store, fault_of, faults, prepare, store_name, warn
 
-RETRY_SECONDS = 30.0  # until a store that could not be reached is tried again
-PATIENCE_SECONDS = {"remote": 15.0, "local": 120.0}  # that the end of a stage waits for a store that takes nothing
+RETRY_SECONDS = 30.0  # between attempts to reach a store
+PATIENCE_SECONDS = {"remote": 15.0, "local": 120.0}  # that a stage waits at its end while the store accepts nothing
 NO_ANSWER = "the store did not answer in time"
 
 
 class Sender:
-    """A thread that sends journals, oldest first, while the stage works; `own` is the one that is being written."""
+    """A thread that sends journals, oldest first; `own` is the one that this process writes."""
 
     def __init__(self, own: Journal | None = None) -> None:
         self.own = own
         self.wake, self.closing, self.abandoned = threading.Event(), threading.Event(), threading.Event()
-        self.fault = ""  # why the store took nothing at the last attempt
-        self.taken = 0.0  # when it last took something, seconds
+        self.fault = ""  # of the last attempt
+        self.taken = 0.0  # time of the last accepted entry, seconds
         self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
     def start(self) -> None:
         self.thread.start()
 
     def finish(self) -> bool:
-        """Waits until all is sent, but not long for a store that takes nothing; whether all is sent."""
+        """Waits until all is sent or the store has accepted nothing for too long; whether all is sent."""
         self.taken = time.monotonic()
         self.closing.set()
         self.wake.set()
@@ -41,11 +41,11 @@ class Sender:
     def _work(self) -> None:
         n_faults = 0
         while not self.abandoned.is_set():
-            closing = self.closing.is_set()  # before the attempt: what is written after it is for the next one
+            closing = self.closing.is_set()  # read before the attempt: later entries are for the next one
             self.wake.clear()
-            self.fault = NO_ANSWER  # until it is known
+            self.fault = NO_ANSWER  # unless the attempt ends
             fault = fault_of(self._send)
-            if fault and not n_faults and not closing:  # else the end says so
+            if fault and not n_faults and not closing:  # else `finish` reports it
                 warn(f"{fault}; what is logged is kept in {journals()} and sent when the store can be reached")
             n_faults += bool(fault)
             self.fault = fault
@@ -57,7 +57,7 @@ class Sender:
                 self.wake.wait()
 
     def _send(self) -> None:
-        """Sends what there is; raises what the store raises, for an artifact only after the other journals."""
+        """Sends all journals; a store's error about an artifact is raised only after the other journals are sent."""
         store: Store | None = None
         fault: Exception | None = None
         for journal in all_journals():
@@ -66,9 +66,9 @@ class Sender:
             with ExitStack() as stack:
                 if self.own is None or journal.folder != self.own.folder:
                     if not stack.enter_context(journal.held()):
-                        continue  # of a run that is at work
+                        continue  # its run is active
                     if journal.last() not in ("", "end"):
-                        journal.append("end", status="KILLED")  # its process is gone
+                        journal.append("end", status="KILLED")  # its process has died
                 store = store or Store()
                 try:
                     self._send_one(journal, store)
@@ -80,18 +80,18 @@ class Sender:
             raise fault
 
     def _send_one(self, journal: Journal, store: "Store") -> None:
-        for entry, place in journal.unsent():
+        for entry, position in journal.unsent():
             if self.abandoned.is_set():
                 return
-            store.take(journal, entry)
-            journal.mark(place)
+            store.send(journal, entry)
+            journal.mark(position)
             self.taken = time.monotonic()
-        if journal.last() == "end" and not journal.has_unsent():  # in this order: an end may be written just now
+        if journal.last() == "end" and not journal.has_unsent():  # in this order: an end may be written meanwhile
             journal.remove()
 
 
 def send_all() -> str:
-    """Sends what earlier runs left; says in words how much. Raises `UserError` when the store does not take it."""
+    """Sends what earlier runs could not send; a summary in words. Raises `UserError` if the store fails."""
     prepare()
     before = len(unsent_journals())
     sender = Sender()
@@ -103,12 +103,12 @@ def send_all() -> str:
 
 
 def unsent_journals() -> list[Journal]:
-    """Those with something in them that is not sent."""
+    """Journals with unsent entries."""
     return [journal for journal in all_journals() if journal.has_unsent()]
 
 
 def left_words(left: list[Journal]) -> str:
-    """What is not sent, where it is kept and how it goes out."""
+    """How many entries are unsent, where they are kept and how to send them."""
     n_entries = sum(sum(1 for _ in journal.unsent()) for journal in left)
     others = {journal.store or "" for journal in left} - {store_name()}
     return (

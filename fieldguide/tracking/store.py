@@ -1,7 +1,6 @@
-"""MLflow's store: the runs and models of a project, in one place whatever started them.
+"""MLflow's store with the runs and models of a project: at `MLFLOW_TRACKING_URI`, else `mlflow.db` at the project's root.
 
-It lies at the project's root, whichever temporary folder a run works in; `MLFLOW_TRACKING_URI` is honoured when set. MLflow
-is imported when it is needed, which takes seconds.
+MLflow is imported late, because that takes seconds.
 """
 
 import json
@@ -28,19 +27,18 @@ from fieldguide.tracking.journal import Journal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run as StoredRun
 
 EXPERIMENT = "fieldguide"
 CHECKPOINT_TAG = "fieldguide.checkpoint_md5"
-RESTORED_TAG = "fieldguide.restored"  # of a run whose training came out of DVC's cache
-KEY_TAG = "fieldguide.run"  # the journal's key, by which a run is found again
+RESTORED_TAG = "fieldguide.restored"  # of a run whose training DVC restored from its cache
+KEY_TAG = "fieldguide.run"  # the journal's key, which identifies a run
 STAGE_TAG = "fieldguide.stage"
 EXPERIMENT_TAG = "dvc.experiment"
 PARAMS_TAG = "fieldguide.params_sha256"
 DATA_TAG = "fieldguide.data_md5"
 ONNX_TAG = "fieldguide.onnx_md5"
 MODEL = "fieldguide"  # the name of every model that is logged
-MODEL_NEEDS = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")  # to load and serve it; stated, as finding out costs seconds
+MODEL_NEEDS = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")  # to load and serve it; MLflow's own detection takes seconds
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # with MLflow's 7 each call to a server that is down blocks for 4 minutes
@@ -49,24 +47,24 @@ DEFAULTS = {
 }
 MLFLOW_TYPES = {"string": "string", "Int64": "long", "int64": "long", "bool": "boolean"}  # of the manifest's columns
 PARAMS_A_CALL = 100  # MLflow refuses more
-REFUSED = (400, 404, 409)  # of HTTP: the store is there and will never take this entry
+REFUSED = (400, 404, 409)  # HTTP statuses of a store that will never accept this entry
 
 
 class Store:
-    """MLflow's store, as far as a journal needs it. Its calls may be made again: they find what they made before."""
+    """Writes journals into MLflow's store. Calls are idempotent: repeated ones find what exists."""
 
     def __init__(self) -> None:
-        """Makes the store on first use, one process of this machine at a time."""
+        """Connects to the store and creates it if needed, one process of this machine at a time."""
         from mlflow import MlflowClient
 
         root, uri = project_root(), os.environ.get("MLFLOW_TRACKING_URI", "")
         artifacts = None if uri else (root / "mlartifacts").as_uri()
         uri = uri or _sqlite(root / "mlflow.db")
         self.is_remote = uri.startswith("http")
-        self.at_file = False  # whether the last entry was a file
-        self.ids: dict[str, str] = {}  # MLflow's own id of a run, by its key or the checkpoint's digest
+        self.at_file = False  # whether the last entry was a file or model
+        self.ids: dict[str, str] = {}  # MLflow's run ids, by key or by the checkpoint's MD5
         with ExitStack() as stack:
-            if not self.is_remote:  # MlflowClient makes the tables: several processes at once would break them
+            if not self.is_remote:  # MlflowClient creates tables: not safe in parallel
                 database = Path(unquote(urlsplit(uri).path[1:])) if uri.startswith("sqlite:") else root / "mlflow.db"
                 stack.enter_context(FileLock(f"{database}.lock", thread_local=False))
                 if uri.startswith("sqlite:") and not database.exists():
@@ -75,7 +73,7 @@ class Store:
             self.experiment_id = _experiment(self.client, artifacts)
 
     def add(self, run_id: str, params: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Values that a run does not have yet."""
+        """Logs values that a run does not have yet."""
         from mlflow.entities import Metric, Param
 
         names = list(params)
@@ -85,27 +83,15 @@ class Store:
         now = int(time.time() * 1000)
         self.client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
 
-    def trainings(self, query: str) -> list["StoredRun"]:
-        """The training runs that match a filter of MLflow, "" being all; raises `UserError` for what is no filter."""
-        from mlflow.exceptions import MlflowException
-
-        of_train = f"tags.`{STAGE_TAG}` = 'train'" + (f" and {query}" if query else "")
-        try:
-            return all_pages(self.client.search_runs, [self.experiment_id], of_train)
-        except MlflowException as error:
-            if error.error_code != "INVALID_PARAMETER_VALUE":
-                raise
-            raise UserError(f"{query!r} is no filter of MLflow ({in_words(error)}); correct it") from error
-
-    def take(self, journal: Journal, entry: dict[str, Any]) -> None:
-        """One entry; one that the store will never take is named and left out."""
+    def send(self, journal: Journal, entry: dict[str, Any]) -> None:
+        """Writes an entry; warns and skips one that the store will never accept."""
         from mlflow.exceptions import MlflowException, RestException
 
         self.at_file = entry["kind"] in ("file", "model")
         try:
             getattr(self, f"_{entry['kind']}")(journal, entry)
         except MlflowException as error:
-            understood = isinstance(error, RestException) or not self.is_remote  # else another server may have answered
+            understood = isinstance(error, RestException) or not self.is_remote  # else not MLflow may have answered
             if not understood or error.get_http_status_code() not in REFUSED:
                 raise
             warn(f"{in_words(error)}; left out: {entry['kind']} of run {journal.key}")
@@ -114,26 +100,26 @@ class Store:
         from mlflow.entities import RunTag
 
         if entry["of"]:
-            self.made(entry["of"], entry.get("parent"))
-        found = self._found(journal.key, entry)
-        if found:
-            self.client.update_run(found, status="RUNNING")
-            self.client.log_batch(found, tags=[RunTag(name, value) for name, value in entry["tags"].items()])
+            self.run_of_checkpoint(entry["of"], entry.get("parent"))
+        run_id = self._find(journal.key, entry)
+        if run_id:
+            self.client.update_run(run_id, status="RUNNING")
+            self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in entry["tags"].items()])
         else:
-            parent = {"mlflow.parentRunId": self.made(entry["of"])} if entry["of"] else {KEY_TAG: journal.key}
-            found = self._create(entry["name"], entry["tags"] | parent, entry["time"])
-        self.ids[journal.key] = found
+            parent = {"mlflow.parentRunId": self.run_of_checkpoint(entry["of"])} if entry["of"] else {KEY_TAG: journal.key}
+            run_id = self._create(entry["name"], entry["tags"] | parent, entry["time"])
+        self.ids[journal.key] = run_id
 
-    def _found(self, key: str, start: dict[str, Any]) -> str:
-        """The id of the run that a journal with this first entry tells of, or nothing: a stage's by model, stage and params."""
+    def _find(self, key: str, start: dict[str, Any]) -> str:
+        """The id of the run of a journal with this start, or empty; a stage's run is found by model, stage and params."""
         if not start["of"]:
             return self._search({KEY_TAG: key})
         same = {tag: start["tags"].get(tag, "") for tag in (STAGE_TAG, PARAMS_TAG)}
-        return self._search(same | {"mlflow.parentRunId": self.made(start["of"])})
+        return self._search(same | {"mlflow.parentRunId": self.run_of_checkpoint(start["of"])})
 
     def _params(self, journal: Journal, entry: dict[str, Any]) -> None:
         run_id = self._id(journal)
-        known = self.client.get_run(run_id).data.params  # a value of a run that goes on cannot be changed
+        known = self.client.get_run(run_id).data.params  # MLflow refuses to change a param
         self.add(run_id, {name: value for name, value in entry["values"].items() if name not in known}, {})
 
     def _metrics(self, journal: Journal, entry: dict[str, Any]) -> None:
@@ -159,9 +145,9 @@ class Store:
 
         run_id = self._id(journal, entry["of"])
         query = f"name = '{MODEL}' AND source_run_id = '{run_id}' AND tags.`{ONNX_TAG}` = '{entry['md5']}'"
-        found = self.client.search_logged_models([self.experiment_id], query)
+        models = self.client.search_logged_models([self.experiment_id], query)
         tags = {CHECKPOINT_TAG: entry["of"], ONNX_TAG: entry["md5"]}
-        model = found[0] if found else self.client.create_logged_model(self.experiment_id, MODEL, run_id, tags)
+        model = models[0] if models else self.client.create_logged_model(self.experiment_id, MODEL, run_id, tags)
         if model.status == "READY":
             return
         with TemporaryDirectory() as folder:
@@ -170,7 +156,7 @@ class Store:
             self.client.log_model_artifacts(model.model_id, str(Path(folder, MODEL)))
         outputs = self.client.get_run(run_id).outputs
         if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
-            self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])  # a second time it would raise
+            self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])  # MLflow refuses a second time
         self.client.finalize_logged_model(model.model_id, "READY")
 
     def _tag(self, journal: Journal, entry: dict[str, Any]) -> None:
@@ -180,45 +166,42 @@ class Store:
         self.client.set_terminated(self._id(journal), entry["status"], entry["time"])
 
     def _id(self, journal: Journal, of: str = "") -> str:
-        """MLflow's id of the journal's run, or of the run `of` a checkpoint; raises `MlflowException` where it is gone."""
+        """The id of the journal's run, or of the run `of` a checkpoint; raises `MlflowException` if it was deleted."""
         from mlflow.exceptions import MlflowException
         from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
         if of:
-            return self.made(of)
-        found = self.ids.get(journal.key) or self._found(journal.key, journal.first())
-        if not found:
+            return self.run_of_checkpoint(of)
+        run_id = self.ids.get(journal.key) or self._find(journal.key, journal.first())
+        if not run_id:
             raise MlflowException(f"run {journal.key} is no longer in the store", RESOURCE_DOES_NOT_EXIST)
-        return self.ids.setdefault(journal.key, found)
+        return self.ids.setdefault(journal.key, run_id)
 
-    def made(self, digest: str, otherwise: dict[str, Any] | None = None) -> str:
-        """The latest run whose checkpoint has this MD5; a new one when the checkpoint came from a cache without a run.
-
-        otherwise: name and tags of the new one.
-        """
+    def run_of_checkpoint(self, digest: str, otherwise: dict[str, Any] | None = None) -> str:
+        """The latest run that made the checkpoint with this MD5; a new one with name and tags of `otherwise` if none did."""
         if digest not in self.ids:
-            found = self._search({CHECKPOINT_TAG: digest})
-            if not found:
+            run_id = self._search({CHECKPOINT_TAG: digest})
+            if not run_id:
                 new = otherwise or {"name": "restored", "tags": {}}
                 tags = {STAGE_TAG: "train", CHECKPOINT_TAG: digest, RESTORED_TAG: "true"} | new["tags"]
-                found = self._create(new["name"], tags, int(time.time() * 1000))
-                self.client.set_terminated(found, "FINISHED")
-            self.ids[digest] = found
+                run_id = self._create(new["name"], tags, int(time.time() * 1000))
+                self.client.set_terminated(run_id, "FINISHED")
+            self.ids[digest] = run_id
         return self.ids[digest]
 
     def _create(self, name: str, tags: dict[str, str], start: int) -> str:
         return self.client.create_run(self.experiment_id, start_time=start, tags=tags, run_name=name).info.run_id
 
     def _search(self, tags: dict[str, str]) -> str:
-        """The id of the latest run with these tags, or nothing."""
+        """The id of the latest run with these tags, or empty."""
         query = " AND ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
-        found = self.client.search_runs([self.experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
-        return found[0].info.run_id if found else ""
+        runs = self.client.search_runs([self.experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
+        return runs[0].info.run_id if runs else ""
 
 
 @contextmanager
-def opened_store() -> Iterator[Store]:
-    """The store, for a command that can do nothing without it; raises `UserError` where it cannot be reached or used."""
+def open_store() -> Iterator[Store]:
+    """The store, for commands that cannot do without; raises `UserError` if it cannot be reached or used."""
     prepare()
     try:
         yield Store()
@@ -230,30 +213,30 @@ def opened_store() -> Iterator[Store]:
 
 
 def all_pages(search: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
-    """All that MLflow finds, of whose answers each is one page."""
-    found = search(*arguments, **options)
-    everything = list(found)
-    while found.token:
-        found = search(*arguments, **options, page_token=found.token)
-        everything += found
-    return everything
+    """All pages of an MLflow search."""
+    page = search(*arguments, **options)
+    rows = list(page)
+    while page.token:
+        page = search(*arguments, **options, page_token=page.token)
+        rows += page
+    return rows
 
 
 def prepare() -> None:
-    """MLflow's settings for this process; before its first import, which starts its telemetry."""
+    """Sets MLflow's environment variables; call it before the first import, which starts telemetry."""
     for variable, value in DEFAULTS.items():
         os.environ.setdefault(variable, value)
 
 
 def store_name() -> str:
-    """The store's address without a password; nothing for the one at the project's root."""
+    """The store's address without its password; empty for the one at the project's root."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     scheme, separator, rest = uri.partition("://")
     return scheme + separator + rest.rpartition("@")[2]
 
 
 def faults() -> tuple[type[Exception], ...]:
-    """What a store raises that cannot be reached or used."""
+    """Exceptions of a store that cannot be reached or used."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -262,7 +245,7 @@ def faults() -> tuple[type[Exception], ...]:
 
 
 def fault_of(action: Callable[[], object]) -> str:
-    """What a store raised, in words; nothing where all went well."""
+    """The error of a store in words, or empty."""
     try:
         action()
     except faults() as error:
@@ -279,12 +262,12 @@ def warn(text: str) -> None:
 
 
 def _sqlite(database: Path) -> str:
-    """Its address, in which only what means something there is quoted: MLflow makes the folder as the address spells it."""
+    """The address of a file, quoting only what SQLAlchemy would interpret: MLflow creates the folder as spelled there."""
     return "sqlite:///" + re.sub("[%?#]", lambda match: quote(match[0]), str(database))
 
 
 def _make_tables(database: Path) -> None:
-    """A store whole or not at all: with half of its tables, MLflow would refuse it for ever."""
+    """Creates the database atomically: MLflow refuses one with half of its tables."""
     from mlflow import MlflowClient
 
     with atomic_path(database) as temporary:
@@ -294,7 +277,7 @@ def _make_tables(database: Path) -> None:
 
 
 def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
-    """The experiment's id; on a server another process may make it between the look and the attempt."""
+    """The experiment's id; another client of a server may create it at the same time."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -310,10 +293,7 @@ def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
 
 
 def _save_model(file: Path, example: np.ndarray, target: Path, model_id: str, run_id: str) -> None:
-    """An ONNX file as a folder in MLflow's form (flavours onnx and pyfunc), byte for byte the same file.
-
-    Its signature: one tensor without a name in, tensors with the graph's names out; its metadata: those of the file.
-    """
+    """Saves an ONNX file, byte for byte, as an MLflow model (flavours onnx and pyfunc) with signature and metadata."""
     import onnx
     from mlflow.models import Model, ModelSignature
     from mlflow.onnx import save_model
@@ -339,4 +319,4 @@ def _save_model(file: Path, example: np.ndarray, target: Path, model_id: str, ru
         metadata={entry.key: json.loads(entry.value) for entry in proto.metadata_props},
         save_as_external_data=False,
     )
-    shutil.copyfile(file, target / "model.onnx")  # a second serialisation would break its seal
+    shutil.copyfile(file, target / "model.onnx")  # not serialised again, so that its MD5 stays

@@ -19,9 +19,8 @@ from fieldguide.core.paths import CHECKPOINT, HISTORY_CSV
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
 from fieldguide.network.inference import Score, predict, score
 from fieldguide.network.loader import Source
-from fieldguide.tracking import run as tracking
+from fieldguide.tracking.run import Run
 from fieldguide.training.loop import Progress, Stopped, Training, image_px_at
-from fieldguide.training.optim import lr_at
 from fieldguide.training.resume import State, States
 
 FULL = "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # in the words of torch's allocators and libraries
@@ -41,7 +40,7 @@ class Fit:
 
     training: Training
     valid: Valid
-    run: tracking.Run
+    run: Run
     facts: Checkpoint
     states: States | None  # of the process that writes
     stop: Callable[[], int]  # the signal that has come, or 0
@@ -72,7 +71,7 @@ class Fit:
                 self._leave(f"after epoch {epoch} and {stopped.progress.n_batches} batches")
             begun = None
             self._end_epoch(trained, time.perf_counter() - start)
-            if world.highest(self.stop()) and epoch + 1 < train.epochs:
+            if world.all_reduce_max(self.stop()) and epoch + 1 < train.epochs:
                 self._leave(f"after epoch {epoch + 1}")
         return self._written_history()
 
@@ -89,7 +88,7 @@ class Fit:
         """Ends the process, whose state is saved."""
         if self.states:
             self.states.finish()
-        number = self.training.world.highest(self.stop())
+        number = self.training.world.all_reduce_max(self.stop())
         if self.training.world.is_first:
             with suppress(OSError):  # the terminal is closed
                 print(f"{signal.Signals(number).name}: stopped {where}; the same command goes on from there", file=sys.stderr)
@@ -108,10 +107,9 @@ class Fit:
     def _end_epoch(self, trained: Score, seconds: float) -> None:
         """Validates, keeps the network if it is the best, saves the state, and reports."""
         training, train, number = self.training, self.training.train, len(self.history) + 1
-        batch_size = train.batch_size // training.world.size
         with out_of_memory_explained(train, training.image_px):
-            logits = predict(training.result, self.valid.source, batch_size, training.device, training.dtype)
-        validated = score(training.world.gathered(logits, len(self.valid.targets)), self.valid.targets)
+            logits = predict(training.result, self.valid.source, train.batch_size, training.device, training.dtype)
+        validated = score(training.world.gather_rows(logits, len(self.valid.targets)), self.valid.targets)
         line = {
             "epoch": number,
             "image_px": image_px_at(number - 1, train, training.image_px),
@@ -119,7 +117,7 @@ class Fit:
             "train_accuracy": trained.accuracy,
             "valid_loss": validated.loss,
             "valid_accuracy": validated.accuracy,
-            "lr": lr_at((number - 1) * training.steps_per_epoch, training.steps_per_epoch, train),
+            "lr": training.lr((number - 1) * training.steps_per_epoch),
         }
         if self.best == 0 or rank(line, train.best_by) > rank(self.history[self.best - 1], train.best_by):
             self.best = number

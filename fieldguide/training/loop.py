@@ -44,8 +44,8 @@ PX_STEP = 16  # of the growing side: networks halve it four times or more
 class Training:
     """A network with its optimiser, its images and its settings, ready for one epoch after the other.
 
-    average: the moving average of the model's weights, or None; targets: int64 `[N]` on the model's device;
-    train: with more than one process the settings of all of them together.
+    average: the moving average of the model's weights, or None; targets: int64 `[N]` on the model's device; train: as in
+    params.yaml, for one process; n processes together take n times its batch at n times its rates.
     """
 
     model: Classifier
@@ -67,6 +67,15 @@ class Training:
     @property
     def device(self) -> torch.device:
         return self.targets.device
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch, of all processes together."""
+        return self.world.size * self.train.batch_size
+
+    def lr(self, step: int) -> float:
+        """The head's rate at a step: n times the batch learns at n times the rate (Goyal et al. 2017, arXiv:1706.02677)."""
+        return self.world.size * lr_at(step, self.steps_per_epoch, self.train)
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -111,14 +120,14 @@ class Training:
                 pixels, partner, share = augment.mix(pixels, targets[k], self.augment, train.seed, epoch, k)
             summed = batches[k - place : k - place + train.accumulate]
             weight = len(batches[k]) / sum(map(len, summed)) * weights[k]
-            with world.adding(network, more=place + 1 < len(summed)):
+            with world.accumulate(network, more=place + 1 < len(summed)):
                 losses[k], scores = self.learn(pixels, targets[k], partner, share, weight, network)
             sums[k] = scores
             if device.type == "cpu" and world.size == 1:  # where looking costs nothing
                 self._refuse_non_finite(losses[: k + 1], epoch)
             if place + 1 == len(summed):
                 self.update(step)
-                if world.highest(stop()) and k + 1 < len(batches):
+                if world.all_reduce_max(stop()) and k + 1 < len(batches):
                     progress = self._together(Progress(k + 1, sums, losses), begun, weights)
                     self._refuse_non_finite(progress.losses, epoch)
                     raise Stopped(progress)
@@ -157,7 +166,7 @@ class Training:
         """One step of the optimiser with the gradients that were added."""
         if self.train.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip_norm)
-        set_lr(self.optimizer, lr_at(step, self.steps_per_epoch, self.train))
+        set_lr(self.optimizer, self.lr(step))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -202,7 +211,7 @@ class Training:
         self.model.features.requires_grad_(not frozen)
         if frozen:
             self.model.features.eval()
-        return self.world.wrapped(self.model)
+        return self.world.wrap(self.model)
 
     def _weights(self, batches: Sequence[torch.Tensor], chosen: Sequence[torch.Tensor]) -> list[float]:
         """What the mean loss of this process's share counts in a batch's, times the processes, of which the mean is taken."""
@@ -224,7 +233,7 @@ class Training:
         counts[: begun.n_batches] = 1.0  # sums of all already, and in the first process alone
         losses = world.sum(own.losses * counts)
         for network in (self.model, self.average):
-            world.copy_first(network.buffers() if network is not None else [])
+            world.broadcast(network.buffers() if network is not None else [])
         return Progress(own.n_batches, world.sum(own.sums), losses)
 
     def _order(self, epoch: int) -> torch.Tensor:
@@ -237,7 +246,7 @@ class Training:
 
         With more processes a last one that has less than two images for each of them.
         """
-        batches = list(order.split(self.train.batch_size))
+        batches = list(order.split(self.batch_size))
         if len(batches) > 1 and len(batches[-1]) < 2 * self.world.size:
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches

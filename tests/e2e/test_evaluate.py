@@ -12,12 +12,12 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
+from fieldguide.core.artifacts import Gallery
 from fieldguide.core.errors import UserError
 from fieldguide.core.images import decode
 from fieldguide.core.manifest import LEAK, write_manifest
 from fieldguide.core.params import Evaluate, read_params
 from fieldguide.core.paths import (
-    ACTIVATION_PNG,
     CALIBRATION,
     CHECKPOINT,
     COVERAGE_CSV,
@@ -30,6 +30,7 @@ from fieldguide.core.paths import (
     confusion_csv,
     stage_metrics,
 )
+from fieldguide.evaluation.answers import N_NOISE
 from fieldguide.evaluation.ood import noises
 from fieldguide.network.calibration import KnownScore, load_calibration
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
@@ -38,7 +39,7 @@ from stages import evaluate
 from support import ROOT
 
 PX = 32
-OUTPUTS = (CALIBRATION, stage_metrics("evaluate"), PREDICTIONS_CSV, PER_CLASS_CSV, COVERAGE_CSV, GALLERY_JSON, ACTIVATION_PNG)
+OUTPUTS = (CALIBRATION, stage_metrics("evaluate"), PREDICTIONS_CSV, PER_CLASS_CSV, COVERAGE_CSV, GALLERY_JSON)
 
 
 class Case:
@@ -132,7 +133,7 @@ class Untracked:
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_jpeg: Callable[..., bytes]) -> Case:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate.tracking, "stage_run", lambda *given: nullcontext(Untracked()))
+    monkeypatch.setattr(evaluate, "stage_run", lambda *given: nullcontext(Untracked()))
     return Case(tmp_path, make_jpeg)
 
 
@@ -228,9 +229,7 @@ def test_strangers_are_refused_by_the_saved_calibration(case: Case) -> None:
     calibration = load_calibration(CALIBRATION)
     known = torch.from_numpy(case.logits("test")).logsumexp(1).numpy()
     with torch.no_grad():
-        strange = {
-            kind: case.model(images / 255.0).logsumexp(1).numpy() for kind, images in noises(PX, evaluate.N_NOISE).items()
-        }
+        strange = {kind: case.model(images / 255.0).logsumexp(1).numpy() for kind, images in noises(PX, N_NOISE).items()}
     assert set(metrics["strangers"]) == set(strange)
     for kind, scores in strange.items():
         found = metrics["strangers"][kind]
@@ -278,9 +277,11 @@ def test_mirror_takes_the_mean_over_both_views_and_states_gain_and_cost(case: Ca
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.Conv2d, "forward", counted)
-        patch.setattr(evaluate, "save_all_pictures", lambda *_: [])  # which look at some images again
+        patch.setattr(
+            evaluate, "build_gallery", lambda *_: Gallery(split="test", wrong=[], right=[], pairs=[])
+        )  # decodes again
         metrics = case.run(tta="mirror")
-    assert sum(passes) == 2 * (sum(SIZES.values()) + 3 * evaluate.N_NOISE)
+    assert sum(passes) == 2 * (sum(SIZES.values()) + 3 * N_NOISE)
     gains = {}
     for split in SIZES:
         mean = (case.logits(split) + case.logits(split, mirrored=True)) / 2

@@ -15,13 +15,13 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash, write_json
 from fieldguide.core.manifest import COLUMNS, write_manifest
 from fieldguide.core.params import Model
-from fieldguide.core.paths import CALIBRATION, CHECKPOINT, MANIFEST, ONNX
+from fieldguide.core.paths import CALIBRATION, CHECKPOINT, EVALUATE, MANIFEST, ONNX
 from fieldguide.network.calibration import Calibration, save_calibration
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
 from fieldguide.network.models import build
+from fieldguide.onnx.metadata import UPSTREAM, git_blob, licence, pipeline_hash, reported_accuracy
 from fieldguide.onnx.proof import probabilities_alone
 from stages import export_onnx
-from stages.export_onnx import UPSTREAM, evaluation, git_blob, licence, pipeline_hash
 from support import ROOT
 
 
@@ -87,12 +87,12 @@ def test_data_without_a_licence_are_said_to_have_none_stated() -> None:
 
 def test_the_evaluation_comes_with_its_interval(project: Path) -> None:
     write_json(project / "metrics" / "evaluate.json", {"valid": {"accuracy": 0.9, "n": 10}})
-    found = evaluation("valid")
-    assert (found["split"], found["accuracy"], found["n"]) == ("valid", 0.9, 10)
-    assert found["accuracy_low"] == pytest.approx(0.596, abs=0.001)  # Wilson's interval of 9 of 10
-    assert found["accuracy_high"] == pytest.approx(0.982, abs=0.001)
+    found = reported_accuracy(EVALUATE, "valid")
+    assert (found.split, found.accuracy, found.n, found.n_right) == ("valid", 0.9, 10, 9)
+    assert found.accuracy_low == pytest.approx(0.596, abs=0.001)  # Wilson's interval of 9 of 10
+    assert found.accuracy_high == pytest.approx(0.982, abs=0.001)
     with pytest.raises(UserError, match=r"evaluate.json: nothing is said of test; make it again with: dvc repro -f evaluate"):
-        evaluation("test")
+        reported_accuracy(EVALUATE, "test")
 
 
 def test_a_model_that_is_not_proved_never_stands_in_the_place_of_the_model(
@@ -122,7 +122,9 @@ def test_a_model_that_is_not_proved_never_stands_in_the_place_of_the_model(
         for label in range(3)
     ]
     write_manifest(pd.DataFrame(rows, columns=list(COLUMNS)), MANIFEST)
-    receipt = dict.fromkeys(("dataset", "title", "home", "licence", "version", "release"), "")
+    words = ("dataset", "title", "home", "licence", "source", "version", "release")
+    features = {"image": "image", "label": "class", "id": ""}
+    receipt = dict.fromkeys(words, "") | {"layout": "folders", "features": features, "images": {}, "ignored": {}, "files": {}}
     write_json(project / "data" / "raw" / "receipt.json", receipt)
     save_checkpoint(CHECKPOINT, build("cnn", 3), Checkpoint("cnn", 32, tuple("ABC"), (0, 1, 2), 1, "00"))
     save_calibration(CALIBRATION, Calibration("none", 1.0, 0.5, "probability", 0.1, {}))

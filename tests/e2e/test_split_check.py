@@ -14,12 +14,14 @@ import pytest
 from PIL import Image
 
 from fieldguide.checks.duplicates import exact_pairs, photographs
-from fieldguide.checks.policies import FINDING_COLUMNS, Findings, check
+from fieldguide.checks.inspection import inspect_images
+from fieldguide.checks.policies import FINDING_COLUMNS, Findings, check, number_classes
+from fieldguide.checks.splits import with_hold_out, with_splits
+from fieldguide.checks.summary import class_counts, split_check_metrics
 from fieldguide.core.errors import UserError
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import SplitCheck, read_params
 from fieldguide.sources.archive import pack
-from stages.split_check import class_counts, inspected, metrics_of, numbered_classes, with_hold_out, with_splits
 from support import ROOT
 from support.disk import on_a_tiny_disk
 from support.stages import TINY_SAMPLE, MakeProject, failed_in_one_line, run_stage, succeeded
@@ -45,7 +47,7 @@ def checked(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame, list
     """The table, findings and metrics of data without near duplicates."""
     findings = Findings()
     frame, n_conflicts = check(with_photographs(frame), policy, findings)
-    return frame, findings.rows, metrics_of(frame, copies_in(frame), [], findings, n_conflicts)
+    return frame, findings.rows, split_check_metrics(frame, copies_in(frame), [], findings, n_conflicts).as_dict()
 
 
 def copies_in(frame: pd.DataFrame) -> list[tuple[int, int]]:
@@ -57,7 +59,7 @@ def with_photographs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(*rows: Planted) -> pd.DataFrame:
-    """What `inspected` gives for these rows: ids are `<split>/<class>/<row>.jpg`; labels by the order of the names."""
+    """What `inspect_images` gives for these rows: ids are `<split>/<class>/<row>.jpg`; labels by the order of the names."""
     names = sorted({name for _, name, _ in rows if name})
     return pd.DataFrame(
         {
@@ -106,7 +108,10 @@ def test_sound_data_are_all_used_and_nothing_is_found() -> None:
 
 def test_near_duplicates_that_were_not_looked_for_are_not_counted_as_none() -> None:
     frame, _, _ = checked(table(*WHOLE), policy())
-    assert metrics_of(frame, [], None, Findings(), 0)["near_duplicates"] == {"across_splits": None, "within_split": None}
+    assert split_check_metrics(frame, [], None, Findings(), 0).as_dict()["near_duplicates"] == {
+        "across_splits": None,
+        "within_split": None,
+    }
 
 
 @pytest.mark.parametrize(("less", "more"), list(combinations(SPLITS, 2)))
@@ -321,7 +326,7 @@ def test_class_counts_of_nothing_in_use_are_zeros() -> None:
 def test_class_folders_that_differ_only_in_case_are_one_class() -> None:
     rows = [("train", "Monarch", "1"), ("train", "Monarch", "2"), ("test", "MONARCH", "3"), ("train", "Adonis", "4")]
     findings = Findings()
-    frame = numbered_classes(table(*rows).drop(columns="label").assign(label=None), findings)
+    frame = number_classes(table(*rows).drop(columns="label").assign(label=None), findings)
     assert frame["class_name"].tolist() == ["Monarch", "Monarch", "Monarch", "Adonis"]
     assert frame["label"].tolist() == [1, 1, 1, 0]
     assert findings.rows == [finding("class name", "test", "MONARCH", "", "taken for 'Monarch'", "united")]
@@ -364,7 +369,11 @@ PHOTOS = {
 def with_raw(project: Path, members: dict[str, bytes], layout: str = "folders") -> Path:
     """What the download stage leaves behind."""
     pack(members.items(), project / "data" / "raw" / "images.zip")
-    (project / "data" / "raw" / "receipt.json").write_text(json.dumps({"layout": layout, "dataset": "folder"}))
+    words = ("title", "home", "licence", "source", "version", "release")
+    features = {"image": "image", "label": "class", "id": ""}
+    receipt = dict.fromkeys(words, "") | {"dataset": "folder", "layout": layout, "features": features}
+    receipt |= {"images": {}, "ignored": {}, "files": {}}
+    (project / "data" / "raw" / "receipt.json").write_text(json.dumps(receipt))
     return project
 
 
@@ -380,7 +389,7 @@ def test_inspection_reads_size_and_hash_of_every_image(make_project: MakeProject
     content = (project / "data/raw/images.zip").read_bytes()
     places = {"split": "train", "file": "images.zip", "offset": [content.index(one) for one in members.values()]}
     table = pd.DataFrame(places | {"length": [len(one) for one in members.values()]})
-    frame, fingerprints, means = inspected(table, n_workers=2)
+    frame, fingerprints, means = inspect_images(table, Path("data/raw"), n_workers=2)
     assert frame["width"].tolist() == [20, pd.NA, 7]
     assert frame["height"].tolist() == [16, pd.NA, 30]
     assert frame["sha256"].tolist() == [hashlib.sha256(one).hexdigest() for one in members.values()]
@@ -500,7 +509,7 @@ def test_missing_classes_are_counted_as_they_were_before_they_are_dropped() -> N
 def test_class_folders_that_differ_in_surrounding_space_are_one_class_and_it_is_said() -> None:
     frame = pd.DataFrame({"split": ["train", "train", "valid"], "class_name": ["MONARCH", "MONARCH", "MONARCH "]})
     findings = Findings()
-    assert numbered_classes(frame, findings)["class_name"].tolist() == ["MONARCH"] * 3
+    assert number_classes(frame, findings)["class_name"].tolist() == ["MONARCH"] * 3
     assert findings.rows == [finding("class name", "valid", "MONARCH ", "", "taken for 'MONARCH'", "united")]
 
 

@@ -502,7 +502,7 @@ def test_a_missing_file_ends_the_tracking_with_one_warning_and_not_the_work(
     assert len(lines) == 1
     assert lines[0].startswith("warning: MLflow: ")
     assert "gone.png" in lines[0]
-    assert lines[0].endswith("; this run is not tracked further")
+    assert lines[0].endswith("; tracking is off for the rest of this run")
 
 
 def test_a_machine_without_git_is_tracked_all_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -807,7 +807,7 @@ print("the work went on")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder), "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.stdout.splitlines()[-1] == "the work went on", ended.stderr
-    assert ended.stderr.count("No space left on device; this run is not tracked further") == 1
+    assert ended.stderr.count("No space left on device; tracking is off for the rest of this run") == 1
 
 
 @pytest.mark.slow

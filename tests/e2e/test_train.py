@@ -10,14 +10,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import nn
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.paths import CHECKPOINT, CURVES_PNG, HISTORY_CSV, stage_metrics
+from fieldguide.core.paths import BATCH_PNG, CHECKPOINT, HISTORY_CSV, stage_metrics
 from fieldguide.network.models import build
-from stages import download, split_check, train
+from fieldguide.training.setup import compile_each_size
+from stages import download, evaluate, split_check, train
 from support import ROOT
+
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"),  # in MLflow
@@ -90,7 +94,25 @@ def test_the_history_tells_the_size_and_rate_of_each_epoch(trained: Callable[...
     history = trained(epochs="3", image_px="48", size_start="0.3", size_growth="1.0", lr="0.01", warmup="0.0")
     assert history["image_px"].tolist() == [16, 32, 48]
     assert history["lr"].tolist() == pytest.approx([0.01, 0.0075, 0.0025])
-    assert CURVES_PNG.stat().st_size > 10_000
+    assert BATCH_PNG.stat().st_size > 10_000
+
+
+def test_outputs_of_train_and_evaluate_are_the_same_bytes_with_and_without_a_tracking_store(
+    trained: Callable[..., pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = []
+    for uri in (None, "http://127.0.0.1:9"):  # the project's own store; a server that refuses
+        if uri:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        trained(epochs="1")
+        evaluate.main()
+        outs = [*PIPELINE["train"]["outs"], *PIPELINE["evaluate"]["outs"]]
+        for stage in ("train", "evaluate"):
+            for kind in ("metrics", "plots"):
+                outs += [next(iter(out)) if isinstance(out, dict) else out for out in PIPELINE[stage][kind]]
+        contents.append({out: Path(out).read_bytes() for out in outs})
+    assert len(contents[0]) > 10
+    assert contents[0] == contents[1]
 
 
 def test_patience_ends_a_training_that_no_longer_improves(trained: Callable[..., pd.DataFrame]) -> None:
@@ -149,7 +171,7 @@ def test_a_compiled_network_has_a_graph_for_each_shape_and_one_for_none_other(mo
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled(self, backend=seen, **options))
     model = build("cnn", 3)
     sides, batches = (32, 48, 64, 80, 96), (5, 2)
-    train.compile_each_size(model, len(sides))
+    compile_each_size(model, len(sides))
     for _ in range(2):
         for px in sides:
             for n in batches:

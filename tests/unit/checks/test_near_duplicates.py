@@ -12,7 +12,7 @@ import pytest
 from numpy.random import default_rng
 
 from fieldguide.checks import near_duplicates as module
-from fieldguide.checks.near_duplicates import Pair, candidate_pairs, fingerprint
+from fieldguide.checks.near_duplicates import NearDuplicate, candidate_pairs, fingerprint
 from fieldguide.sources.sample import photographs
 from support import REAL_DATA
 from support.planted import CHANGES, cropped, drawn, found, jpeg, pairs_of, reported, resized, rgb_of, textured
@@ -70,7 +70,7 @@ def test_two_animals_on_one_background_are_different() -> None:
 
 def test_a_mirrored_copy_is_called_mirrored_and_the_distance_is_that_of_the_mirrored_hash() -> None:
     image = textured(1)[0]
-    assert pairs_of([image, image[:, ::-1].copy()]) == [Pair(0, 1, 0, 1.0, "mirrored")]
+    assert pairs_of([image, image[:, ::-1].copy()]) == [NearDuplicate(0, 1, 0, 1.0, "mirrored")]
     assert pairs_of([image, image.copy()])[0][2:] == (0, 1.0, "same")
 
 

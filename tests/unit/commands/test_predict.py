@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import venv
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -312,44 +311,3 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(folder: Path) -> None:
     assert len(ended.stdout.splitlines()) == 1
     assert "Traceback" not in ended.stderr
     assert "BrokenPipe" not in ended.stderr
-
-
-@pytest.mark.slow
-def test_it_runs_where_only_its_three_requirements_are_installed(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    place = tmp_path_factory.mktemp("predict") / "venv"
-    requirements = ROOT / "requirements-predict.txt"
-    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-    if uv:
-        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, place], check=True)
-        install = [uv, "pip", "install", "--quiet", "--python", place / "bin" / "python", "-r", requirements]
-    else:
-        venv.create(place, with_pip=True)
-        install = [place / "bin" / "python", "-m", "pip", "install", "--quiet", "-r", requirements]
-    installed = subprocess.run(install, capture_output=True, text=True, check=False)
-    if installed.returncode:
-        pytest.skip(f"the packages could not be had: {installed.stderr.strip()[-200:]}")
-    script = (
-        "import sys; from fieldguide.__main__ import main\n"
-        "main(['predict', 'photos', '--format', 'csv', '--annotate', 'out', '--heatmap'])\n"
-        "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
-    )
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [place / "bin" / "python", "-W", "error", "-c", script], env=environment, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert [row["answer_1"] for row in rows(ended.stdout)] == ["BLUE", "BLUE", "GREEN", "GREEN", "RED", "RED"]
-    modules = set(ended.stderr.split())
-    assert {"numpy", "onnxruntime", "PIL"} <= modules
-    assert modules.isdisjoint({"torch", "dvc", "mlflow", "onnx", "pandas", "scipy", "matplotlib", "pydantic", "yaml"})
-
-
-def test_the_requirements_are_the_pins_of_the_whole() -> None:
-    def pins(file: str) -> set[str]:
-        lines = (ROOT / file).read_text().splitlines()
-        return {line.split("#")[0].strip() for line in lines if "==" in line.split("#")[0]}
-
-    assert pins("requirements-predict.txt") <= pins("requirements.txt")
-    assert {pin.split("==")[0] for pin in pins("requirements-predict.txt")} == {"numpy", "onnxruntime", "pillow"}

@@ -14,9 +14,9 @@ from fieldguide.evaluation.metrics import (
     coverage_table,
     expected_calibration_error,
     macro_f1_interval,
+    ood_metrics,
     paired_difference,
     per_class_table,
-    refused_strangers,
     risk_coverage_area,
     split_metrics,
 )
@@ -255,13 +255,13 @@ def test_the_table_per_class_is_scikit_learns() -> None:
 def test_strangers_are_told_apart_as_scikit_learn_says() -> None:
     generator = np.random.default_rng(0)
     known, strange = generator.normal(1, 1, 50), generator.normal(0, 1, 70)
-    found = refused_strangers(known, strange, 0.5)
+    found = ood_metrics(known, strange, 0.5)
     false, true, _ = roc_curve(np.repeat([1, 0], [50, 70]), np.concatenate([known, strange]))
     assert found["auroc"] == pytest.approx(auc(false, true))
     assert found["known_accepted"] == sum(score >= 0.5 for score in known) / 50
-    assert found["strangers_refused"] == sum(score < 0.5 for score in strange) / 70
+    assert found["ood_refused"] == sum(score < 0.5 for score in strange) / 70
 
 
 def test_a_threshold_belongs_to_the_known() -> None:
-    assert refused_strangers(np.array([0.5]), np.array([0.5]), 0.5)["strangers_refused"] == 0
-    assert refused_strangers(np.array([0.5]), np.array([0.5]), 0.5)["known_accepted"] == 1
+    assert ood_metrics(np.array([0.5]), np.array([0.5]), 0.5)["ood_refused"] == 0
+    assert ood_metrics(np.array([0.5]), np.array([0.5]), 0.5)["known_accepted"] == 1

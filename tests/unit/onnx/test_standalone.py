@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fieldguide.core.artifacts import SplitAccuracy
 from fieldguide.core.errors import UserError
 from fieldguide.core.images import decode
-from fieldguide.core.params import Export
-from fieldguide.onnx.proof import BATCH_SIZES, CHUNK, probabilities_alone
-from stages.export_onnx import proof
+from fieldguide.onnx.metadata import split_accuracy
+from fieldguide.onnx.proof import BATCH_SIZES, CHUNK, probabilities_alone, prove
 from support.mean_colour import NAMES, expected_probabilities, mean_colour_network, save
 
 PX = 16
-SETTINGS = Export(opset=20, max_abs_difference=1e-4, int8_images=8)
+BOUND = 1e-4  # of a difference
 
 
 def test_the_file_alone_answers_every_image_at_every_batch_size_from_its_bytes(tmp_path: Path, make_jpeg) -> None:
@@ -43,8 +43,8 @@ def test_a_file_that_fails_alone_is_told(tmp_path: Path) -> None:
     assert "torch" in sys.modules  # here; the other process had none
 
 
-def evaluated(n_right: int, n: int = 4) -> dict[str, object]:
-    return {"split": "test", "accuracy": n_right / n, "n": n}
+def reported(n_right: int, n: int = 4) -> SplitAccuracy:
+    return split_accuracy("test", n_right, n)
 
 
 @pytest.fixture
@@ -57,18 +57,18 @@ TARGETS = np.array([0, 1, 2, 0])
 
 
 def test_equal_answers_are_proven_and_counted(answers: np.ndarray) -> None:
-    found = proof(answers, np.stack([answers] * 4), TARGETS, evaluated(4), SETTINGS)
-    assert found == {"top1_agreement": 1.0, "max_abs_difference": 0.0, "ties": 1, "accuracy": 1.0, "n": 4}
+    found = prove(answers, np.stack([answers] * 4), TARGETS, reported(4), BOUND)
+    assert found.as_dict() == {"top1_agreement": 1.0, "max_abs_difference": 0.0, "ties": 1, "accuracy": 1.0, "n": 4}
 
 
 def test_rounding_may_exchange_two_that_are_level_and_nothing_else(answers: np.ndarray) -> None:
     exchanged = answers.copy()
     exchanged[3] = answers[3][[1, 0, 2]]
-    assert proof(answers, np.stack([exchanged] * 4), TARGETS, evaluated(4), SETTINGS)["accuracy"] == 0.75
+    assert prove(answers, np.stack([exchanged] * 4), TARGETS, reported(4), BOUND).accuracy == 0.75
     other = answers.copy()
     other[1] = answers[1][[1, 0, 2]]
     with pytest.raises(UserError, match=r"agree on 93.75% of the test images and differ by up to 5.0e-01"):
-        proof(answers, np.stack([answers, answers, answers, other]), TARGETS, evaluated(4), SETTINGS)
+        prove(answers, np.stack([answers, answers, answers, other]), TARGETS, reported(4), BOUND)
 
 
 def test_a_difference_above_the_bound_at_one_batch_size_is_refused(answers: np.ndarray) -> None:
@@ -77,10 +77,10 @@ def test_a_difference_above_the_bound_at_one_batch_size_is_refused(answers: np.n
     with pytest.raises(
         UserError, match=r"agree on 100.00% .* differ by up to 2.0e-04 \(allowed 1.0e-04\); no file was written"
     ):
-        proof(answers, np.stack([answers, off, answers, answers]), TARGETS, evaluated(4), SETTINGS)
+        prove(answers, np.stack([answers, off, answers, answers]), TARGETS, reported(4), BOUND)
 
 
-@pytest.mark.parametrize("reported", [evaluated(2), evaluated(4, 5)], ids=["other accuracy", "other images"])
-def test_an_accuracy_other_than_what_evaluate_reported_is_refused(answers: np.ndarray, reported: dict) -> None:
+@pytest.mark.parametrize("other", [reported(2), reported(4, 5)], ids=["other accuracy", "other images"])
+def test_an_accuracy_other_than_what_evaluate_reported_is_refused(answers: np.ndarray, other: SplitAccuracy) -> None:
     with pytest.raises(UserError, match=r"alone it has 4 of 4 test images right, evaluate reported"):
-        proof(answers, np.stack([answers] * 4), TARGETS, reported, SETTINGS)
+        prove(answers, np.stack([answers] * 4), TARGETS, other, BOUND)

@@ -36,7 +36,7 @@ import numpy as np
 from fieldguide.report.plots import confusion, curves, image_grid, save_png
 target = Path(sys.argv[1])
 series = {"train": [2.0, 1.0, 0.5], "valid": [2.1, 1.2, 0.8]}
-save_png(curves([1, 2, 3], series, series, 3, [0.1, 0.2]), target / "curves.png")
+save_png(curves([1, 2, 3], series, series, 3, [0.1, 0.2, 0.3]), target / "curves.png")
 save_png(confusion(np.arange(16).reshape(4, 4), ["A", "B C", "D", "E"], "Test"), target / "confusion.png")
 pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
 save_png(image_grid([pictures, pictures], ["one", "two"], "Pictures"), target / "grid.png")
@@ -154,7 +154,7 @@ def test_names_with_signs_of_mathematics_are_plain_text(tmp_path: Path, name: st
 def test_curves_show_both_splits_with_units_and_the_best_epoch() -> None:
     loss = {"train": [2.0, 1.0, 0.5], "valid": [2.5, 1.5, 1.75]}
     accuracy = {"train": [0.2, 0.5, 0.9], "valid": [0.1, 0.625, 0.6]}
-    figure = curves([1, 2, 3], loss, accuracy, 2, [0.1, 0.3, 0.2, 0.0])
+    figure = curves([1, 2, 3], loss, accuracy, 2, [0.1, 0.3, 0.2])
     assert figure.get_suptitle() == "Best epoch 2 of 3: valid accuracy 62.5%"
     for axis, unit, series in zip(figure.axes[:2], ("loss (nats)", "accuracy"), (loss, accuracy), strict=True):
         assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", unit)
@@ -166,12 +166,14 @@ def test_curves_show_both_splits_with_units_and_the_best_epoch() -> None:
         assert any(list(line.get_xdata()) == [2, 2] for line in axis.lines)
     assert (figure.axes[2].get_xlabel(), figure.axes[2].get_ylabel()) == ("epoch", "learning rate")
     (rates,) = figure.axes[2].lines
-    assert list(rates.get_xdata()) == [0, 1, 2, 3]
-    assert list(rates.get_ydata()) == [0.1, 0.3, 0.2, 0.0]
+    assert list(rates.get_xdata()) == [1, 2, 3]
+    assert list(rates.get_ydata()) == [0.1, 0.3, 0.2]
 
 
 def test_the_lines_of_the_splits_differ_without_colour() -> None:
-    figure = curves([1, 2], {"train": [2.0, 1.0], "valid": [2.5, 1.5]}, {"train": [0.1, 0.2], "valid": [0.3, 0.4]}, 2, [0.1])
+    figure = curves(
+        [1, 2], {"train": [2.0, 1.0], "valid": [2.5, 1.5]}, {"train": [0.1, 0.2], "valid": [0.3, 0.4]}, 2, [0.1, 0.1]
+    )
     for axis in figure.axes[:2]:
         styles = {line.get_label(): (line.get_linestyle(), line.get_marker()) for line in axis.lines}
         assert styles["train"] != styles["valid"]
@@ -202,7 +204,7 @@ def test_epochs_are_whole_numbers_on_the_axis(n_epochs: int) -> None:
 def test_a_loss_that_is_not_finite_still_gives_a_figure(tmp_path: Path) -> None:
     loss = {"train": [2.0, float("nan")], "valid": [2.0, float("inf")]}
     accuracy = {"train": [0.1, 0.1], "valid": [0.1, 0.1]}
-    save_png(curves([1, 2], loss, accuracy, 1, [0.1]), tmp_path / "curves.png")
+    save_png(curves([1, 2], loss, accuracy, 1, [0.1, 0.1]), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 

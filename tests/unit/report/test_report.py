@@ -16,8 +16,12 @@ import yaml
 
 from fieldguide.core.images import encode_jpeg
 from fieldguide.core.paths import GALLERY_JSON, MANIFEST, METRICS, RECEIPT, confusion_csv, stage_metrics
-from fieldguide.report import page as report
-from fieldguide.report.page import markdown, percent, read_facts, render_card, render_page, size
+from fieldguide.report import facts as report
+from fieldguide.report import page
+from fieldguide.report.card import render_card
+from fieldguide.report.facts import Facts, read_facts
+from fieldguide.report.figures import figures_of
+from fieldguide.report.text import markdown, percent, size
 from support import ROOT
 
 NASTY = '<img src=x onerror="alert(1)"> & | *B* [c](d)'
@@ -28,6 +32,7 @@ PARAMS = {
     "augment": {"hue": 0.0},
     "benchmark": {"batch_sizes": [1, 8]},
 }
+COVERAGES = [f"accuracy_at_coverage_{share}" for share in (80, 90, 95)]
 VOID = {"meta", "img"}
 
 
@@ -65,6 +70,10 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
+def render_page(facts: Facts) -> str:
+    return page.render_page(facts, figures_of(facts))
+
+
 def photograph(truth: str, predicted: str) -> dict[str, Any]:
     pixels = base64.b64encode(encode_jpeg(np.full((8, 8, 3), 90, np.uint8), 8)).decode()
     activation = pixels if truth != predicted else None
@@ -76,7 +85,12 @@ def photograph(truth: str, predicted: str) -> dict[str, Any]:
 def split_figures(accuracy: float, n: int) -> dict[str, float]:
     ends = {"accuracy_low": accuracy - 0.1, "accuracy_high": accuracy + 0.05, "macro_f1_low": 0.6, "macro_f1_high": 0.9}
     figures = {"accuracy": accuracy, "top5_accuracy": 1.0, "macro_f1": 0.75, "weighted_f1": 0.76, "loss": 0.5, "ece": 0.04}
-    return figures | ends | {"ece_uncalibrated": 0.2, "risk_coverage_area": 0.01, "n": n}
+    return (
+        figures
+        | ends
+        | dict.fromkeys(COVERAGES, 0.8)
+        | {"loss_uncalibrated": 0.6, "ece_uncalibrated": 0.2, "risk_coverage_area": 0.01, "n": n}
+    )
 
 
 def write_all(name: str) -> None:
@@ -105,6 +119,7 @@ def write_all(name: str) -> None:
     evaluate = {split: split_figures(0.75, 4) for split in ("train", "valid", "test")}
     evaluate |= {"test_without_leaks": {"accuracy": None, "n": 0}, "calibration": {"temperature": 0.5, "unsure_below": 0.9}}
     evaluate["calibration"]["unknown_below"] = 0.3
+    evaluate |= {"tta": {"forward_passes": 1}, "strangers": {"white_noise": {"refused": 0.9, "auroc": 0.95, "n": 100}}}
     latency = {
         "latency_ms": {"p50": 1.5, "p95": 2.5, "p99": 3.5},
         "images_per_second": 321.0,
@@ -138,7 +153,8 @@ def write_all(name: str) -> None:
     pd.DataFrame(per_class).to_csv(report.PER_CLASS_CSV, index=False)
     bins = {"split": ["valid", "test"], "low": 0.5, "high": 1.0, "n": 4, "confidence": 0.8, "accuracy": 0.75}
     pd.DataFrame(bins | {"accuracy_low": 0.5, "accuracy_high": 0.9}).to_csv(report.RELIABILITY_CSV, index=False)
-    coverage = {"coverage": np.arange(1, 101) / 100, "test": 0.75, "test_probability": 0.6}
+    coverage = {"coverage": np.arange(1, 101) / 100}
+    coverage |= {f"{split}{key}": value for split in ("valid", "test") for key, value in (("", 0.75), ("_probability", 0.6))}
     pd.DataFrame(coverage).to_csv(report.COVERAGE_CSV, index=False)
     pair = {"split": ["test"], "truth": ["A"], "predicted": [name], "n": [1], "n_truth": [2], "share": [0.5]}
     pd.DataFrame(pair).to_csv(report.CONFUSED_PAIRS_CSV, index=False)
@@ -166,13 +182,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def page(folder: Path) -> str:
+def html(folder: Path) -> str:
     write_all("Papilio machaon")
     return render_page(read_facts(PARAMS))
 
 
-def test_the_page_states_the_figures_that_the_stages_wrote(page: str) -> None:
-    text = Page(page).text.replace("\u00a0", " ")
+def test_the_page_states_the_figures_that_the_stages_wrote(html: str) -> None:
+    text = Page(html).text.replace("\u00a0", " ")
     for words in (
         "16 images of 2 classes; 3 of them are left out of use.",
         "3 of 4 images of test are named right: 75.0 %, 95 % interval 65.0 to 80.0 %.",
@@ -189,8 +205,8 @@ def test_the_page_states_the_figures_that_the_stages_wrote(page: str) -> None:
         assert words in text, words
 
 
-def test_the_page_asks_no_other_host_for_anything(page: str) -> None:
-    found = Page(page)
+def test_the_page_asks_no_other_host_for_anything(html: str) -> None:
+    found = Page(html)
     sources = [value for _, attributes in found.tags for name, value in attributes.items() if name in ("src", "srcset", "data")]
     assert len(sources) == 5
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
@@ -199,13 +215,13 @@ def test_the_page_asks_no_other_host_for_anything(page: str) -> None:
         "near_duplicates.html",
         "model_card.md",
     ]
-    assert not re.search(r"@import|url\(|@font-face", page)
+    assert not re.search(r"@import|url\((?!#)|@font-face", html)
     policies = [meta["content"] for meta in found.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
-def test_the_page_can_be_used_without_seeing_it(page: str) -> None:
-    found = Page(page)
+def test_the_page_can_be_used_without_seeing_it(html: str) -> None:
+    found = Page(html)
     assert found.all("html")[0]["lang"] == "en"
     assert all(image.get("alt") for image in found.all("img"))
     assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in found.all("svg"))
@@ -284,7 +300,7 @@ def test_a_class_called_na_keeps_its_name(folder: Path) -> None:
     write_all("NA")
     facts = read_facts(PARAMS)
     assert facts.tables["classes"]["class_name"].tolist() == ["A", "NA"]
-    assert "A taken for Na: 1 (50.0%)" in render_page(facts)
+    assert '<th scope="row">A</th><td class="text">Na</td>' in render_page(facts)
 
 
 def test_the_card_has_the_sections_and_the_metadata_of_the_convention(folder: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fieldguide.core.errors import UserError
-from fieldguide.sources.archive import open_source, pack, stored_members
+from fieldguide.sources.archive import open_archive, pack, stored_members
 from support import ROOT
 from support.archives import write_folder, write_zip
 
@@ -27,7 +27,7 @@ SCRIPTS = ["蝴蝶", "Бабочка", "פרפר", "ผีเสื้อ", "Äg
 
 
 def read_all(path: Path, max_bytes: int = BOUND) -> dict[str, bytes]:
-    with open_source(path, max_bytes) as source:
+    with open_archive(path, max_bytes) as source:
         return {name: source.read(name) for name in source.names}
 
 
@@ -56,7 +56,7 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[dict[st
 
 def test_zip_and_folder_give_the_same_names_and_bytes(written: Callable[[dict[str, bytes]], Path]) -> None:
     path = written(LAYOUT)
-    with open_source(path, BOUND) as source:
+    with open_archive(path, BOUND) as source:
         assert source.names == tuple(sorted(LAYOUT))
         assert {name: source.read(name) for name in source.names} == LAYOUT
         assert source.n_bytes == sum(map(len, LAYOUT.values()))
@@ -93,7 +93,7 @@ def test_strays_are_counted_and_left_out(written: Callable[[dict[str, bytes]], P
         ),
         b"x" * 1000,
     )
-    with open_source(written(LAYOUT | strays), BOUND) as source:
+    with open_archive(written(LAYOUT | strays), BOUND) as source:
         assert set(source.names) == set(LAYOUT)
         assert source.n_ignored == len(strays)
         assert source.n_bytes == sum(map(len, LAYOUT.values()))
@@ -101,7 +101,7 @@ def test_strays_are_counted_and_left_out(written: Callable[[dict[str, bytes]], P
 
 def test_a_zip_inside_is_ignored_and_not_opened(written: Callable[[dict[str, bytes]], Path], tmp_path: Path) -> None:
     inner = write_zip(tmp_path / "inner", {"train/C/1.jpg": b"inner"}).read_bytes()
-    with open_source(written(LAYOUT | {"train/A/more.zip": inner}), BOUND) as source:
+    with open_archive(written(LAYOUT | {"train/A/more.zip": inner}), BOUND) as source:
         assert set(source.names) == set(LAYOUT)
         assert source.n_ignored == 1
 
@@ -111,14 +111,14 @@ def test_empty_folders_are_told_below_the_wrapper(tmp_path: Path) -> None:
     (folder / "wrap" / "train" / "EMPTY").mkdir()
     (folder / "elsewhere").mkdir()
     expected = {"train", "valid", "test", "train/EMPTY"} | {name.rpartition("/")[0] for name in LAYOUT}
-    with open_source(folder, BOUND) as source:
+    with open_archive(folder, BOUND) as source:
         assert set(source.folders) - {"."} == expected
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for name in ("wrap/", "wrap/train/", "wrap/train/EMPTY/", "elsewhere/"):
             archive.writestr(name, b"")
         for name, content in LAYOUT.items():
             archive.writestr(f"wrap/{name}", content)
-    with open_source(tmp_path / "photos.zip", BOUND) as source:
+    with open_archive(tmp_path / "photos.zip", BOUND) as source:
         assert {"train", "train/EMPTY"} <= set(source.folders)
         assert "elsewhere" not in source.folders
 
@@ -246,7 +246,7 @@ def test_a_damaged_member_is_named_and_the_others_are_read(tmp_path: Path, metho
     damaged = bytearray(path.read_bytes())
     damaged[damaged.index(b"train/A/1.jpg") + 60 : damaged.index(b"train/A/1.jpg") + 100] = bytes(40)
     path.write_bytes(damaged)
-    with open_source(path, BOUND) as source:
+    with open_archive(path, BOUND) as source:
         assert source.read("train/B/1.jpg") == content
         with pytest.raises(
             UserError, match=r"photos\.zip: member train/A/1\.jpg is damaged \(.+\); download the archive again$"
@@ -319,7 +319,7 @@ def test_a_file_name_that_is_no_utf_8_is_one_line(tmp_path: Path) -> None:
         (folder / "train" / "A" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
     except OSError:
         pytest.skip("this file system takes only UTF-8 names")
-    with pytest.raises(UserError, match="photos"), open_source(folder, BOUND) as source:
+    with pytest.raises(UserError, match="photos"), open_archive(folder, BOUND) as source:
         pack(((name, source.read(name)) for name in source.names), tmp_path / "images.zip")
     assert not (tmp_path / "images.zip").exists()
 
@@ -329,9 +329,9 @@ def test_what_may_not_be_read_is_named(tmp_path: Path, closed: str) -> None:
     folder = write_folder(tmp_path / "photos", LAYOUT)
     (folder / closed).chmod(0)
     code = (
-        "import pathlib; from fieldguide.core.errors import UserError; from fieldguide.sources.archive import open_source\n"
+        "import pathlib; from fieldguide.core.errors import UserError; from fieldguide.sources.archive import open_archive\n"
         "try:\n"
-        "    with open_source(pathlib.Path('photos'), 10**9) as source: [source.read(name) for name in source.names]\n"
+        "    with open_archive(pathlib.Path('photos'), 10**9) as source: [source.read(name) for name in source.names]\n"
         "except UserError as error: print(error)"
     )
     try:
@@ -347,9 +347,9 @@ def test_a_folder_behind_a_closed_one_is_one_line(tmp_path: Path) -> None:
     write_folder(tmp_path / "closed" / "photos", LAYOUT)
     (tmp_path / "closed").chmod(0)
     code = (
-        "import pathlib; from fieldguide.core.errors import UserError; from fieldguide.sources.archive import open_source\n"
+        "import pathlib; from fieldguide.core.errors import UserError; from fieldguide.sources.archive import open_archive\n"
         "try:\n"
-        "    with open_source(pathlib.Path('closed/photos'), 10**9): pass\n"
+        "    with open_archive(pathlib.Path('closed/photos'), 10**9): pass\n"
         "except UserError as error: print(error)"
     )
     try:

@@ -1,20 +1,29 @@
 """Raw data to rows: shards with and without labels, and the faults that only the whole set shows."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
+from fieldguide.core.artifacts import RawFile, Receipt
 from fieldguide.core.errors import UserError
+from fieldguide.core.params import Features
 from fieldguide.sources.index import INDEX_COLUMNS, index_shards, united_classes
 from support.tfrecords import JPEG, example, flower, texts, write
 
 FEATURES = {"image": "image", "label": "class", "id": "id"}
 
 
-def receipt(*files: str, dataset: str = "flowers", features: dict[str, str] = FEATURES) -> dict[str, Any]:
-    return {"dataset": dataset, "features": features, "files": {file: {} for file in files}}
+def receipt(*files: str, dataset: str = "flowers", features: dict[str, str] = FEATURES) -> Receipt:
+    return Receipt(
+        **dict.fromkeys(("title", "home", "licence", "source", "version", "release"), ""),
+        dataset=dataset,
+        layout="tfrecords",
+        features=Features(**features),
+        images={},
+        ignored={},
+        files={file: RawFile(bytes=0, sha256="") for file in files},
+    )
 
 
 def shard(raw: Path, split: str, *payloads: bytes) -> str:

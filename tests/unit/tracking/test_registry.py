@@ -19,7 +19,7 @@ from fieldguide.core.manifest import write_manifest
 from fieldguide.core.params import read_params
 from fieldguide.core.paths import MANIFEST, ONNX, PREDICTIONS_CSV, RAW
 from fieldguide.tracking import run as tracking
-from fieldguide.tracking.registry import Registry, model_file, opened
+from fieldguide.tracking.registry import Registry, model_file, open_registry
 from fieldguide.tracking.store import CHECKPOINT_TAG, DEFAULTS, Store
 from fieldguide.web.model import Watched
 from support import ROOT
@@ -63,7 +63,7 @@ def root(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def registry(root: Path) -> Iterator[Registry]:
-    with opened() as found:
+    with open_registry() as found:
         yield found
 
 
@@ -145,7 +145,7 @@ def test_the_first_run_is_champion_once_with_its_numbers(registry: Registry, cap
     assert capsys.readouterr().out.splitlines()[-1] == "nothing to do: it is the champion, version 1 of fieldguide"
     (version,) = registry.client.search_model_versions("name = 'fieldguide'")
     assert registry.champion().number == 1
-    assert version.run_id == registry.exported()[0].run.info.run_id
+    assert version.run_id == registry.exported_runs()[0].run.info.run_id
     assert float(version.tags["evaluate.test.accuracy"]) == 0.9
     assert float(version.tags["evaluate.test.accuracy_low"]) == pytest.approx(0.8506, abs=1e-4)  # Wilson's, by hand
     assert float(version.tags["evaluate.test.accuracy_high"]) == pytest.approx(0.9343, abs=1e-4)
@@ -207,7 +207,7 @@ def test_the_challenger_is_the_best_on_valid_of_the_latest_data(registry: Regist
 
 def test_a_run_is_named_by_its_id_too_and_an_unknown_one_is_one_line(registry: Registry) -> None:
     make_run("first")
-    run_id = registry.exported()[0].run.info.run_id
+    run_id = registry.exported_runs()[0].run.info.run_id
     with pytest.raises(
         UserError, match=r"^nobody: no run of this name or id has an exported model; the latest that have: first$"
     ):
@@ -301,7 +301,7 @@ def test_where_test_has_no_labels_valid_takes_its_place(registry: Registry, caps
 
 def test_a_model_and_predictions_of_two_evaluations_are_refused(registry: Registry) -> None:
     make_run("mixed", told={"split": "test", "accuracy": 0.5, "n": N})
-    with pytest.raises(UserError, match=r"its model tells of 100 of 200 test images right, its predictions of 200 of 200"):
+    with pytest.raises(UserError, match=r"its model has 100 of 200 test images right, its predictions have 200 of 200"):
         main(["champion"])
     assert registry.champion() is None
 
@@ -318,7 +318,7 @@ def test_without_a_store_or_a_run_it_is_one_line(root: Path) -> None:
 def test_every_form_of_a_registered_name_is_a_file_and_an_unknown_one_is_one_line(registry: Registry) -> None:
     make_run("first")
     assert champion() == 0
-    model_id = registry.exported()[0].model.model_id
+    model_id = registry.exported_runs()[0].model.model_id
     for name in ("models:/fieldguide@champion", "models:/fieldguide/1", "models:/fieldguide/latest", f"models:/{model_id}"):
         assert model_file(Path(name)).read_bytes() == onnx_of("first")
     for name in ("models:/fieldguide@nobody", "models:/fieldguide/7", "models:/other/1", "models:/m-none"):
@@ -337,7 +337,7 @@ def test_a_damaged_copy_is_fetched_again_and_a_changed_artifact_refused(registry
     assert model_file(Path(CHAMPION)).stat().st_mtime_ns == before  # not fetched again
     cached.write_bytes(b"x" + cached.read_bytes()[1:])
     assert model_file(Path(CHAMPION)).read_bytes() == onnx_of("first")
-    logged = Path(registry.exported()[0].model.artifact_location.removeprefix("file://")) / "model.onnx"
+    logged = Path(registry.exported_runs()[0].model.artifact_location.removeprefix("file://")) / "model.onnx"
     logged.write_bytes(b"x" + logged.read_bytes()[1:])
     cached.unlink()
     with pytest.raises(UserError, match=r"model\.onnx: its MD5 is \w+, it was logged with \w+; log it again: dvc repro"):
@@ -422,6 +422,4 @@ def test_without_mlflow_a_registered_name_is_one_line_and_a_file_needs_none(root
     assert (ended.returncode, ended.stdout.split()[-1]) == (0, "RED")
     ended = subprocess.run([*command, "--model", CHAMPION], env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert ended.stderr == (
-        f"error: {CHAMPION}: the model registry needs mlflow, which is not installed; pip install -r requirements.txt\n"
-    )
+    assert ended.stderr == f"error: {CHAMPION}: the model registry needs mlflow; install it with: make setup\n"

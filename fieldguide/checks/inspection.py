@@ -1,0 +1,94 @@
+"""Every image decoded once: size, hashes, a fingerprint and its share of the mean image; then near duplicates among them."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from fieldguide.checks.near_duplicates import Fingerprint, NearDuplicate, fingerprint, near_duplicates
+from fieldguide.core.images import UnreadableImage, inspect, read_encoded, resized
+from fieldguide.core.names import SPLITS
+
+INSPECTED_PX = 256  # a larger JPEG is decoded at a scale that leaves both sides at least this; enough for all comparisons
+MEAN_PX = 64
+
+Place = tuple[str, int, int]  # file under data/raw, offset and length of the encoded bytes
+
+
+class Inspected(NamedTuple):
+    """What one decoding of an image tells; `reason` says why it could not be decoded."""
+
+    width: int | None
+    height: int | None
+    sha256: str
+    phash: str
+    reason: str
+    fingerprint: Fingerprint | None
+    small: np.ndarray | None  # uint8 [MEAN_PX, MEAN_PX, 3]
+
+
+def inspect_images(
+    frame: pd.DataFrame, raw: Path, n_workers: int
+) -> tuple[pd.DataFrame, list[Fingerprint | None], dict[str, np.ndarray]]:
+    """Adds `width`, `height`, `sha256`, `phash` and `reason`; a fingerprint for each image; the mean image of each split.
+
+    The mean images are uint8 `[MEAN_PX, MEAN_PX, 3]`; that of images whose split is still to be cut is called `all`.
+    """
+    places = _places(frame)
+    rows, fingerprints = [], []
+    sums = {split: np.zeros((MEAN_PX, MEAN_PX, 3)) for split in dict.fromkeys(frame["split"])}
+    counts = dict.fromkeys(sums, 0)
+    with ThreadPoolExecutor(n_workers) as pool:
+        results = pool.map(lambda place: _inspect_one(raw, place), places)
+        progress = tqdm(results, total=len(places), unit="image", disable=None)
+        for split, image in zip(frame["split"], progress, strict=True):
+            rows.append(image[:5])
+            fingerprints.append(image.fingerprint)
+            if image.small is not None:
+                sums[split] += image.small
+                counts[split] += 1
+    columns = pd.DataFrame(rows, columns=["width", "height", "sha256", "phash", "reason"])
+    order = ["", *SPLITS, "unlabelled"]
+    means = {
+        split or "all": (sums[split] / counts[split]).round().astype(np.uint8)
+        for split in sorted(sums, key=order.index)
+        if counts[split]
+    }
+    return frame.join(columns.astype({"width": "Int64", "height": "Int64"})), fingerprints, means
+
+
+def _places(frame: pd.DataFrame) -> list[Place]:
+    return list(zip(frame["file"], frame["offset"], frame["length"], strict=True))
+
+
+def _inspect_one(raw: Path, place: Place) -> Inspected:
+    file, offset, length = place
+    encoded = read_encoded(raw / file, offset, length)
+    digest = hashlib.sha256(encoded).hexdigest()
+    try:
+        facts, rgb = inspect(encoded, INSPECTED_PX)
+    except UnreadableImage as error:
+        return Inspected(None, None, digest, "", f"unreadable: {error}", None, None)
+    prints = fingerprint(rgb)
+    return Inspected(facts.width, facts.height, digest, f"{prints.hashes[0]:016x}", "", prints, resized(rgb, MEAN_PX))
+
+
+def read_rgb(raw: Path, place: Place) -> np.ndarray:
+    """The image as it was inspected: uint8 `[H, W, 3]`."""
+    file, offset, length = place
+    return inspect(read_encoded(raw / file, offset, length), INSPECTED_PX)[1]
+
+
+def find_near_duplicates(
+    frame: pd.DataFrame, fingerprints: list[Fingerprint | None], raw: Path, n_workers: int
+) -> list[NearDuplicate]:
+    """Near duplicates among readable images that are not byte-identical, as positions of the table's rows."""
+    rows = np.flatnonzero(frame["reason"].eq("") & ~frame.duplicated("sha256"))
+    places = _places(frame)
+    readable = [found for row in rows if (found := fingerprints[row]) is not None]
+    pairs = near_duplicates(readable, lambda k: read_rgb(raw, places[rows[k]]), n_workers)
+    return [pair._replace(i=int(rows[pair.i]), j=int(rows[pair.j])) for pair in pairs]

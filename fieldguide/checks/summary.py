@@ -1,0 +1,66 @@
+"""What the split check found, as tables and figures."""
+
+from collections import Counter
+
+import pandas as pd
+
+from fieldguide.checks.near_duplicates import NearDuplicate
+from fieldguide.checks.policies import Findings
+from fieldguide.core.artifacts import ClassSizes, NearDuplicateCounts, SplitCheckMetrics
+from fieldguide.core.names import SPLITS
+
+INTERNAL = ["i", "j", "same", "across", "conflict"]  # columns of the table of pairs that are not written
+
+
+def split_check_metrics(
+    frame: pd.DataFrame,
+    copies: list[tuple[int, int]],
+    pairs: list[NearDuplicate] | None,
+    findings: Findings,
+    n_conflicts: int,
+) -> SplitCheckMetrics:
+    """The content of metrics/split_check.json; `pairs` is None where near duplicates were not looked for."""
+    across = within = None
+    if pairs is not None:
+        same = [pair for pair in pairs if pair.is_same]
+        splits = frame["split"].to_dict()
+        across = sum(splits[pair.i] != splits[pair.j] for pair in same)
+        within = len(same) - across
+    missing = Counter(finding["split"] for finding in findings.rows if finding["kind"] == "missing class")
+    per_class = frame[frame["use"] & (frame["split"] == "train")].groupby("class_name").size()
+    return SplitCheckMetrics(
+        classes=int(frame["label"].nunique()),
+        images={split: int((frame["split"] == split).sum()) for split in SPLITS},
+        unlabelled=int(frame["label"].isna().sum()),
+        unreadable=int(frame["width"].isna().sum()),
+        exact_duplicates=len(copies),
+        near_duplicates=NearDuplicateCounts(across_splits=across, within_split=within),
+        label_conflicts=n_conflicts,
+        missing_classes={split: missing[split] for split in SPLITS},
+        train_images_per_class=ClassSizes(smallest=int(per_class.min()), largest=int(per_class.max()))
+        if len(per_class)
+        else None,
+        dropped=int((~frame["use"]).sum()),
+    )
+
+
+def pair_table(frame: pd.DataFrame, pairs: list[NearDuplicate], copies: list[tuple[int, int]]) -> pd.DataFrame:
+    """Every pair of candidates with its verdict, and the byte-identical ones; pairs that matter most first."""
+    places = ["split", "class_name", "id"]
+    listed = [(*pair[:4], pair.verdict) for pair in pairs] + [(i, j, 0, 1.0, "identical") for i, j in copies]
+    table = pd.DataFrame(listed, columns=["i", "j", "distance", "similarity", "verdict"])
+    for side, name in (("i", "one"), ("j", "other")):
+        part = frame.iloc[table[side]][places].reset_index(drop=True)
+        table[[f"{name}_{column}" for column in places]] = part
+    table["same"] = table["verdict"].ne("different")
+    table["across"] = table["one_split"].ne(table["other_split"])
+    table["conflict"] = table["one_class_name"].ne(table["other_class_name"])
+    order = ["same", "conflict", "across", "similarity", "i", "j"]
+    return table.sort_values(order, ascending=[False, False, False, False, True, True]).reset_index(drop=True)
+
+
+def class_counts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Images in use: a row per class, a column per split."""
+    labelled = frame[frame["label"].notna()]
+    in_use = {split: (labelled["split"] == split) & labelled["use"] for split in SPLITS}
+    return labelled.assign(**in_use).groupby(["label", "class_name"])[list(SPLITS)].sum().reset_index()

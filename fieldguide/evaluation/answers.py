@@ -1,0 +1,135 @@
+"""A trained network's answers for every image, and what is fitted on them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import softmax
+from tqdm import tqdm
+
+from fieldguide.core.params import Evaluate, Runtime
+from fieldguide.evaluation.ood import noises
+from fieldguide.network.calibration import (
+    Calibration,
+    KnownScore,
+    Moments,
+    fit_temperature,
+    fit_unknown_below,
+    fit_unsure_below,
+    score_tensors,
+)
+from fieldguide.network.checkpoint import Checkpoint
+from fieldguide.network.inference import batches_of, views
+from fieldguide.network.loader import Ahead, Resident, Source
+from fieldguide.network.models import Classifier
+
+N_NOISE = 100  # pictures of each kind of noise
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A trained network on its device, and how it is to be run."""
+
+    model: Classifier
+    facts: Checkpoint
+    evaluate: Evaluate
+    runtime: Runtime
+    raw: Path
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.head.weight.device
+
+    def images(self, rows: pd.DataFrame) -> Source:
+        """The images of `rows`; decoding runs ahead of the network."""
+        return Ahead(rows, self.raw, self.facts.image_px, self.runtime.n_workers, self.device)
+
+    def views(self, source: Source, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits `[V, B, K]` and embeddings `[V, B, F]` of each batch."""
+        batches = batches_of(len(source), self.evaluate.batch_size)
+        with tqdm(total=len(source), unit="image", desc=name, disable=None) as bar:
+            for logits, embeddings in views(self.model, source, batches, self.device, self.evaluate.tta):
+                yield logits, embeddings
+                bar.update(logits.shape[1])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network answers for the images of one split.
+
+    logits: float32 `[N, K]`, the mean over the views; first_view: int64 `[N]`, the classes by the first view, the image alone;
+    known: float32 `[N]`, known scores.
+    """
+
+    logits: np.ndarray
+    first_view: np.ndarray
+    known: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """int64 `[N]`."""
+        return self.logits.argmax(axis=1)
+
+    def probabilities(self, temperature: float) -> np.ndarray:
+        """float64 `[N, K]`."""
+        return softmax(self.logits.astype(np.float64) / temperature, axis=1)
+
+
+def answer_all(
+    network: TrainedNetwork, rows: dict[str, pd.DataFrame]
+) -> tuple[dict[str, Answers], dict[str, np.ndarray], Calibration]:
+    """The answers for each table of rows, the known scores of out-of-distribution pictures by kind, and the calibration.
+
+    The calibration is fitted on train (class means) and valid (temperature, thresholds). Train has no known scores.
+    """
+    evaluate, targets = network.evaluate, {split: network.facts.classes.targets(rows[split]) for split in ("train", "valid")}
+    moments = Moments(len(network.facts.class_names), network.model.head.in_features)
+    batches = iter(torch.from_numpy(targets["train"]).split(evaluate.batch_size))
+
+    def learn(logits: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        moments.add(embedding, next(batches))
+        return torch.full((len(logits),), torch.nan)
+
+    answers = {"train": answer(network, network.images(rows["train"]), "train", learn)}
+    tensors = score_tensors(evaluate.known_score, moments)
+    unfitted = Calibration(evaluate.tta, 1.0, 0.0, evaluate.known_score, 0.0, tensors)
+    known_score = KnownScore(unfitted).to(network.device)
+    answers |= {
+        name: answer(network, network.images(table), name, known_score) for name, table in rows.items() if name != "train"
+    }
+    ood = {
+        kind: answer(network, Resident(images.to(network.device)), kind, known_score).known
+        for kind, images in noises(network.facts.image_px, N_NOISE).items()
+    }
+    valid = answers["valid"]
+    temperature = fit_temperature(valid.logits, targets["valid"])
+    right = valid.predicted == targets["valid"]
+    confidence = valid.probabilities(temperature).max(axis=1)
+    fitted = replace(
+        unfitted,
+        temperature=temperature,
+        unsure_below=fit_unsure_below(confidence, right, evaluate.sure_accuracy),
+        unknown_below=fit_unknown_below(valid.known, evaluate.accept),
+    )
+    return answers, ood, fitted
+
+
+def answer(
+    network: TrainedNetwork, source: Source, name: str, known: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> Answers:
+    """The answers for its images; `known` turns logits `[B, K]` and embeddings `[B, F]` of a batch into scores `[B]`."""
+    n_images, n_classes = len(source), len(network.facts.class_names)
+    answers = Answers(  # at once: parts kept from each batch would lie among its freed buffers, 20 kB of memory an image
+        np.empty((n_images, n_classes), np.float32), np.empty(n_images, np.int64), np.empty(n_images, np.float32)
+    )
+    start = 0
+    for seen, embeddings in network.views(source, name):
+        logits = seen.mean(dim=0)
+        batch = slice(start, start := start + len(logits))
+        answers.logits[batch] = logits.cpu()
+        answers.first_view[batch] = seen[0].argmax(dim=1).cpu()
+        answers.known[batch] = known(logits, embeddings.mean(dim=0)).cpu()
+    return answers

@@ -1,0 +1,107 @@
+"""What an ONNX file says of itself in its metadata: how to use it, how accurate it is, what it came from, on which terms."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fieldguide.core.artifacts import Receipt, SplitAccuracy
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import file_hash, read_json
+from fieldguide.core.images import RESIZE_RULE
+from fieldguide.core.intervals import accuracy_interval
+from fieldguide.core.params import Model
+from fieldguide.core.paths import CALIBRATION, CHECKPOINT, LOCK
+from fieldguide.network.calibration import Calibration
+from fieldguide.network.checkpoint import Checkpoint
+
+UPSTREAM = ("download", "split_check", "train", "evaluate")  # the stages whose record in dvc.lock says where a model is from
+CODE = ("fieldguide/network/models.py", "fieldguide/onnx/export.py")  # what computes the answers
+
+
+def reported_accuracy(source: Path, split: str) -> SplitAccuracy:
+    """The accuracy on the split that metrics/evaluate.json reports, with its interval; raises `UserError` where it has none."""
+    metrics = read_json(source)
+    if split not in metrics:
+        raise UserError(f"{source}: nothing is said of {split}; make it again with: dvc repro -f evaluate")
+    accuracy, n = metrics[split]["accuracy"], metrics[split]["n"]
+    return split_accuracy(split, round(accuracy * n), n)
+
+
+def split_accuracy(split: str, n_right: int, n: int) -> SplitAccuracy:
+    """`n_right` of `n` as an accuracy with its interval."""
+    low, high = accuracy_interval(n_right, n)
+    return SplitAccuracy(split=split, accuracy=n_right / n, accuracy_low=low, accuracy_high=high, n=n)
+
+
+def onnx_metadata(
+    facts: Checkpoint, calibration: Calibration, reported: SplitAccuracy, settings: Model, receipt: Receipt
+) -> dict[str, Any]:
+    """What a user of the file must know; names no date and no folder, so that equal networks give equal files."""
+    return {
+        "class_names": facts.class_names,
+        "labels": facts.labels,
+        "image_px": facts.image_px,
+        "resize": RESIZE_RULE,
+        "input": "uint8 [N, image_px, image_px, 3], RGB",
+        "model": facts.model,
+        "epoch": facts.epoch,
+        "precision": "fp32",
+        "calibration": {
+            "tta": calibration.tta,
+            "temperature": calibration.temperature,
+            "unsure_below": calibration.unsure_below,
+            "score": calibration.score,
+            "unknown_below": calibration.unknown_below,
+        },
+        "dataset": receipt.model_dump(include={"dataset", "title", "home", "licence", "version", "release"}),
+        "evaluate": reported.as_dict(),
+        "hashes": {
+            "manifest_sha256": facts.manifest_sha256,
+            "checkpoint_sha256": file_hash(CHECKPOINT),
+            "calibration_sha256": file_hash(CALIBRATION),
+            "dvc_lock_sha256": pipeline_hash(),
+            "git_blobs": {source: git_blob(Path(source)) for source in CODE},
+        },
+        "licence": licence(settings, receipt.licence),
+    }
+
+
+def pipeline_hash() -> str | None:
+    """SHA-256 of what dvc.lock records of the stages before this one; None where it does not know this checkpoint.
+
+    Not of the whole file, in which this stage's own result is to stand.
+    """
+    try:
+        stages = yaml.safe_load(LOCK.read_text())["stages"]
+        recorded = {name: stages[name] for name in UPSTREAM}
+        made = {out["path"]: out["md5"] for out in recorded["train"]["outs"]}[str(CHECKPOINT)]
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    if made != file_hash(CHECKPOINT, "md5"):
+        return None
+    return hashlib.sha256(json.dumps(recorded, sort_keys=True).encode()).hexdigest()
+
+
+def git_blob(source: Path) -> str:
+    """The name under which git keeps the file's content: `git log --find-object=` finds its commits, made before or after."""
+    content = source.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def licence(settings: Model, of_data: str) -> str:
+    """Under which terms the weights are, as far as the pipeline can know."""
+    trained = f"trained here on data of licence: {of_data or 'not stated'}"
+    if settings.weights == "none":
+        return trained
+    if settings.weights != "imagenet":
+        return f"{trained}; began with weights of a file of one's own, whose terms go on"
+    if settings.name.startswith("timm/"):
+        import timm
+
+        published = timm.get_pretrained_cfg(settings.name.removeprefix("timm/"))
+        assert published is not None  # its weights were taken
+        return f"{trained}; began with weights of timm, {published.license or 'see ' + str(published.hf_hub_id)}"
+    return f"{trained}; began with weights of torchvision (BSD-3-Clause), made on ImageNet (for research)"

@@ -1,0 +1,48 @@
+"""Pictures of the data, from what the split check wrote: images per class, photographs of each split, sizes and mean images."""
+
+import string
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fieldguide.core.images import decode, read_encoded
+from fieldguide.core.manifest import named_tuples, read_manifest
+from fieldguide.core.names import SPLITS
+from fieldguide.core.paths import CLASSES_CSV, CLASSES_PNG, MANIFEST, MEAN_IMAGES, RAW, SAMPLES_PNG, SIZES_PNG
+from fieldguide.report import plots
+
+N_SAMPLES, SAMPLE_PX = 10, 96  # pictures of each split in samples.png
+
+
+def save_data_figures() -> list[Path]:
+    """Draws metrics/classes.png, samples.png and sizes.png and returns their paths."""
+    frame = read_manifest(MANIFEST)
+    counts = pd.read_csv(CLASSES_CSV, dtype={"class_name": str}, keep_default_na=False)
+    with np.load(MEAN_IMAGES) as archive:
+        means = {split: archive[split] for split in archive.files}
+    by_split = {split: counts[split].to_numpy() for split in SPLITS if counts[split].any()}
+    plots.save_png(plots.class_distribution(by_split, counts["class_name"].tolist()), CLASSES_PNG)
+    save_samples(frame[frame["use"]])
+    sized = frame[frame["width"].notna()]
+    widths, heights = (sized[side].to_numpy(dtype=np.int64) for side in ("width", "height"))
+    plots.save_png(plots.sizes_and_mean(widths, heights, means), SIZES_PNG)
+    return [CLASSES_PNG, SAMPLES_PNG, SIZES_PNG]
+
+
+def save_samples(rows: pd.DataFrame) -> None:
+    """Photographs of each split among the rows of the manifest, with their class names."""
+    splits = [split for split in (*SPLITS, "unlabelled") if split in set(rows["split"])]
+    chosen = [choose_samples(rows[rows["split"] == split]) for split in splits]
+    pictures = [
+        [decode(read_encoded(RAW / row.file, row.offset, row.length), SAMPLE_PX) for row in named_tuples(samples)]
+        for samples in chosen
+    ]
+    captions = [[string.capwords(name) for name in samples["class_name"]] for samples in chosen]
+    plots.save_png(plots.image_grid(pictures, splits, "Samples of each split", captions), SAMPLES_PNG)
+
+
+def choose_samples(rows: pd.DataFrame) -> pd.DataFrame:
+    """`N_SAMPLES` rows of classes spread over the list; a small split repeats."""
+    by_class = rows.sort_values(["label", "id"]).drop_duplicates("label") if rows["label"].notna().any() else rows
+    return by_class.iloc[np.linspace(0, len(by_class) - 1, N_SAMPLES).round().astype(int)]

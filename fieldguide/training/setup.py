@@ -1,0 +1,137 @@
+"""From params and manifest to a training that is ready to begin, and what it leaves behind when it has ended."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from fieldguide.core.artifacts import SplitScore, TrainMetrics
+from fieldguide.core.errors import UserError
+from fieldguide.core.files import file_hash
+from fieldguide.core.imports import import_closure
+from fieldguide.core.manifest import Classes
+from fieldguide.core.params import Params
+from fieldguide.core.paths import MANIFEST
+from fieldguide.network.checkpoint import load_weights, weights_file
+from fieldguide.network.device import device_name, pick_device, pick_dtype, repeatable
+from fieldguide.network.loader import open_source
+from fieldguide.network.models import build, runs_at
+from fieldguide.training import distributed
+from fieldguide.training.distributed import World
+from fieldguide.training.fit import Valid
+from fieldguide.training.loop import Training, image_px_at
+from fieldguide.training.optim import make_optimizer
+from fieldguide.training.resume import State, States, states_of
+
+VERSIONED = ("torch", "numpy", "pillow", "timm", "torchvision")  # libraries that a training's bytes depend on
+
+
+@contextmanager
+def training_setup(
+    params: Params, classes: Classes, rows: dict[str, pd.DataFrame], raw: Path, world: World
+) -> Iterator[tuple[Training, Valid]]:
+    """Images at hand, a network with the weights that it begins with, and its optimiser; `rows` of train and valid."""
+    train, image_px = params.train, params.model.image_px
+    if len(rows["train"]) < 2 * world.size:
+        raise UserError(f"{len(rows['train'])} training images are too few for {world.size} devices; lower train.devices")
+    device = pick_device(params.runtime.device)
+    repeatable(device)
+    dtype = pick_dtype(train.precision, device)
+    print(f"device {device_name(device)}, {str(dtype).removeprefix('torch.')}")
+    torch.manual_seed(train.seed)
+    model = build(params.model.name, len(classes.names), image_px)
+    if params.model.weights != "none":
+        print(load_weights(model, params.model))
+    sizes = {image_px_at(epoch, train, image_px) for epoch in range(train.epochs)}
+    if unfit := [px for px in sorted(sizes) if not runs_at(model, px)]:
+        raise UserError(
+            f"params.yaml: train.size_start {train.size_start} and size_end {train.size_end} give {unfit[0]} px, at which"
+            f" {params.model.name} for {image_px} px does not run; set both to 1"
+        )
+    if train.sync_batch_norm and world.size > 1:
+        distributed.synchronise_norms(model, device)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    average = copy.deepcopy(model).requires_grad_(False) if train.ema else None
+    optimizer = make_optimizer(model, train)
+    if train.compile:
+        compile_each_size(model, len(sizes))
+    with ExitStack() as stack:
+        n_workers = distributed.per_process(params.runtime.n_workers)
+        own_rows = {"train": rows["train"], "valid": rows["valid"].iloc[world.rank :: world.size].reset_index(drop=True)}
+        sources = {
+            split: stack.enter_context(closing(open_source(own_rows[split], raw, px, n_workers, device, train)))
+            for split, px in (("train", max(train.decode_px, *sizes)), ("valid", image_px))
+        }
+        counts = ", ".join(f"{len(table)} {split}" for split, table in rows.items())
+        print(f"{params.model.name} at {image_px} px; {len(classes.names)} classes, {counts}")
+        training = Training(
+            model=model,
+            average=average,
+            optimizer=optimizer,
+            source=sources["train"],
+            targets=torch.from_numpy(classes.targets(rows["train"])).to(device),
+            train=train,
+            augment=params.augment,
+            image_px=image_px,
+            dtype=dtype,
+            world=world,
+        )
+        yield training, Valid(sources["valid"], torch.from_numpy(classes.targets(rows["valid"])))
+
+
+def compile_each_size(model: nn.Module, n_sizes: int) -> None:
+    """One graph for each shape, compiled when it is first seen, so that a resumed training computes with the same graphs.
+
+    Shapes that the compiler finds to change would give a graph for any of them, and the first none.
+    """
+    n_batches, n_modes = 2, 4  # the last one is smaller; frozen or not, learning or not
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, n_sizes * n_batches * n_modes)
+    model.compile(dynamic=False)
+
+
+def open_states(params: Params, script: Path, world: World) -> AbstractContextManager[States | None]:
+    """The saved states of this training in the first process, nothing in the others; `script` is the stage's own file."""
+    return states_of(state_key_inputs(params, script, world)) if world.is_first else nullcontext()
+
+
+def state_key_inputs(params: Params, script: Path, world: World) -> dict[str, Any]:
+    """All that a training's bytes depend on: a saved state is found again only where none of it has changed.
+
+    Of the code these are `script` and the files that it imports, directly or not.
+    """
+    device, root = pick_device(params.runtime.device), script.parents[1]
+    sections = {name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "augment")}
+    weights = weights_file(params.model)
+    return sections | {
+        "manifest": file_hash(MANIFEST),
+        "weights": file_hash(weights) if weights and weights.is_file() else "",
+        "code": {file.relative_to(root).as_posix(): file_hash(file) for file in import_closure(script, root)},
+        "device": [device_name(device), str(pick_dtype(params.train.precision, device)), world.size],
+        "versions": {package: version(package) for package in VERSIONED},
+    }
+
+
+def shared_state(state: State | None, world: World) -> State | None:
+    """The state that the first process has found, in every process."""
+    if world.size == 1:
+        return state
+    content = world.broadcast_bytes(state.packed() if state else b"")
+    return State.unpacked(content) if content else None
+
+
+def train_metrics(history: pd.DataFrame, best: int, model: nn.Module) -> TrainMetrics:
+    """The content of metrics/train.json: both splits at the best epoch; train as trained, with its augmentation."""
+    line = history.iloc[best - 1]
+    return TrainMetrics(
+        epochs=len(history),
+        best_epoch=best,
+        train=SplitScore(loss=line["train_loss"], accuracy=line["train_accuracy"]),
+        valid=SplitScore(loss=line["valid_loss"], accuracy=line["valid_accuracy"]),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )

@@ -1,0 +1,52 @@
+"""Evaluations made by hand: chosen truths, answers and confidences, without a network."""
+
+import numpy as np
+import pandas as pd
+
+from fieldguide.evaluation.answers import Answers
+from fieldguide.evaluation.gallery import THUMBNAIL_PX
+from fieldguide.evaluation.summary import Evaluation
+from fieldguide.network.calibration import Calibration
+from fieldguide.network.checkpoint import Checkpoint
+
+NAMES = ("RED ADMIRAL", "PEACOCK", "<b>COMMA</b>")
+Answered = tuple[list[int], list[int], list[float]]  # truth, prediction, confidence of each image
+TRAIN: Answered = ([0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0.9, 0.8, 0.9, 0.7, 0.9, 0.6])
+VALID: Answered = ([0, 1, 2, 2], [0, 1, 1, 2], [0.9, 0.8, 0.7, 0.6])
+TEST: Answered = ([0, 1, 1, 2, 2, 2, 0], [0, 2, 1, 1, 1, 2, 0], [0.95, 0.55, 0.9, 0.75, 0.85, 0.6, 0.5])
+
+
+def evaluation(names: tuple[str, ...] = NAMES, **splits: Answered) -> Evaluation:
+    """Answers in which the prediction has the given probability and the other classes share the rest."""
+    rows, answers = {}, {}
+    for split, (targets, predicted, confidence) in splits.items():
+        probabilities = np.repeat((1 - np.array(confidence))[:, None] / (len(names) - 1), len(names), axis=1)
+        probabilities[np.arange(len(targets)), predicted] = confidence
+        rows[split] = pd.DataFrame(
+            {
+                "label": pd.array(targets, dtype="Int64"),
+                "class_name": [names[k] for k in targets],
+                "id": [f"{split}/{n}" for n in range(len(targets))],
+                "sha256": "00",
+                "reason": "",
+            }
+        )
+        logits = np.log(probabilities).astype(np.float32)
+        answers[split] = Answers(logits, np.array(predicted), np.ones(len(targets), np.float32))
+    facts = Checkpoint("cnn", 32, names, tuple(range(len(names))), 1, "00")
+    return Evaluation(facts, rows, answers, Calibration("none", 1.0, 0.5, "probability", 0.5, {}))
+
+
+def photographs(split: str, rows: np.ndarray, image_px: int = THUMBNAIL_PX) -> np.ndarray:
+    """A photograph's red says which row it is, its green which split."""
+    pixels = np.zeros((len(rows), image_px, image_px, 3), np.uint8)
+    pixels[..., 0] = (20 * (rows + 1))[:, None, None]
+    pixels[..., 1] = 60 * (1 + ["train", "valid", "test"].index(split))
+    return pixels
+
+
+def activations(split: str, rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Strong in the upper left corner."""
+    maps = np.zeros((len(rows), 4, 4), np.float32)
+    maps[:, 0, 0] = 5
+    return maps

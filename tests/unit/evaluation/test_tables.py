@@ -1,0 +1,77 @@
+"""The tables of an evaluation agree with scikit-learn and name classes as the data have them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import confusion_matrix
+
+from fieldguide.core.paths import CONFUSED_PAIRS_CSV, RELIABILITY_CSV, confusion_csv
+from fieldguide.evaluation.tables import confused_pairs, reliability, save_tables
+from support.evaluations import NAMES, TEST, TRAIN, VALID, evaluation
+
+ALL = {"train": TRAIN, "valid": VALID, "test": TEST}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_table_has_the_same_bytes_twice(folder: Path) -> None:
+    contents = []
+    for _ in range(2):
+        save_tables(evaluation(**ALL), 10)
+        contents.append({path: path.read_bytes() for path in folder.rglob("*.csv")})
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 8
+
+
+def test_confused_pairs_are_the_off_diagonal_of_scikit_learns_matrix() -> None:
+    table = confused_pairs(evaluation(**ALL))
+    for split, (targets, predicted, _) in ALL.items():
+        expected = confusion_matrix(targets, predicted, labels=range(3))
+        n_truth = expected.sum(axis=1)
+        np.fill_diagonal(expected, 0)
+        found = np.zeros((3, 3), int)
+        for row in table[table["split"] == split].itertuples():
+            found[row.truth, row.predicted] = row.n
+            assert row.n_truth == n_truth[row.truth]
+            assert row.share == row.n / row.n_truth
+        assert np.array_equal(found, expected)
+    assert table["split"].tolist() == ["test", "test", "valid"]
+    assert table["n"].tolist() == [2, 1, 1]
+
+
+def test_classes_are_named_as_in_the_data_and_confusions_are_in_the_form_of_dvcs_template() -> None:
+    save_tables(evaluation(**ALL), 10)
+    assert pd.read_csv(CONFUSED_PAIRS_CSV)["truth"].tolist() == ["<b>COMMA</b>", "PEACOCK", "<b>COMMA</b>"]
+    table = pd.read_csv(confusion_csv("test"))
+    assert list(table.columns) == ["truth", "predicted"]
+    assert table["truth"].tolist() == [NAMES[k] for k in TEST[0]]
+    assert table["predicted"].tolist() == [NAMES[k] for k in TEST[1]]
+
+
+def test_a_split_without_labels_has_a_confusion_without_rows() -> None:
+    save_tables(evaluation(train=TRAIN, valid=VALID), 10)
+    assert confusion_csv("test").read_text() == "truth,predicted\n"
+
+
+def test_reliability_bins_are_closed_above_and_say_when_they_are_empty() -> None:
+    answered = evaluation(train=TRAIN, test=([0, 0, 1, 0], [0, 0, 0, 0], [0.61, 0.95, 0.89, 0.999]))
+    table = reliability(answered, "test", 10)
+    assert table["n"].tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 1, 2]
+    assert table["accuracy"].tolist()[6::2] == [1, 0]
+    assert table["accuracy"].iloc[9] == 1
+    assert table["confidence"].iloc[9] == pytest.approx(0.9745)
+    empty = table[table["n"] == 0]
+    assert empty[["confidence", "accuracy", "accuracy_low", "accuracy_high"]].isna().all(axis=None)
+    full = table[table["n"] > 0]
+    assert ((full["accuracy_low"] <= full["accuracy"]) & (full["accuracy"] <= full["accuracy_high"])).all()
+
+
+def test_reliability_counts_every_image_of_every_split() -> None:
+    save_tables(evaluation(**ALL), 10)
+    assert pd.read_csv(RELIABILITY_CSV).groupby("split")["n"].sum().to_dict() == {"train": 6, "valid": 4, "test": 7}
