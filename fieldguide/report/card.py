@@ -23,7 +23,7 @@ from fieldguide.report.text import count, table_rows
 
 def render_card(facts: Facts) -> str:
     """The model card as Markdown, in the sections of Hugging Face's template."""
-    split, receipt, results = facts.held_out, facts.receipt or {}, results_section(facts)
+    split, receipt, results = facts.held_out, facts.receipt, results_section(facts)
     benchmark = benchmark_section(facts)
     names = facts.rows("classes")["class_name"].tolist() if "classes" in facts.tables else []
     training = training_text(facts)
@@ -39,10 +39,10 @@ def render_card(facts: Facts) -> str:
             model=facts.params["model"],
             parameters=facts.train.parameters if facts.train else None,
             classes=[common_name(str(name)) for name in names],
-            licence=receipt.get("licence") or "not stated either",
-            home=receipt.get("home", ""),
+            licence=(receipt.licence if receipt else "") or "not stated either",
+            home=receipt.home if receipt else "",
             thresholds=facts.evaluate.calibration if facts.evaluate else None,
-            synthetic=receipt.get("dataset") == "sample",
+            synthetic=receipt is not None and receipt.dataset == "sample",
             limitations=limitations(facts, split),
             data=data_section(facts),
             training=training or "The figures of the training are not there.",
@@ -80,7 +80,7 @@ def front_matter(facts: Facts) -> str:
 def limitations(facts: Facts, split: str | None) -> list[str]:
     """What the data say against the model, and what nobody measured."""
     lines = []
-    check, rows = facts.metrics.get("split_check"), per_class(facts)
+    check, rows = facts.split_check, per_class(facts)
     if rows:
         few = sum(row["support"] < FEW for row in rows)
         if few:
@@ -92,12 +92,10 @@ def limitations(facts: Facts, split: str | None) -> list[str]:
     if facts.gallery and facts.gallery.pairs:
         pairs = [f"{pair.truth} for {pair.predicted} ({pair.n} of {pair.n_truth})" for pair in facts.gallery.pairs]
         lines.append(f"Most often mistaken outside train: {', '.join(pairs[:5])}.")
-    spread = (check or {}).get("train_images_per_class")
-    if spread and spread["smallest"] < spread["largest"]:
-        lines.append(
-            f"Classes are learned from {count(spread['smallest'])} to {count(spread['largest'])} images: not equally well."
-        )
-    if check and check["near_duplicates"]["across_splits"] is None:
+    spread = check.train_images_per_class if check else None
+    if spread and spread.smallest < spread.largest:
+        lines.append(f"Classes are learned from {count(spread.smallest)} to {count(spread.largest)} images: not equally well.")
+    if check and check.near_duplicates.across_splits is None:
         lines.append("Near duplicates between the splits were not looked for; the figures may be too good.")
     if facts.evaluate is None or facts.evaluate.test is None:
         lines.append("There is no figure on labelled test images.")

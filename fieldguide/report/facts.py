@@ -4,13 +4,22 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
 
-from fieldguide.core.artifacts import EvaluateMetrics, Gallery, TrainMetrics
-from fieldguide.core.files import file_hash, read_json
+from fieldguide.core.artifacts import (
+    Artifact,
+    BenchmarkMetrics,
+    EvaluateMetrics,
+    ExportMetrics,
+    Gallery,
+    Receipt,
+    SplitCheckMetrics,
+    TrainMetrics,
+)
+from fieldguide.core.files import file_hash
 from fieldguide.core.manifest import held_out_split
 from fieldguide.core.names import SPLITS
 from fieldguide.core.paths import (
@@ -53,18 +62,23 @@ HASHED = (MANIFEST, CHECKPOINT, CALIBRATION, ONNX)
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "onnx", "onnxruntime", "dvc", "mlflow")
 
 
+Content = TypeVar("Content", bound=Artifact)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the stages wrote, `None` (or no entry) for what is not there.
 
-    metrics: by stage, as JSON has it; tables: by their name in `TABLES`; confusions: tables of truth and prediction by split;
+    tables: by their name in `TABLES`; confusions: tables of truth and prediction by split;
     pngs: encoded, by their name in `PNGS`; hashes: a row for each file; params: by section.
     """
 
-    receipt: dict[str, Any] | None
-    metrics: dict[str, dict[str, Any]]
+    receipt: Receipt | None
+    split_check: SplitCheckMetrics | None
     train: TrainMetrics | None
     evaluate: EvaluateMetrics | None
+    export_onnx: ExportMetrics | None
+    benchmark: BenchmarkMetrics | None
     tables: dict[str, pd.DataFrame]
     confusions: dict[str, pd.DataFrame]
     gallery: Gallery | None
@@ -87,18 +101,24 @@ class Facts:
 def read_facts(params: dict[str, dict[str, Any]]) -> Facts:
     """All that lies in the folder in which DVC runs the stage."""
     return Facts(
-        receipt=read_json(RECEIPT) if RECEIPT.exists() else None,
-        metrics={stage: read_json(stage_metrics(stage)) for stage in STAGES if stage_metrics(stage).exists()},
+        receipt=_read(Receipt, RECEIPT),
         tables={name: _read_table(path) for name, path in TABLES.items() if path.exists()},
         confusions={split: _read_table(confusion_csv(split)) for split in SPLITS if confusion_csv(split).exists()},
-        train=TrainMetrics.read(stage_metrics("train")) if stage_metrics("train").exists() else None,
-        evaluate=EvaluateMetrics.read(stage_metrics("evaluate")) if stage_metrics("evaluate").exists() else None,
-        gallery=Gallery.read(GALLERY_JSON) if GALLERY_JSON.exists() else None,
+        split_check=_read(SplitCheckMetrics, stage_metrics("split_check")),
+        train=_read(TrainMetrics, stage_metrics("train")),
+        evaluate=_read(EvaluateMetrics, stage_metrics("evaluate")),
+        export_onnx=_read(ExportMetrics, stage_metrics("export_onnx")),
+        benchmark=_read(BenchmarkMetrics, stage_metrics("benchmark")),
+        gallery=_read(Gallery, GALLERY_JSON),
         pngs={name: path.read_bytes() for name, path in PNGS.items() if path.exists()},
         hashes=_hashes(),
         versions={"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
         params=params,
     )
+
+
+def _read(kind: type[Content], source: Path) -> Content | None:
+    return kind.read(source) if source.exists() else None
 
 
 def _read_table(source: Path) -> pd.DataFrame:

@@ -5,7 +5,6 @@ said, not guessed.
 """
 
 import base64
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from fieldguide.core.artifacts import CleanMetrics, EvaluateMetrics, SplitMetrics
+from fieldguide.core.artifacts import CleanMetrics, EvaluateMetrics, Receipt, SplitMetrics
 from fieldguide.core.images import encode_jpeg, inspect
 from fieldguide.core.names import SPLITS, common_name, flat
 from fieldguide.core.paths import COVERAGE_PNG, CURVES_PNG, RELIABILITY_PNG, confusion_png
@@ -87,17 +86,17 @@ def environment(autoescape: bool) -> Environment:
 
 
 def title(facts: Facts) -> str:
-    return facts.receipt["title"] if facts.receipt else "A run of fieldguide"
+    return facts.receipt.title if facts.receipt else "A run of fieldguide"
 
 
 def summary(facts: Facts) -> str:
     """Network, size, classes and photographs in a sentence, as far as they are known."""
-    model, check = facts.params["model"], facts.metrics.get("split_check")
-    classes = f", {count(check['classes'])} classes" if check else ""
+    model, check = facts.params["model"], facts.split_check
+    classes = f", {count(check.classes)} classes" if check else ""
     learned = "from scratch" if model["weights"] == "none" else f"from weights: {model['weights']}"
     used = facts.rows("classes")["train"].sum() if "classes" in facts.tables else None
     trained = f", trained {learned}" + (f" on {count(used)} photographs" if used else "")
-    return f"{model['name']} at {model['image_px']} px{classes}{trained if 'train' in facts.metrics else ''}."
+    return f"{model['name']} at {model['image_px']} px{classes}{trained if facts.train else ''}."
 
 
 def tiles(facts: Facts) -> list[dict[str, str]]:
@@ -111,11 +110,11 @@ def tiles(facts: Facts) -> list[dict[str, str]]:
         found.append((f"{split} accuracy", percent(figures.accuracy), note))
         found.append(("macro F1", number(figures.macro_f1), interval(figures, "macro_f1", "number") or f"of {split}"))
         found.append(("calibration error", number(figures.ece), "expected, 0 is best"))
-    check, export = facts.metrics.get("split_check"), facts.metrics.get("export_onnx")
+    check, export = facts.split_check, facts.export_onnx
     if check:
-        found.append(("classes", count(check["classes"]), f"{count(sum(check['images'].values()))} labelled images"))
+        found.append(("classes", count(check.classes), f"{count(sum(check.images.values()))} labelled images"))
     if export:
-        found.append(("model file", size(export["bytes"]), f"ONNX, opset {export['opset']}"))
+        found.append(("model file", size(export.bytes), f"ONNX, opset {export.opset}"))
     backends = backend_rows(facts)
     if backends:
         best = min(backends, key=lambda row: row["p50"])
@@ -125,38 +124,38 @@ def tiles(facts: Facts) -> list[dict[str, str]]:
 
 def data_section(facts: Facts) -> dict[str, Any] | None:
     """Splits, faults, origin and pictures of the data."""
-    check = facts.metrics.get("split_check")
+    check = facts.split_check
     if check is None:
         return None
     classes, findings = facts.rows("classes"), facts.rows("findings")
     splits = []
     for split in SPLITS:
         used = classes[split] if split in classes else pd.Series(dtype=float)
-        facts_of_split = {"split": split, "images": check["images"][split]}
+        facts_of_split = {"split": split, "images": check.images[split]}
         extremes = {"used": used.sum(), "fewest": used.min(), "most": used.max()} if len(used) else {}
         splits.append(facts_of_split | dict.fromkeys(("used", "fewest", "most")) | extremes)
-    near = check["near_duplicates"]
-    searched = near["across_splits"] is not None
+    near = check.near_duplicates
+    searched = near.across_splits is not None
     found = [
-        ("unlabelled images", count(check["unlabelled"])),
-        ("unreadable images", count(check["unreadable"])),
-        ("byte-identical pairs", count(check["exact_duplicates"])),
-        ("near duplicates across splits", count(near["across_splits"]) if searched else "not looked for"),
-        ("near duplicates within a split", count(near["within_split"]) if searched else "not looked for"),
-        ("photographs under two names", count(check["label_conflicts"])),
-        *((f"classes without images in {split}", count(check["missing_classes"][split])) for split in SPLITS),
-        ("images left out of use", count(check["dropped"])),
+        ("unlabelled images", count(check.unlabelled)),
+        ("unreadable images", count(check.unreadable)),
+        ("byte-identical pairs", count(check.exact_duplicates)),
+        ("near duplicates across splits", count(near.across_splits) if searched else "not looked for"),
+        ("near duplicates within a split", count(near.within_split) if searched else "not looked for"),
+        ("photographs under two names", count(check.label_conflicts)),
+        *((f"classes without images in {split}", count(check.missing_classes[split])) for split in SPLITS),
+        ("images left out of use", count(check.dropped)),
     ]
-    dropped = check["dropped"]
+    dropped = check.dropped
     out = f"{count(dropped)} of them are left out of use" if dropped else "all of them are in use"
     faults: Any = findings.groupby(["kind", "action"], sort=False).size() if len(findings) else pd.Series(dtype=int)
     pictures = (
         ("samples", "Samples of each split", "Ten photographs of each split with their class names"),
         ("sizes", "Sizes and mean images", "Histogram of the sides of the images, and the mean image of each split"),
     )
-    total = sum(check["images"].values()) + check["unlabelled"]
+    total = sum(check.images.values()) + check.unlabelled
     return {
-        "text": f"{count(total)} images of {count(check['classes'])} classes; {out}.",
+        "text": f"{count(total)} images of {count(check.classes)} classes; {out}.",
         "splits": splits,
         "found": found,
         "searched": searched,
@@ -168,11 +167,13 @@ def data_section(facts: Facts) -> dict[str, Any] | None:
     }
 
 
-def _origin(receipt: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _origin(receipt: Receipt | None) -> list[tuple[str, str]]:
     keys = ("dataset", "home", "licence", "source", "version", "release", "layout")
-    rows = [(key, shown(receipt[key])) for key in keys if receipt.get(key)] if receipt else []
-    files = receipt.get("files", {}).items() if receipt else ()
-    return [*rows, ("files", count(len(files))), ("bytes", size(sum(file["bytes"] for _, file in files)))] if rows else []
+    if receipt is None:
+        return []
+    rows = [(key, shown(getattr(receipt, key))) for key in keys if getattr(receipt, key)]
+    n_bytes = sum(file.bytes for file in receipt.files.values())
+    return [*rows, ("files", count(len(receipt.files))), ("bytes", size(n_bytes))]
 
 
 def _named(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -359,31 +360,31 @@ def confidence_text(metrics: EvaluateMetrics, split: str) -> str:
 
 def export_rows(facts: Facts) -> list[tuple[str, str]] | None:
     """The proof that the ONNX file answers as torch does."""
-    export = facts.metrics.get("export_onnx")
+    export = facts.export_onnx
     if export is None:
         return None
     known = {
-        "top1_agreement": ("same first answer", percent(export.get("top1_agreement"), 2)),
-        "max_abs_difference": ("largest difference of a probability", f"{export.get('max_abs_difference', math.nan):.1e}"),
-        "bytes": ("size", size(export.get("bytes"))),
+        "top1_agreement": ("same first answer", percent(export.top1_agreement, 2)),
+        "max_abs_difference": ("largest difference of a probability", f"{export.max_abs_difference:.1e}"),
+        "bytes": ("size", size(export.bytes)),
     }
-    return [known.get(key, (key.replace("_", " "), shown(value))) for key, value in flat(export).items()]
+    return [known.get(key, (key.replace("_", " "), shown(value))) for key, value in flat(export.as_dict()).items()]
 
 
 def backend_rows(facts: Facts) -> list[dict[str, Any]]:
     """Latency, throughput, accuracy and size of each backend."""
-    entries = facts.metrics.get("benchmark", {})
-    keys = ("images_per_second", "accuracy", "bytes")
+    if facts.benchmark is None:
+        return []
     return [
-        {"name": name} | dict.fromkeys(("p50", "p95", "p99")) | entry["latency_ms"] | {key: entry.get(key) for key in keys}
-        for name, entry in entries.items()
-        if isinstance(entry, dict) and "latency_ms" in entry
+        {"name": name, "p50": backend.latency_ms.p50, "p95": backend.latency_ms.p95, "p99": backend.latency_ms.p99}
+        | {"images_per_second": backend.images_per_second, "accuracy": backend.accuracy, "bytes": backend.bytes}
+        for name, backend in facts.benchmark.backends.items()
     ]
 
 
 def benchmark_section(facts: Facts) -> dict[str, Any] | None:
     """Tables of speed."""
-    if "benchmark" not in facts.metrics:
+    if facts.benchmark is None:
         return None
     backends, throughput = backend_rows(facts), facts.rows("throughput")
     sizes = sorted(throughput["batch_size"].unique().tolist()) if len(throughput) else []
@@ -397,13 +398,11 @@ def benchmark_section(facts: Facts) -> dict[str, Any] | None:
         for way, part in groups
     ]
     blank = dict.fromkeys(("images_per_second", "slowest", "fastest"))
-    hardware = facts.metrics["benchmark"].get("hardware", {})
-    device = f" on {hardware['device']}" if "device" in hardware else ""
-    int8 = facts.metrics["benchmark"].get("int8", {}).get("text")
+    hardware, int8 = facts.benchmark.hardware, facts.benchmark.int8
     return {
-        "text": f"Measured after warm-up{device}; the figures belong to that machine." + (f" INT8: {int8}." if int8 else ""),
+        "text": f"Measured after warm-up on {hardware.device}; the figures belong to that machine. INT8: {int8.advice()}.",
         "backends": backends,
         "batch_sizes": sizes,
         "throughput": [(name, [blank | cell for cell in cells]) for name, cells in by_backend],
-        "hardware": table_rows(hardware),
+        "hardware": table_rows(hardware.as_dict()),
     }

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import ROOT
 from fieldguide.core.manifest import COLUMNS, read_manifest, write_manifest, write_table
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import Model
@@ -16,6 +15,7 @@ from fieldguide.core.paths import CLASSES_CSV, CLASSES_PNG, MANIFEST, MEAN_IMAGE
 from fieldguide.report import plots
 from fieldguide.report.data_figures import N_SAMPLES, SAMPLE_PX, choose_samples, save_data_figures
 from fieldguide.report.speed_figure import save_speed_figure
+from support import ROOT
 
 CLASSES = ("A", "NA", "painted lady")
 
