@@ -178,6 +178,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["cnn", "cnn, balanced sampling"])
 def test_two_processes_have_the_curve_of_one_with_the_same_batch(curves: dict, case: str) -> None:
     for one, two in zip(curves[1][case], curves[2][case], strict=True):

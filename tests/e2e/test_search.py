@@ -216,7 +216,7 @@ def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(
     table = pd.read_csv(folder / "trials.csv")
     names = dict(zip(table["user_attrs_experiment"], table["state"], strict=True))
     assert names == {"rate-0": "COMPLETE", "rate-2": "PRUNED"}
-    assert "dvc exp run -S train.lr=0.005 -S train.epochs=16" in said
+    assert "dvc exp run -S train.lr=0.01 -S train.epochs=16" in said
 
     other = search(project, "-S", "train.ema=0.5")
     assert other.wait() == 1

@@ -182,6 +182,7 @@ def test_loss_and_ece_are_those_of_the_calibrated_probabilities_and_nothing_else
         assert found[key] == plain[key]
 
 
+@pytest.mark.slow
 def test_the_interval_of_macro_f1_is_scipys_bootstrap_of_scikit_learns_macro_f1() -> None:
     generator = np.random.default_rng(3)
     targets = generator.integers(0, 4, 80)

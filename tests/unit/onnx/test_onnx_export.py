@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,12 @@ def plain_probabilities(model: Classifier, images: torch.Tensor) -> torch.Tensor
 
 
 @pytest.fixture(
-    scope="module", params=[(name, px) for name in NETWORKS for px in (32, 49)], ids=lambda case: f"{case[0]}-{case[1]}"
+    scope="module",
+    params=[
+        ("cnn", 49),
+        *(pytest.param(case, marks=pytest.mark.slow) for case in product(NETWORKS, (32, 49)) if case != ("cnn", 49)),
+    ],
+    ids=lambda case: f"{case[0]}-{case[1]}",
 )
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, int, Path]:
     """A network, its side (49: every pooling meets an odd side) and its ONNX file."""
@@ -101,6 +107,7 @@ def test_the_weights_lie_in_the_file(exported: tuple) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
+@pytest.mark.slow
 def test_equal_networks_give_equal_bytes_in_every_process_and_folder(tmp_path: Path) -> None:
     export(computed(network("cnn", 16), 16), 16, 20, METADATA, tmp_path / "model.onnx")
     folder = tmp_path / "another folder"
@@ -111,6 +118,7 @@ def test_equal_networks_give_equal_bytes_in_every_process_and_folder(tmp_path: P
     assert (folder / "model.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_layout_in_memory_does_not_change_the_bytes(tmp_path: Path) -> None:
     model = network("cnn", 16)
     export(computed(model, 16), 16, 20, METADATA, tmp_path / "a.onnx")
@@ -118,7 +126,9 @@ def test_the_layout_in_memory_does_not_change_the_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("opset", [18, 25])  # the ends of the range that params.yaml allows
+@pytest.mark.parametrize(
+    "opset", [18, pytest.param(25, marks=pytest.mark.slow)]
+)  # the ends of the range that params.yaml allows
 def test_the_opset_is_the_one_asked_for(tmp_path: Path, opset: int) -> None:
     model, target, images = network("fieldnet", 16), tmp_path / "model.onnx", pictures(3, 16)
     export(computed(model, 16), 16, opset, METADATA | {"image_px": 16}, target)
@@ -146,8 +156,8 @@ def test_what_is_exported_is_scaling_network_and_softmax() -> None:
     torch.testing.assert_close(found.sum(1), torch.ones(4))
 
 
-@pytest.mark.parametrize("tta", ["none", "mirror"])
-@pytest.mark.parametrize("n_images", [1, 2, 7])
+@pytest.mark.parametrize("tta", [pytest.param("none", marks=pytest.mark.slow), "mirror"])
+@pytest.mark.parametrize("n_images", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 7])
 def test_every_output_is_what_its_name_says_in_torch_and_in_onnx(tmp_path: Path, tta: str, n_images: int) -> None:
     """Worked out from the parts of the network, without `Exported`."""
     model, images = network("fieldnet", 48), pictures(n_images, 48)
@@ -183,10 +193,10 @@ def test_every_output_is_what_its_name_says_in_torch_and_in_onnx(tmp_path: Path,
 @pytest.mark.parametrize(
     ("name", "image_px", "has_activation"),
     [
-        ("resnet18", 64, True),
-        ("timm/efficientnet_b0", 64, True),
+        pytest.param("resnet18", 64, True, marks=pytest.mark.slow),
+        pytest.param("timm/efficientnet_b0", 64, True, marks=pytest.mark.slow),
         ("timm/test_convnext", 64, False),  # a norm stands between average and head
-        ("timm/test_vit", 160, False),
+        pytest.param("timm/test_vit", 160, False, marks=pytest.mark.slow),
     ],
 )
 def test_networks_of_torchvision_and_timm_tell_where_they_looked_where_their_head_permits(

@@ -14,7 +14,7 @@ from support.exported import METADATA, computed, network, pictures
 PX = 48
 
 
-@pytest.fixture(scope="module", params=["none", "mirror"])
+@pytest.fixture(scope="module", params=[pytest.param("none", marks=pytest.mark.slow), "mirror"])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp(request.param) / "model.onnx"
     export(computed(network("fieldnet", PX), PX, request.param), PX, 20, METADATA | {"image_px": PX}, target)

@@ -70,6 +70,7 @@ def axes_of(figure: Figure) -> Axes:
     return figure.axes[0]
 
 
+@pytest.mark.slow
 def test_the_same_arrays_give_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder, seed in zip(folders, ("1", "2"), strict=True):

@@ -65,7 +65,7 @@ def as_bytes(model: Classifier) -> bytes:
     return save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
 
 
-@pytest.mark.parametrize(("network", "epochs"), [("cnn", 60), ("fieldnet", 20)])
+@pytest.mark.parametrize(("network", "epochs"), [("cnn", 60), pytest.param("fieldnet", 20, marks=pytest.mark.slow)])
 def test_one_batch_overfits(network: str, epochs: int) -> None:
     images, targets = noisy(16, 4)
     chosen = training(images, targets, network, epochs=epochs, batch_size=16, lr=0.05, label_smoothing=0.0, warmup=0.2)
@@ -75,8 +75,10 @@ def test_one_batch_overfits(network: str, epochs: int) -> None:
     assert scores[-1].accuracy == 1
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "network", ["cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name != "cnn")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_the_same_seed_gives_the_same_bytes(network: str, dtype: torch.dtype) -> None:
     def weights(seed: int) -> bytes:
         images, targets = noisy(10, 3)
@@ -197,7 +199,9 @@ class Masks(Training):
         return torch.zeros(()), torch.zeros(2)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "adamw", "muon"))]
+)
 def test_nothing_waits_for_the_device_before_the_end_of_an_epoch(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors without values: whatever asked for one would fail."""
     monkeypatch.setattr("fieldguide.training.loop.autocast", lambda *_: nullcontext())  # has no such device
@@ -629,7 +633,7 @@ def test_without_an_average_the_result_is_the_network_itself() -> None:
 
 def test_an_average_does_not_change_how_the_weights_learn() -> None:
     def weights(ema: float) -> bytes:
-        chosen = training(*noisy(10, 3), "fieldnet", epochs=2, batch_size=4, ema=ema)
+        chosen = training(*noisy(10, 3), "fieldnet", epochs=2, batch_size=4, ema=ema, optimizer="sgd", weight_decay=0.0)
         for epoch in range(2):
             chosen.epoch(epoch)
         return as_bytes(chosen.model)
