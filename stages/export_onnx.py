@@ -45,7 +45,6 @@ def main() -> None:
     model, facts = load_checkpoint(CHECKPOINT)
     calibration, manifest = load_calibration(CALIBRATION), read_manifest(MANIFEST)
     split, rows = held_out(manifest)
-    valid, train = rows_of(manifest, "valid"), rows_of(manifest, "train")
     reported = reported_accuracy(EVALUATE, split)
     settings, image_px, n_workers = params.export, facts.image_px, params.runtime.n_workers
     test = Labelled(decode_pixels(rows, RAW, image_px, n_workers), facts.classes.targets(rows))
@@ -62,6 +61,7 @@ def main() -> None:
         agreement = prove(expected, alone, test.targets, reported, settings.max_abs_difference)
         write_bytes(ONNX, unproved.read_bytes())
 
+    valid, train = rows_of(manifest, "valid"), rows_of(manifest, "train")
     spread = np.unique(np.linspace(0, len(train) - 1, settings.int8_images).astype(int))  # rows stand by class
     calibrated_on = decode_pixels(train.iloc[spread].reset_index(drop=True), RAW, image_px, n_workers)
     checked_on = Labelled(decode_pixels(valid, RAW, image_px, n_workers), facts.classes.targets(valid))

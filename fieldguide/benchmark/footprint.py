@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 BATCH = 32
 
 
-def footprint(*arguments: str) -> dict[str, float]:
+def footprint(*arguments: str) -> dict[str, Any]:
     """Seconds to import, to load the file, to the first answer (sum), and peak memory in bytes after a batch of 32.
 
     Raises `UserError` when the process fails.

@@ -9,6 +9,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from fieldguide.core.artifacts import Latency, Percentiles
+
 ROUNDS = 10  # blocks into which the timed calls of a backend are divided
 PAUSE_S = 0.05  # measured on 2 cores: without it, torch at batch 1 took 3 times as long beside ONNX Runtime as alone
 BLOCK_WARMUP_RUNS = 2
@@ -49,15 +51,15 @@ def interleaved_ms(
     return {name: np.array(values) for name, values in times.items()}
 
 
-def percentiles(times_ms: np.ndarray) -> dict[str, float]:
-    """p50, p95 and p99."""
-    return {f"p{q}": float(np.percentile(times_ms, q)) for q in (50, 95, 99)}
+def percentiles(times_ms: np.ndarray) -> Percentiles:
+    p50, p95, p99 = (float(np.percentile(times_ms, q)) for q in (50, 95, 99))
+    return Percentiles(p50=p50, p95=p95, p99=p99)
 
 
-def spread(times_ms: np.ndarray) -> list[float]:
-    """The lowest and the highest of the medians of the blocks in which the times were taken."""
+def latency(times_ms: np.ndarray) -> Latency:
+    """The percentiles, and the lowest and the highest of the medians of the blocks in which the times were taken."""
     medians = [float(np.median(block)) for block in np.array_split(times_ms, min(ROUNDS, len(times_ms)))]
-    return [min(medians), max(medians)]
+    return Latency(**percentiles(times_ms).model_dump(), p50_rounds=(min(medians), max(medians)))
 
 
 def joules(call: Callable[[], object]) -> float | None:

@@ -1,7 +1,27 @@
-"""How many cores this process may use."""
+"""What the system tells of its processor."""
 
 import os
+import platform
 
 
 def n_cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_vnni() -> bool | None:
+    """Whether the processor multiplies bytes at once; None where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return "vnni" in lines.read()
+    except OSError:
+        return None
+
+
+def cpu_model() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    except OSError:
+        return platform.processor() or platform.machine()

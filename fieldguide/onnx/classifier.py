@@ -180,3 +180,8 @@ class OnnxClassifier:
 def has_provider(provider: str) -> bool:
     """Whether the onnxruntime that is installed can compute by it."""
     return provider in onnxruntime.get_available_providers()
+
+
+def runtime_version() -> str:
+    """The version of the onnxruntime that is installed, whichever package brought it."""
+    return str(onnxruntime.__version__)

@@ -1,16 +1,14 @@
 """The embedded sample: invented butterflies drawn from numbers, so that the whole pipeline runs without a download.
 
-The download stage writes what `photographs` yields. A species is a palette and a pattern; a photograph is one
-individual of it in a pose, a light and a place of its own. Species share palettes, so mean colour does not name them.
+The download stage writes what `photographs` yields. A species is a palette and a pattern; a photograph shows one
+individual in its own pose, light and place. Species share palettes, so mean colour does not name them.
 """
 
 import io
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import islice, starmap
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 JPEG_QUALITY = 90
 CHUNK_IMAGES = 16  # one job of a worker process
+BATCH_CHUNKS = 32  # jobs of each worker before all wait for each other, which bounds the memory
 DRAWN_PX = 128  # smaller photographs are drawn at least this large and averaged down
 SPECIES_PER_GENUS = 4  # those with the same colours in the same roles: only their patterns differ
 CANDIDATE_PATTERNS = 400
@@ -67,11 +66,12 @@ ROOTS = ((0.03, 0.10), (0.03, -0.02))
 OUTLINE_STEPS = 512
 POSE = ((0.6, -0.25, -0.25, -0.75, -0.12, -0.12), (0.95, 0.25, 0.25, 0.75, 0.12, 0.12))  # scale, shift, turn, tilt
 UNDER = 0.06  # how far the fore wing's shadow falls on the hind wing
+BODY = ((-0.24, 0.05, 0.3), (0.08, 0.075, 0.17), (0.25, 0.05, 0.05))  # middle, half width, half length of its ellipses
 FLOWERS = ((236, 232, 220), (226, 120, 170), (244, 202, 70), (150, 110, 200), (220, 80, 70), (120, 160, 220))
 
 
 class Species(NamedTuple):
-    """One invented species: its place in the order of drawing, a choice for each of `TRAITS`, and its colours."""
+    """One invented species: its place in the order of drawing, its palette, a choice for each of `TRAITS`, its colours."""
 
     name: str
     number: int
@@ -79,26 +79,8 @@ class Species(NamedTuple):
     traits: dict[str, str]
 
 
-class Shot(NamedTuple):
-    """What a worker needs to make one photograph."""
-
-    member: str
-    species: Species
-    split: int
-    number: int
-    image_px: int
-    seed: int
-
-
 def photographs(
-    *,
-    n_species: int,
-    train_images: int,
-    valid_images: int,
-    test_images: int,
-    image_px: int,
-    seed: int,
-    workers: int = 1,
+    *, n_species: int, train_images: int, valid_images: int, test_images: int, image_px: int, seed: int, workers: int = 1
 ) -> Iterator[tuple[str, bytes]]:
     """Member names (`train/AMBER ARGUS/001.jpg`) with JPEG bytes, by split, species and index; counts are per species.
 
@@ -108,27 +90,17 @@ def photographs(
     counts = {"test": test_images, "train": train_images, "valid": valid_images}
     catalogue = sorted(_catalogue(n_species, seed))
     shots = (
-        Shot(f"{split}/{species.name}/{index:03d}.jpg", species, SPLITS.index(split), index, image_px, seed)
+        (f"{split}/{species.name}/{index:03d}.jpg", species, image_px, (SPLITS.index(split), index), seed)
         for split in SPLITS
         for species in catalogue
         for index in range(1, counts[split] + 1)
     )
-    return map(_developed, shots) if workers == 1 else _in_parallel(shots, workers)
-
-
-def _in_parallel(shots: Iterator[Shot], workers: int) -> Iterator[tuple[str, bytes]]:
-    """The photographs in order from a process pool, with at most two chunks per worker under way."""
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    under_way: deque[Iterator[tuple[str, bytes]]] = deque()
-    try:
-        while True:
-            while len(under_way) < 2 * workers and (chunk := list(islice(shots, CHUNK_IMAGES))):
-                under_way.append(pool.map(_developed, chunk, chunksize=CHUNK_IMAGES))
-            if not under_way:
-                return
-            yield from under_way.popleft()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    if workers == 1:
+        yield from starmap(_photograph, shots)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        while batch := list(islice(shots, workers * BATCH_CHUNKS * CHUNK_IMAGES)):
+            yield from pool.map(_photograph, *zip(*batch, strict=True), chunksize=CHUNK_IMAGES)
 
 
 @cache
@@ -143,7 +115,7 @@ def _catalogue(n_species: int, seed: int) -> tuple[Species, ...]:
     for number in range(n_species):
         genus = number // SPECIES_PER_GENUS
         palette = palettes[genus % len(palettes)]
-        colouring = (palette + genus // len(palettes)) % len(COLOURINGS)
+        colours = tuple(COLOURINGS)[(palette + genus // len(palettes)) % len(COLOURINGS)]
         rng = default_rng([seed, PATTERN, number])
         picks = rng.integers([len(choices) for choices in TRAITS.values()], size=(CANDIDATE_PATTERNS, len(TRAITS)))
         if taken[palette]:
@@ -152,18 +124,17 @@ def _catalogue(n_species: int, seed: int) -> tuple[Species, ...]:
         place = int(default_rng([seed, NAME, palette]).permutation(n_names)[len(taken[palette])])
         taken[palette].append(picks[0])
         name = f"{PALETTES[palette][0][place // len(NOUNS)]} {NOUNS[place % len(NOUNS)]}"
-        traits = {trait: TRAITS[trait][pick] for trait, pick in zip(TRAITS, picks[0], strict=True)}
-        catalogue.append(Species(name, number, palette, traits | {"colours": tuple(COLOURINGS)[colouring]}))
+        traits = {trait: choices[pick] for (trait, choices), pick in zip(TRAITS.items(), picks[0], strict=True)}
+        catalogue.append(Species(name, number, palette, traits | {"colours": colours}))
     return tuple(catalogue)
 
 
-def _developed(shot: Shot) -> tuple[str, bytes]:
-    """The photograph: a place, a soft shadow and the butterfly on it, seen in a light through a lens and a sensor."""
-    rng = default_rng([shot.seed, INDIVIDUAL, shot.species.number, shot.split, shot.number])
-    px = shot.image_px
-    place = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](rng, px)
-    scene = np.asarray(_blurred(place, px * rng.uniform(0.004, 0.018)), np.float32)
-    butterfly, cover = _butterfly(rng, shot, px)
+def _photograph(member: str, species: Species, px: int, place: tuple[int, int], seed: int) -> tuple[str, bytes]:
+    """A background, a soft shadow and the butterfly on it, seen in a light through a lens and a sensor."""
+    rng = default_rng([seed, INDIVIDUAL, species.number, *place])
+    background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](rng, px)
+    scene = np.asarray(_blurred(background, px * rng.uniform(0.004, 0.018)), np.float32)
+    butterfly, cover = _butterfly(rng, default_rng([seed, HABIT, species.number]), species, px)
     light_x, light_y = rng.uniform(-1, 1, size=2).tolist()
     away = (1, 0, light_x * px * 0.05, 0, 1, -light_y * px * 0.05)
     shape = Image.fromarray((cover * 255).astype(np.uint8)).transform((px, px), Image.Transform.AFFINE, away)
@@ -178,7 +149,7 @@ def _developed(shot: Shot) -> tuple[str, bytes]:
     noise = rng.standard_normal((px, px, 3), dtype=np.float32)
     jpeg = io.BytesIO()
     _image(np.asarray(photo) + rng.uniform(1, 5) * noise).save(jpeg, "JPEG", quality=JPEG_QUALITY)
-    return shot.member, jpeg.getvalue()
+    return member, jpeg.getvalue()
 
 
 def _image(rgb: np.ndarray) -> Image.Image:
@@ -206,18 +177,16 @@ def _covered(depth: np.ndarray, soft: float) -> np.ndarray:
     return (depth * (1 / soft) + 0.5).clip(0, 1)
 
 
-def _mix(rgb: np.ndarray, cover: np.ndarray, ink: np.ndarray) -> None:
-    """Paints an ink [3] over colours [3, N], in place."""
-    rgb += cover * (ink[:, None] - rgb)
-
-
 def _lay(rgba: np.ndarray, where: np.ndarray, cover: np.ndarray, rgb: np.ndarray) -> None:
     """Lays colours [3, n] at the pixels `where` over premultiplied `rgba` [4, N], in place."""
     rgba[:, where] = rgba[:, where] * (1 - cover) + cover * np.concatenate([rgb, np.ones_like(rgb[:1])])
 
 
-def _butterfly(rng: Generator, shot: Shot, px: int) -> tuple[np.ndarray, np.ndarray]:
-    """One posed individual: colours premultiplied by coverage [px, px, 3] and coverage [px, px], float32 in 0..1."""
+def _butterfly(rng: Generator, habit: Generator, species: Species, px: int) -> tuple[np.ndarray, np.ndarray]:
+    """One posed individual: colours premultiplied by coverage [px, px, 3] and coverage [px, px], float32 in 0..1.
+
+    `habit` draws what all individuals of the species share, `rng` what is this one's own.
+    """
     factor = -(-DRAWN_PX // px)
     scale, shift_x, shift_y, turn, tilt_x, tilt_y = rng.uniform(*POSE).tolist()
     x, y = _grid(px * factor)
@@ -227,28 +196,21 @@ def _butterfly(rng: Generator, shot: Shot, px: int) -> tuple[np.ndarray, np.ndar
     soft = 2.6 / (px * factor * scale)
     openness = rng.uniform(0.72, 1.0, size=2).astype(np.float32)  # foreshortening of the left and of the right wings
     wing_x = np.abs(x) / openness[(x > 0).astype(np.intp)]
-    inks = _inks(rng, shot.species)
-    habit = default_rng([shot.seed, HABIT, shot.species.number])
+    colours = np.array(PALETTES[species.palette][1:]) / 255
+    colours = colours * rng.normal(1, 0.06, size=(3, 1)) * rng.normal(1, 0.03, size=(3, 3))
+    inks = dict(zip(("main", "dark", "accent"), colours.clip(0, 1).astype(np.float32), strict=True))
     rgba = np.zeros((4, x.size), np.float32)
     for part in (1, 0):
-        wing, where = _wing(rng, part, shot.species.traits["shape"], wing_x, y, soft)
+        wing, where = _wing(rng, part, species.traits["shape"], wing_x, y, soft)
         rgba[:3, where] *= 1 - 0.4 * (1 + wing.depth / UNDER).clip(0, 1)
-        _lay(rgba, where, _covered(wing.depth, soft), _wing_colours(rng, habit, shot.species.traits, part, wing, inks))
+        _lay(rgba, where, _covered(wing.depth, soft), _wing_colours(rng, habit, species.traits, part, wing, inks))
     _draw_body(rgba, rng, x, y, 0.35 * inks["dark"] + 0.12, soft)
     small = rgba.reshape(4, px, factor, px, factor).mean(axis=(2, 4))
     return small[:3].transpose(1, 2, 0), small[3]
 
 
-def _inks(rng: Generator, species: Species) -> dict[str, np.ndarray]:
-    """The individual's colours, float32 [3] in 0..1: its palette, a little lighter, darker or warmer."""
-    colours = np.array(PALETTES[species.palette][1:]) / 255
-    colours = colours * rng.normal(1, 0.06, size=(3, 1)) * rng.normal(1, 0.03, size=(3, 3))
-    return dict(zip(("main", "dark", "accent"), colours.clip(0, 1).astype(np.float32), strict=True))
-
-
-@dataclass(frozen=True)
-class Wing:
-    """A wing's own coordinates at N pixels, float32 [N] each; `soft` is the width of an edge."""
+class Wing(NamedTuple):
+    """A wing's own coordinates at N pixels, float32 [N] each; its outline, its sector and the width of an edge."""
 
     x: np.ndarray  # from the root
     y: np.ndarray
@@ -276,14 +238,12 @@ class Wing:
 
 def _wing(rng: Generator, part: int, shape: str, x: np.ndarray, y: np.ndarray, soft: float) -> tuple[Wing, np.ndarray]:
     """A right wing and the indices of the pixels on or just beside it; the left one comes by folding `x` onto it."""
-    sweep = rng.uniform(-0.08, 0.08)
-    lead, trail = SECTORS[part][0] + sweep, SECTORS[part][1] + sweep
+    lead, trail = np.add(SECTORS[part], rng.uniform(-0.08, 0.08)).tolist()
     outline = _outline(rng, part, shape)
     x, y = x - ROOTS[part][0], y - ROOTS[part][1]
-    radius = np.hypot(x, y)
-    where = np.flatnonzero(radius < outline.max() + UNDER)
-    x, y, radius = x[where], y[where], radius[where]
-    angle = np.arctan2(y, x)
+    where = np.flatnonzero(np.hypot(x, y) < outline.max() + UNDER)
+    x, y = x[where], y[where]
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
     along = (lead - angle) / (lead - trail)
     step = (along * (OUTLINE_STEPS - 1)).clip(0, OUTLINE_STEPS - 1).astype(np.intp)
     steepness = np.hypot(1, np.gradient(outline, (lead - trail) / OUTLINE_STEPS) / outline)
@@ -313,46 +273,46 @@ def _outline(rng: Generator, part: int, shape: str) -> np.ndarray:
 def _wing_colours(
     rng: Generator, habit: Generator, traits: dict[str, str], part: int, wing: Wing, inks: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """Colours [3, N] of ground, pattern, veins, margin and fringe; `habit` is the species', `rng` the individual's."""
+    """Colours [3, N] of ground, pattern, veins, margin and fringe."""
     ground, mark, extra = (inks[ink] for ink in COLOURINGS[traits["colours"]][part])
     rgb = ground[:, None] * (0.78 + 0.3 * np.sqrt(wing.out))
-    for cover, ink in _pattern(rng, habit, traits[PARTS[part]], wing):
-        _mix(rgb, cover, (ground, mark, extra)[ink])
-    _mix(rgb, 0.5 * wing.rays(7, 0.018), inks["dark"])
-    breadth = MARGINS[traits["margin"]] * rng.normal(1, 0.08)
-    if breadth:
-        edge = inks["accent"] if ground is inks["dark"] else inks["dark"]
-        _mix(rgb, _covered(wing.out - 1 + breadth, 1.3 * wing.soft), edge)
-    if traits["margin"] == "dotted":
-        _mix(rgb, wing.rays(7, 0.08) * wing.strip(0.87, 0.95), ground)
-    _mix(rgb, 0.35 * _covered(0.012 - wing.depth, 2 * wing.soft), np.ones(3, np.float32))
-    return rgb
 
+    def paint(cover: np.ndarray, ink: np.ndarray) -> None:
+        nonlocal rgb
+        rgb += cover * (ink[:, None] - rgb)
 
-def _pattern(rng: Generator, habit: Generator, name: str, wing: Wing) -> list[tuple[np.ndarray, int]]:
-    """Coverages to paint in order, each with its ink: 0 ground, 1 mark, 2 extra."""
+    name = traits[PARTS[part]]
     place, size, count = (habit.uniform(size=3) + rng.normal(0, (0.2, 0.2, 0), size=3)).tolist()
-    if name == "band":
-        middle, half = 0.5 + 0.14 * place, 0.10 + 0.04 * size
-        return [(wing.strip(middle - half, middle + half), 1)]
-    if name == "stripes":
-        return [(wing.strip(at, at + 0.1 + 0.02 * size), 1) for at in (0.16, 0.39, 0.62, 0.85)]
-    if name == "tip":
-        return [(wing.spot(0.92, 0.12 if wing.sector[0] > 0.5 else 0.75, 0.34 + 0.06 * size), 1)]
-    if name == "eyespot":
-        radius = 0.18 + 0.03 * size
-        rings = ((1, 2), (0.72, 1), (0.35, 2))
-        return [(wing.spot(0.62 + 0.06 * place, 0.42, radius * share), ink) for share, ink in rings]
-    if name == "spots":
-        places = ((0.8, 0.15), (0.8, 0.38), (0.8, 0.61), (0.8, 0.84), (0.5, 0.28), (0.5, 0.6))
-        return [(wing.spot(out, along, 0.065 + 0.02 * size), 1) for out, along in places]
+    middle, half, edge, radius = 0.5 + 0.14 * place, 0.10 + 0.04 * size, 0.42 + 0.08 * place, 0.18 + 0.03 * size
+    tip = 0.12 if wing.sector[0] > 0.5 else 0.75
+    places = ((0.8, 0.15), (0.8, 0.38), (0.8, 0.61), (0.8, 0.84), (0.5, 0.28), (0.5, 0.6))
+    strips = {
+        "band": [(middle - half, middle + half, mark)],
+        "stripes": [(at, at + 0.1 + 0.02 * size, mark) for at in (0.16, 0.39, 0.62, 0.85)],
+        "base": [(-1, edge, mark), (edge + 0.07, edge + 0.13, extra)],
+    }
+    spots = {
+        "tip": [(0.92, tip, 0.34 + 0.06 * size, mark)],
+        "eyespot": [
+            (0.62 + 0.06 * place, 0.42, radius * share, ink) for share, ink in ((1, extra), (0.72, mark), (0.35, extra))
+        ],
+        "spots": [(out, along, 0.065 + 0.02 * size, mark) for out, along in places],
+    }
+    for low, high, ink in strips.get(name, []):
+        paint(wing.strip(low, high), ink)
+    for out, along, reach, ink in spots.get(name, []):
+        paint(wing.spot(out, along, reach), ink)
     if name == "rays":
         n_rays = 4 + round(count)
-        return [(wing.rays(n_rays, 0.52 / n_rays) * wing.strip(0.3 + 0.1 * place, 1.2), 1)]
-    if name == "base":
-        edge = 0.42 + 0.08 * place
-        return [(wing.strip(-1, edge), 1), (wing.strip(edge + 0.07, edge + 0.13), 2)]
-    return []
+        paint(wing.rays(n_rays, 0.52 / n_rays) * wing.strip(0.3 + 0.1 * place, 1.2), mark)
+    paint(0.5 * wing.rays(7, 0.018), inks["dark"])
+    breadth = MARGINS[traits["margin"]] * rng.normal(1, 0.08)
+    if breadth:
+        paint(_covered(wing.out - 1 + breadth, 1.3 * wing.soft), inks["accent" if ground is inks["dark"] else "dark"])
+    if traits["margin"] == "dotted":
+        paint(wing.rays(7, 0.08) * wing.strip(0.87, 0.95), ground)
+    paint(0.35 * _covered(0.012 - wing.depth, 2 * wing.soft), np.ones(3, np.float32))
+    return rgb
 
 
 def _draw_body(rgba: np.ndarray, rng: Generator, x: np.ndarray, y: np.ndarray, fur: np.ndarray, soft: float) -> None:
@@ -364,7 +324,7 @@ def _draw_body(rgba: np.ndarray, rng: Generator, x: np.ndarray, y: np.ndarray, f
     stalk = np.minimum(0.009 - 0.8 * np.abs(x - tip_x * rise.clip(0, 1) ** 1.6), np.minimum(rise, 1 - rise))
     club = 0.026 - np.hypot(x - tip_x, y - tip_y)
     _lay(rgba, where, _covered(np.maximum(stalk, club), soft), np.repeat(0.6 * fur[:, None], x.size, axis=1))
-    for middle, half_width, half_length in ((-0.24, 0.05, 0.3), (0.08, 0.075, 0.17), (0.25, 0.05, 0.05)):
+    for middle, half_width, half_length in BODY:
         inside = (1 - np.hypot(x / half_width, (y - middle) / half_length)) * half_width
         ridge = (1.6 - 1.1 * (x / half_width) ** 2).clip(0.4, 1.6) * (0.85 + 0.15 * np.cos(y * 75))
         _lay(rgba, where, _covered(inside, soft), fur[:, None] * ridge)

@@ -60,6 +60,7 @@ class KaggleServer(ThreadingHTTPServer):
         self.ranges = True
         self.md5 = True
         self.validators = True  # ETag and Last-Modified
+        self.if_range = True
         self.tells_version = True
         self.released = threading.Event()
 
@@ -166,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.md5:
             headers["x-goog-hash"] = f"crc32c=AAAAAA==, md5={b64encode(digest).decode()}"
         asked = self.headers.get("Range")
-        if asked and self.server.ranges and self.headers.get("If-Range") in (None, etag):
+        if asked and self.server.ranges and (not self.server.if_range or self.headers.get("If-Range") in (None, etag)):
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self.send(206, headers, content[start:], fault)

@@ -152,6 +152,11 @@ def test_a_package_imports_only_those_before_it(package: str) -> None:
         assert imported <= PACKAGES[package] | {"core", package}, file
 
 
+@pytest.mark.parametrize("stage", ["download", "split_check", "export_onnx", "benchmark"])
+def test_a_change_of_a_picture_does_not_run_a_stage_again(stage: str) -> None:
+    assert "report" not in packages_of(stage)
+
+
 def test_stages_never_import_each_other() -> None:
     for stage in STAGES:
         assert "stages" not in third_party(ROOT / "stages" / f"{stage}.py")

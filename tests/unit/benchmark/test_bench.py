@@ -104,12 +104,12 @@ def test_the_accelerator_is_waited_for_on_both_sides(monkeypatch: pytest.MonkeyP
 
 def test_percentiles_of_known_times() -> None:
     shuffled = np.random.default_rng(0).permutation(np.arange(1.0, 102.0))  # 1 to 101 ms
-    assert percentiles(shuffled) == pytest.approx({"p50": 51, "p95": 96, "p99": 100})
-    assert percentiles(np.array([1.0, 2.0])) == pytest.approx({"p50": 1.5, "p95": 1.95, "p99": 1.99})
+    assert percentiles(shuffled).as_dict() == pytest.approx({"p50": 51, "p95": 96, "p99": 100})
+    assert percentiles(np.array([1.0, 2.0])).as_dict() == pytest.approx({"p50": 1.5, "p95": 1.95, "p99": 1.99})
 
 
 def test_percentiles_of_one_time_are_that_time_as_plain_numbers() -> None:
-    found = percentiles(np.array([7.5]))
+    found = percentiles(np.array([7.5])).as_dict()
     assert found == {"p50": 7.5, "p95": 7.5, "p99": 7.5}
     assert {type(value) for value in found.values()} == {float}
 
@@ -117,8 +117,8 @@ def test_percentiles_of_one_time_are_that_time_as_plain_numbers() -> None:
 def test_the_spread_is_that_of_the_medians_of_blocks() -> None:
     times = np.repeat(np.arange(1.0, 11.0), 20)  # ten blocks, each level
     times[::20] = 500  # the odd slow call in each
-    assert bench.spread(times) == [1, 10]
-    assert bench.spread(np.array([3.0, 1.0])) == [1, 3]
+    assert bench.latency(times).p50_rounds == (1, 10)
+    assert bench.latency(np.array([3.0, 1.0])).as_dict()["p50_rounds"] == [1, 3]
 
 
 def test_energy_is_read_before_and_after_where_it_can_be_read(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

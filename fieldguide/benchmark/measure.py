@@ -1,0 +1,113 @@
+"""What is measured of each backend on the same images: latency, throughput, energy, accuracy; and whether INT8 is worth it."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fieldguide.benchmark.backends import Backend
+from fieldguide.benchmark.timing import Predict, interleaved_ms, joules, latency
+from fieldguide.core.artifacts import BackendMetrics, Int8Comparison, Latency, Speed
+from fieldguide.core.images import decode
+from fieldguide.core.params import Benchmark
+
+POINTS_LOST = 0.5  # of accuracy, in points of 100, that a smaller form may lose to be worth its speed
+COLUMNS = ["backend", "threads", "batch_size", "images_per_second", "slowest", "fastest"]
+
+Line = tuple[str, int, int, float, float, float]  # as `COLUMNS`
+
+
+def measure_speed(
+    backends: Mapping[str, Backend], pixels: np.ndarray, settings: Benchmark
+) -> tuple[dict[str, Speed], pd.DataFrame]:
+    """Latency at batch 1 and the best throughput of each backend with all threads and with one, and the table of all sizes.
+
+    pixels: uint8 `[N, H, W, 3]`; batches larger than N repeat images.
+    """
+    together = {name: backend.predict for name, backend in backends.items()}
+    alone = {name: backend.one_thread for name, backend in backends.items() if backend.one_thread}
+    latencies, rates, lines = _timings(together, torch.get_num_threads(), pixels, settings)
+    latencies_alone, rates_alone, lines_alone = _timings(alone, 1, pixels, settings)
+    speeds = {
+        name: Speed(
+            latency_ms=latencies[name],
+            images_per_second=rates[name],
+            latency_ms_one_thread=latencies_alone.get(name),
+            images_per_second_one_thread=rates_alone.get(name),
+            joules_per_image=_joules_per_image(predict, _batch(pixels, settings.batch_sizes[-1]), settings.throughput_runs),
+        )
+        for name, predict in together.items()
+    }
+    return speeds, pd.DataFrame(lines + lines_alone, columns=COLUMNS)
+
+
+def _timings(
+    calls: Mapping[str, Predict], n_threads: int, pixels: np.ndarray, settings: Benchmark
+) -> tuple[dict[str, Latency], dict[str, float], list[Line]]:
+    """Latency at batch 1 and the best median throughput by backend, and a line for each backend and batch size."""
+    single = interleaved_ms(calls, pixels[:1], settings.warmup_runs, settings.latency_runs)
+    best = dict.fromkeys(calls, 0.0)
+    lines: list[Line] = []
+    for batch_size in settings.batch_sizes:
+        batches = interleaved_ms(calls, _batch(pixels, batch_size), 2, settings.throughput_runs)
+        for name, times in batches.items():
+            rates = batch_size / times * 1000
+            lines.append((name, n_threads, batch_size, float(np.median(rates)), float(rates.min()), float(rates.max())))
+            best[name] = max(best[name], float(np.median(rates)))
+    return {name: latency(times) for name, times in single.items()}, best, lines
+
+
+def _batch(pixels: np.ndarray, batch_size: int) -> np.ndarray:
+    return pixels[np.arange(batch_size) % len(pixels)]
+
+
+def _joules_per_image(predict: Predict, batch: np.ndarray, runs: int) -> float | None:
+    energy = joules(partial(_repeat, predict, batch, runs))
+    return None if energy is None else energy / (runs * len(batch))
+
+
+def _repeat(predict: Predict, batch: np.ndarray, runs: int) -> None:
+    for _ in range(runs):
+        predict(batch)
+
+
+def end_to_end_latency(
+    backends: Mapping[str, Backend],
+    library: tuple[str, Callable[[bytes], np.ndarray]] | None,
+    encoded: bytes,
+    image_px: int,
+    settings: Benchmark,
+) -> dict[str, np.ndarray]:
+    """Milliseconds from the bytes of one photograph to its probabilities, of each backend and of the network's library."""
+    calls: dict[str, Callable[[bytes], np.ndarray]] = {
+        name: partial(_decode_and_predict, backend.predict, image_px) for name, backend in backends.items()
+    }
+    if library:
+        calls[f"{library[0]}_own_inference"] = library[1]
+    return interleaved_ms(calls, encoded, settings.warmup_runs, settings.latency_runs)
+
+
+def _decode_and_predict(predict: Predict, image_px: int, content: bytes) -> np.ndarray:
+    return predict(np.stack([decode(content, image_px)]))[0]
+
+
+def accuracy_of(predict: Predict, pixels: np.ndarray, targets: np.ndarray) -> float:
+    """Share of the images whose top 1 is right, through this backend."""
+    parts = [predict(pixels[start : start + 64]).argmax(axis=1) for start in range(0, len(pixels), 64)]
+    return float((np.concatenate(parts) == targets).mean())
+
+
+def compare_int8(fp32: BackendMetrics, int8: BackendMetrics) -> Int8Comparison:
+    """Whether the INT8 file should be taken in place of the fp32 one on this machine."""
+    speedup = int8.images_per_second / fp32.images_per_second
+    points_lost = 100 * (fp32.accuracy - int8.accuracy)
+    return Int8Comparison(speedup=speedup, points_lost=points_lost, offered=speedup > 1 and points_lost <= POINTS_LOST)
+
+
+def summary_line(name: str, figures: BackendMetrics) -> str:
+    return (
+        f"{name:18s} batch 1 p50 {figures.latency_ms.p50:6.2f} ms  p99 {figures.latency_ms.p99:6.2f} ms"
+        f"  {figures.images_per_second:7.0f} images/s  accuracy {figures.accuracy:.2%}  {figures.bytes / 1e6:.1f} MB"
+    )
