@@ -378,6 +378,7 @@ def test_a_file_of_torch_fills_the_backbone(tmp_path: Path, wrap: Callable[[dict
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.slow
 def test_names_of_a_former_densenet_are_understood(tmp_path: Path) -> None:
     reference, model = official("densenet121").state_dict(), build("densenet121", 3, 32)
     former = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in reference.items()}
