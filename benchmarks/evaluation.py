@@ -34,7 +34,7 @@ from fieldguide.core.paths import CHECKPOINT, MANIFEST, RAW
 from fieldguide.network.checkpoint import load_checkpoint
 from fieldguide.network.device import device_name, pick_device
 from fieldguide.network.inference import N_VIEWS, batches_of, views
-from fieldguide.network.loader import Ahead, Resident, decode_all
+from fieldguide.network.loader import Prefetching, Resident, decode_all
 
 
 def seconds(run: Callable[[], None], device: torch.device) -> float:
@@ -62,7 +62,7 @@ def measure_speed(n_batches: int, n_rounds: int) -> None:
             pass
 
     def evaluate() -> None:
-        source = Ahead(rows, RAW, facts.image_px, n_workers, device)
+        source = Prefetching(rows, RAW, facts.image_px, n_workers, device)
         for logits, embeddings in views(model, source, batches_of(n_images, batch_size), device, tta):
             logits.cpu(), embeddings.cpu()
 

@@ -24,12 +24,12 @@ from fieldguide.core.manifest import held_out, read_manifest, rows_of
 from fieldguide.core.params import Params, read_params
 from fieldguide.core.paths import CHECKPOINT, MANIFEST, RAW
 from fieldguide.evaluation.metrics import accuracy_interval, ood_metrics
-from fieldguide.evaluation.ood import noises
+from fieldguide.evaluation.ood import ood_images
 from fieldguide.network.calibration import SCORES, Calibration, KnownScore, Moments, fit_unknown_below, score_tensors
 from fieldguide.network.checkpoint import load_checkpoint
 from fieldguide.network.device import pick_device
 from fieldguide.network.inference import batches_of, views
-from fieldguide.network.loader import Ahead, Resident, Source
+from fieldguide.network.loader import Prefetching, Resident, Source
 from fieldguide.network.models import Classifier
 
 N_NOISE = 200  # images of each kind
@@ -62,8 +62,8 @@ def main() -> None:
     manifest = read_manifest(MANIFEST)
     split, known_rows = held_out(manifest)
 
-    def opened(rows: pd.DataFrame, raw: Path = RAW) -> Ahead:
-        return Ahead(rows, raw, facts.image_px, params.runtime.n_workers, device)
+    def opened(rows: pd.DataFrame, raw: Path = RAW) -> Prefetching:
+        return Prefetching(rows, raw, facts.image_px, params.runtime.n_workers, device)
 
     train = rows_of(manifest, "train")
     moments = Moments(len(facts.class_names), model.head.in_features)
@@ -83,7 +83,7 @@ def main() -> None:
     kinds: dict[str, Source] = {
         project.resolve().name: opened(strangers_of(project, arguments.most), project / RAW) for project in arguments.other
     }
-    kinds |= {name: Resident(images.to(device)) for name, images in noises(facts.image_px, N_NOISE).items()}
+    kinds |= {name: Resident(images.to(device)) for name, images in ood_images(facts.image_px, N_NOISE).items()}
     strange = {kind: scored(source) for kind, source in kinds.items()}
 
     print(f"{facts.model} at {facts.image_px} px, {len(facts.class_names)} classes, test-time views: {params.evaluate.tta}")

@@ -95,7 +95,7 @@ def main() -> None:
     manifest = read_manifest(MANIFEST)
     classes, n_images = classes_of(manifest), arguments.batches * params.train.batch_size
     rows = rows_of(manifest, "train").sample(n_images, replace=True, random_state=0).reset_index(drop=True)
-    training = prepared(params, rows, classes, device)
+    training = training_setup(params, rows, classes, device)
     with tempfile.TemporaryDirectory() as folder:
         write_folder(rows, Path(folder))
         ways = {"fixed batch": fixed_batch(training, arguments.batches), "fieldguide": training.epoch}
@@ -119,11 +119,11 @@ def main() -> None:
 
 
 def network(params: Params, n_classes: int, device: torch.device) -> torch.nn.Module:
-    made = build(params.model.name, n_classes, params.model.image_px)
-    return made.to(device, memory_format=torch.channels_last).train()
+    model = build(params.model.name, n_classes, params.model.image_px)
+    return model.to(device, memory_format=torch.channels_last).train()
 
 
-def prepared(params: Params, rows: pd.DataFrame, classes: Classes, device: torch.device) -> Training:
+def training_setup(params: Params, rows: pd.DataFrame, classes: Classes, device: torch.device) -> Training:
     """fieldguide's own training of `rows`, decoded."""
     model = network(params, len(classes.names), device)
     images = decode_all(rows, RAW, max(params.train.decode_px, params.model.image_px), params.runtime.n_workers)

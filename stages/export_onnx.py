@@ -33,7 +33,7 @@ from fieldguide.core.paths import (
 from fieldguide.network.calibration import load_calibration
 from fieldguide.network.checkpoint import load_checkpoint
 from fieldguide.network.loader import decode_pixels
-from fieldguide.onnx.export import Exported, export
+from fieldguide.onnx.export import ExportableNetwork, export
 from fieldguide.onnx.metadata import onnx_metadata, reported_accuracy
 from fieldguide.onnx.proof import BATCH_SIZES, probabilities_alone, prove
 from fieldguide.onnx.quantize import Labelled, write_fp16, write_int8
@@ -48,7 +48,7 @@ def main() -> None:
     reported = reported_accuracy(EVALUATE, split)
     settings, image_px, n_workers = params.export, facts.image_px, params.runtime.n_workers
     test = Labelled(decode_pixels(rows, RAW, image_px, n_workers), facts.classes.targets(rows))
-    exported = Exported(model, calibration, image_px).eval()
+    exported = ExportableNetwork(model, calibration, image_px).eval()
     metadata = onnx_metadata(facts, calibration, reported, params.model, Receipt.read(RECEIPT))
     places = list(rows[["file", "offset", "length"]].itertuples(index=False, name=None))
     with torch.inference_mode():

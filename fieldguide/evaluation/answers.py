@@ -11,7 +11,7 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from fieldguide.core.params import Evaluate, Runtime
-from fieldguide.evaluation.ood import noises
+from fieldguide.evaluation.ood import ood_images
 from fieldguide.network.calibration import (
     Calibration,
     KnownScore,
@@ -23,7 +23,7 @@ from fieldguide.network.calibration import (
 )
 from fieldguide.network.checkpoint import Checkpoint
 from fieldguide.network.inference import batches_of, views
-from fieldguide.network.loader import Ahead, Resident, Source
+from fieldguide.network.loader import Prefetching, Resident, Source
 from fieldguide.network.models import Classifier
 
 N_NOISE = 100  # pictures of each kind of noise
@@ -45,7 +45,7 @@ class TrainedNetwork:
 
     def images(self, rows: pd.DataFrame) -> Source:
         """The images of `rows`; decoding runs ahead of the network."""
-        return Ahead(rows, self.raw, self.facts.image_px, self.runtime.n_workers, self.device)
+        return Prefetching(rows, self.raw, self.facts.image_px, self.runtime.n_workers, self.device)
 
     def views(self, source: Source, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Logits `[V, B, K]` and embeddings `[V, B, F]` of each batch."""
@@ -102,7 +102,7 @@ def answer_all(
     }
     ood = {
         kind: answer(network, Resident(images.to(network.device)), kind, known_score).known
-        for kind, images in noises(network.facts.image_px, N_NOISE).items()
+        for kind, images in ood_images(network.facts.image_px, N_NOISE).items()
     }
     valid = answers["valid"]
     temperature = fit_temperature(valid.logits, targets["valid"])

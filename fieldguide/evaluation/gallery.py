@@ -16,7 +16,7 @@ from fieldguide.evaluation.answers import TrainedNetwork
 from fieldguide.evaluation.summary import Evaluation
 from fieldguide.evaluation.tables import confused_pairs
 from fieldguide.network.loader import decode_all
-from fieldguide.onnx.export import Exported
+from fieldguide.onnx.export import ExportableNetwork
 from fieldguide.onnx.heatmap import overlay, supporting
 
 THUMBNAIL_PX = 144  # side of the photographs
@@ -33,7 +33,7 @@ Activations = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
 def build_gallery(network: TrainedNetwork, evaluation: Evaluation) -> Gallery:
     """The gallery of an evaluation, with where the network looked if it can tell."""
     facts, device = network.facts, network.device
-    exported = Exported(network.model, evaluation.calibration, facts.image_px).eval().to(device)
+    exported = ExportableNetwork(network.model, evaluation.calibration, facts.image_px).eval().to(device)
 
     def photographs(split: str, rows: np.ndarray, image_px: int) -> np.ndarray:
         table = evaluation.rows[split].iloc[rows].reset_index(drop=True)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 
-def noises(image_px: int, n_images: int) -> dict[str, torch.Tensor]:
+def ood_images(image_px: int, n_images: int) -> dict[str, torch.Tensor]:
     """Three kinds by name, each uint8 `[n_images, 3, image_px, image_px]`, the same at each call."""
     generator = np.random.default_rng(0)
     shape = (n_images, 3, image_px, image_px)

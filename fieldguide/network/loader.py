@@ -33,7 +33,7 @@ CHANNELS = 3
 PREFETCHED = 4  # batches that each worker decodes ahead
 STUCK_SECONDS = 5.0  # that a worker has for what it is about when all end
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")  # the last: a terminal that was closed
-TO_END = [signal.Signals[name] for name in SIGNALS if hasattr(signal, name)]  # what asks a training to end
+STOP_SIGNALS = [signal.Signals[name] for name in SIGNALS if hasattr(signal, name)]  # what asks a training to end
 
 
 class Source(Protocol):
@@ -129,7 +129,7 @@ class Streaming:
                 _kill(iterator._workers)
 
 
-class Ahead:
+class Prefetching:
     """Images that threads decode while the batches before them are in use: `PREFETCHED` batches and no more are ever held."""
 
     def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device) -> None:
@@ -164,7 +164,7 @@ class Ahead:
 
 
 def _start_forkserver() -> None:
-    """The process that workers are forked from; all inherit that the signals `TO_END` are blocked.
+    """The process that workers are forked from; all inherit that the signals `STOP_SIGNALS` are blocked.
 
     One that goes to the whole group, from torchrun or a terminal, is the training's affair: it ends its step, which may need
     more images, and then its workers. Torch's workers leave as soon as the process that they were forked from is gone.
@@ -173,7 +173,7 @@ def _start_forkserver() -> None:
 
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # torch is in memory once for all workers
     resource_tracker.ensure_running()  # else the server starts it, which unblocks them
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, TO_END)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
@@ -281,7 +281,7 @@ def decode_pixels(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) 
     return decode_all(rows, raw, image_px, n_workers).permute(0, 2, 3, 1).numpy()
 
 
-def open_source(
+def open_images(
     rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device, train: Train
 ) -> Resident | Streaming:
     """The images of `rows` as `train.loader` says; auto is resident where they fit `train.memory_share` of what is free."""

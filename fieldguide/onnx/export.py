@@ -26,7 +26,7 @@ EXAMPLE_BATCH = 2  # a dynamic dimension must not be 1 in the example, or the ex
 MAX_BYTES = 2**31 - 1  # of a protobuf message; a larger model would need a second file
 
 
-class Exported(nn.Module):
+class ExportableNetwork(nn.Module):
     """What the file computes: scaling of bytes, the network, its views, calibration, and where it looked.
 
     `activation` (Zhou et al. 2016, arXiv:1512.04150) is there where the head is linear on the mean of a map.
@@ -96,7 +96,7 @@ def torch_probabilities(
     return predict
 
 
-def export(exported: Exported, image_px: int, opset: int, metadata: dict[str, Any], target: Path) -> None:
+def export(exported: ExportableNetwork, image_px: int, opset: int, metadata: dict[str, Any], target: Path) -> None:
     """Writes the checked ONNX file, atomically; equal networks give equal bytes.
 
     `metadata` becomes one JSON text under the key `fieldguide` of the file's metadata. Raises `UserError` for a network

@@ -23,7 +23,9 @@ from fieldguide.tracking.run import Run
 from fieldguide.training.loop import Progress, Stopped, Training, image_px_at
 from fieldguide.training.resume import State, States
 
-FULL = "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # in the words of torch's allocators and libraries
+OOM_PATTERN = (
+    "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # in the words of torch's allocators and libraries
+)
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def out_of_memory_explained(train: Train, image_px: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not re.search(FULL, str(error)):
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not re.search(OOM_PATTERN, str(error)):
             raise
         raise UserError(
             f"out of memory with train.batch_size {train.batch_size} at {image_px} px; halve batch_size and set"

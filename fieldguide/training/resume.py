@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash, write_bytes
 from fieldguide.core.paths import unfinished
-from fieldguide.network.loader import TO_END
+from fieldguide.network.loader import STOP_SIGNALS
 
 KEPT = 2  # states; the older one is for the case that the newest is damaged
 FACTS = "fieldguide"
@@ -147,7 +147,7 @@ class States:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int]]:
-    """A function that tells which of `TO_END` has come (0: none), so that a step can end and its state be saved.
+    """A function that tells which of `STOP_SIGNALS` has come (0: none), so that a step can end and its state be saved.
 
     A second SIGINT interrupts at once. SIGHUP stays ignored under nohup. Outside the main thread signals stay as they are.
     """
@@ -160,8 +160,8 @@ def stop_signals() -> Iterator[Callable[[], int]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    ignored = {number for number in TO_END if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN}
-    before = {number: signal.signal(number, note) for number in TO_END if number not in ignored}
+    ignored = {number for number in STOP_SIGNALS if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN}
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS if number not in ignored}
     try:
         yield lambda: came[0] if came else 0
     finally:

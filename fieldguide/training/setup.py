@@ -20,7 +20,7 @@ from fieldguide.core.params import Params
 from fieldguide.core.paths import MANIFEST
 from fieldguide.network.checkpoint import load_weights, weights_file
 from fieldguide.network.device import device_name, pick_device, pick_dtype, repeatable
-from fieldguide.network.loader import open_source
+from fieldguide.network.loader import open_images
 from fieldguide.network.models import build, runs_at
 from fieldguide.training import distributed
 from fieldguide.training.distributed import World
@@ -65,7 +65,7 @@ def training_setup(
         n_workers = distributed.per_process(params.runtime.n_workers)
         own_rows = {"train": rows["train"], "valid": rows["valid"].iloc[world.rank :: world.size].reset_index(drop=True)}
         sources = {
-            split: stack.enter_context(closing(open_source(own_rows[split], raw, px, n_workers, device, train)))
+            split: stack.enter_context(closing(open_images(own_rows[split], raw, px, n_workers, device, train)))
             for split, px in (("train", max(train.decode_px, *sizes)), ("valid", image_px))
         }
         counts = ", ".join(f"{len(table)} {split}" for split, table in rows.items())

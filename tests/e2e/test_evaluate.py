@@ -31,7 +31,7 @@ from fieldguide.core.paths import (
     stage_metrics,
 )
 from fieldguide.evaluation.answers import N_NOISE
-from fieldguide.evaluation.ood import noises
+from fieldguide.evaluation.ood import ood_images
 from fieldguide.network.calibration import KnownScore, load_calibration
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
 from fieldguide.network.models import Classifier, build
@@ -229,7 +229,7 @@ def test_strangers_are_refused_by_the_saved_calibration(case: Case) -> None:
     calibration = load_calibration(CALIBRATION)
     known = torch.from_numpy(case.logits("test")).logsumexp(1).numpy()
     with torch.no_grad():
-        strange = {kind: case.model(images / 255.0).logsumexp(1).numpy() for kind, images in noises(PX, N_NOISE).items()}
+        strange = {kind: case.model(images / 255.0).logsumexp(1).numpy() for kind, images in ood_images(PX, N_NOISE).items()}
     assert set(metrics["strangers"]) == set(strange)
     for kind, scores in strange.items():
         found = metrics["strangers"][kind]

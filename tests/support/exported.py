@@ -4,7 +4,7 @@ import torch
 
 from fieldguide.network.calibration import Calibration
 from fieldguide.network.models import Classifier, build
-from fieldguide.onnx.export import Exported
+from fieldguide.onnx.export import ExportableNetwork
 
 N_CLASSES = 6
 TEMPERATURE = 1.6
@@ -40,5 +40,5 @@ def network(name: str, image_px: int) -> Classifier:
     return model
 
 
-def computed(model: Classifier, image_px: int, tta: str = "none") -> Exported:
-    return Exported(model, Calibration(tta, TEMPERATURE, 0.5, "probability", 0.1, {}), image_px).eval()
+def computed(model: Classifier, image_px: int, tta: str = "none") -> ExportableNetwork:
+    return ExportableNetwork(model, Calibration(tta, TEMPERATURE, 0.5, "probability", 0.1, {}), image_px).eval()

@@ -3,13 +3,13 @@
 import numpy as np
 import torch
 
-from fieldguide.evaluation.ood import noises
+from fieldguide.evaluation.ood import ood_images
 
 PX = 64
 
 
 def test_each_kind_is_a_batch_of_bytes_and_the_same_at_each_call() -> None:
-    first, second = noises(PX, 5), noises(PX, 5)
+    first, second = ood_images(PX, 5), ood_images(PX, 5)
     assert len(first) == 3
     for kind, images in first.items():
         assert images.shape == (5, 3, PX, PX) and images.dtype == torch.uint8
@@ -22,7 +22,7 @@ def test_their_spectra_differ_as_their_names_say() -> None:
     frequency = np.hypot(np.fft.fftfreq(PX)[:, None], np.fft.fftfreq(PX)[None])
     low, high = (frequency > 2 / PX) & (frequency < 5 / PX), (frequency > 16 / PX) & (frequency < 25 / PX)
     ratios = {}
-    for kind, images in noises(PX, 20).items():
+    for kind, images in ood_images(PX, 20).items():
         amplitude = np.abs(np.fft.fft2(images.numpy() / 255)).mean((0, 1))
         ratios[kind] = amplitude[low].mean() / amplitude[high].mean()
     assert 0.9 < ratios["white_noise"] < 1.1

@@ -25,7 +25,7 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.images import decode
 from fieldguide.core.params import Train, read_params
 from fieldguide.network import loader
-from fieldguide.network.loader import PREFETCHED, TO_END, Ahead, Resident, Streaming, decode_all, open_source
+from fieldguide.network.loader import PREFETCHED, STOP_SIGNALS, Prefetching, Resident, Streaming, decode_all, open_images
 from support import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on a machine of one core
@@ -134,7 +134,7 @@ def lists(seed: int) -> list[torch.Tensor]:
     return [torch.from_numpy(random.integers(0, N_GOOD, length)) for length in lengths]
 
 
-def same_batches(source: Ahead | Streaming, resident: Resident, chosen: list[torch.Tensor]) -> None:
+def same_batches(source: Prefetching | Streaming, resident: Resident, chosen: list[torch.Tensor]) -> None:
     n_seen = 0
     for found, expected in zip(source.batches(chosen), resident.batches(chosen), strict=True):
         assert (found.shape, found.dtype, found.device) == (expected.shape, expected.dtype, expected.device)
@@ -185,7 +185,7 @@ def test_an_epoch_that_was_broken_off_leaves_nothing_for_the_next(streamed: tupl
     same_batches(source, resident(rows, raw), lists(5))
 
 
-@pytest.mark.parametrize("number", TO_END)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_to_the_whole_group_leaves_the_images_coming(
     streamed: tuple[Streaming, pd.DataFrame, Path], number: signal.Signals
 ) -> None:
@@ -347,7 +347,7 @@ def test_images_are_resident_where_their_share_of_the_memory_holds_them(
     rows = write_shard(tmp_path, [noise_png(seed) for seed in range(5)])
     monkeypatch.setattr(loader, "free_memory", lambda device: free)
     train = Train(**(TRAIN.model_dump() | {"loader": choice, "memory_share": 0.5}))
-    source = open_source(rows, tmp_path, 16, 2, CPU, train)
+    source = open_images(rows, tmp_path, 16, 2, CPU, train)
     assert type(source) is kind
     assert len(source) == 5
     source.close()
@@ -356,7 +356,7 @@ def test_images_are_resident_where_their_share_of_the_memory_holds_them(
 def test_a_resident_source_holds_the_decoded_images(tmp_path: Path) -> None:
     rows = write_shard(tmp_path, [noise_png(seed) for seed in range(5)])
     train = Train(**(TRAIN.model_dump() | {"loader": "resident"}))
-    source = open_source(rows, tmp_path, 16, 2, CPU, train)
+    source = open_images(rows, tmp_path, 16, 2, CPU, train)
     (found,) = source.batches([torch.tensor([4, 0])])
     assert torch.equal(found, decode_all(rows, tmp_path, 16, 1)[[4, 0]])
 
@@ -386,7 +386,7 @@ def test_images_that_do_not_fit_after_all_are_a_line(tmp_path: Path, monkeypatch
     monkeypatch.setattr(loader, "decode_all", decode_all)
     train = Train(**(TRAIN.model_dump() | {"loader": "resident"}))
     with pytest.raises(UserError, match=r"^out of memory with 5 images at 16 px, 0\.0 GiB; set train\.loader=streaming"):
-        open_source(rows, tmp_path, 16, 2, CPU, train)
+        open_images(rows, tmp_path, 16, 2, CPU, train)
 
 
 def test_an_image_with_a_flipped_bit_is_refused_though_it_can_be_decoded(
@@ -409,7 +409,7 @@ def test_batches_decoded_ahead_are_the_resident_ones_again_and_again(
 ) -> None:
     images = [make_jpeg(seed, width=200 - 4 * seed) for seed in range(N_GOOD)]  # the first take longest to decode
     rows = write_shard(tmp_path, images)
-    source = Ahead(rows, tmp_path, 16, n_workers, CPU)
+    source = Prefetching(rows, tmp_path, 16, n_workers, CPU)
     assert len(source) == N_GOOD
     for seed in range(3):
         same_batches(source, resident(rows, tmp_path), lists(seed))
@@ -420,7 +420,7 @@ def test_any_number_of_batches_comes_ahead(tmp_path: Path, n_batches: int) -> No
     rows = write_shard(tmp_path, [noise_png(seed) for seed in range(3)])
     chosen = [torch.tensor([k % 3]) for k in range(n_batches)]
     expected = decode_all(rows, tmp_path, 16, 1)
-    found = list(Ahead(rows, tmp_path, 16, 2, CPU).batches(chosen))
+    found = list(Prefetching(rows, tmp_path, 16, 2, CPU).batches(chosen))
     assert [batch.tolist() for batch in found] == [expected[[k % 3]].tolist() for k in range(n_batches)]
 
 
@@ -428,7 +428,7 @@ def test_no_more_is_decoded_than_some_batches_ahead(tmp_path: Path, monkeypatch:
     decoded: list[int] = []
     monkeypatch.setattr(loader, "decode", lambda encoded, px: decoded.append(1) or decode(encoded, px))
     rows = write_shard(tmp_path, [noise_png(seed) for seed in range(N_GOOD)])
-    batches = Ahead(rows, tmp_path, 16, 2, CPU).batches(torch.arange(N_GOOD).split(2))
+    batches = Prefetching(rows, tmp_path, 16, 2, CPU).batches(torch.arange(N_GOOD).split(2))
     for n_taken in range(1, 4):
         next(batches)
         time.sleep(0.2)
@@ -440,7 +440,7 @@ def test_no_more_is_decoded_than_some_batches_ahead(tmp_path: Path, monkeypatch:
 def test_an_image_ahead_that_cannot_be_read_is_named_in_its_turn(tmp_path: Path) -> None:
     good = noise_png(0)
     rows = write_shard(tmp_path, [good, good, good, good, good[: len(good) // 2], b"no image at all"])
-    batches = Ahead(rows, tmp_path, 16, 2, CPU).batches(torch.arange(6).split(2))
+    batches = Prefetching(rows, tmp_path, 16, 2, CPU).batches(torch.arange(6).split(2))
     assert [len(next(batches)) for _ in range(2)] == [2, 2]
     with pytest.raises(UserError, match=r"at byte \d+ \(train/A/4\.jpg\): .+; check the data again with: dvc repro"):
         next(batches)
@@ -449,6 +449,6 @@ def test_an_image_ahead_that_cannot_be_read_is_named_in_its_turn(tmp_path: Path)
 def test_a_file_that_is_gone_or_changed_is_named_ahead_too(tmp_path: Path) -> None:
     rows = write_shard(tmp_path, [noise_png(0)])
     with pytest.raises(UserError, match=r"gone\.zip: No such file or directory; bring the data back with: dvc repro download"):
-        list(Ahead(rows.assign(file="gone.zip"), tmp_path, 16, 2, CPU).batches([torch.tensor([0])]))
+        list(Prefetching(rows.assign(file="gone.zip"), tmp_path, 16, 2, CPU).batches([torch.tensor([0])]))
     with pytest.raises(UserError, match=r"not the bytes that the split check saw"):
-        list(Ahead(rows.assign(sha256="0" * 64), tmp_path, 16, 2, CPU).batches([torch.tensor([0])]))
+        list(Prefetching(rows.assign(sha256="0" * 64), tmp_path, 16, 2, CPU).batches([torch.tensor([0])]))

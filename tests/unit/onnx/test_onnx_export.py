@@ -20,7 +20,7 @@ from fieldguide.network.calibration import Calibration
 from fieldguide.network.models import NETWORKS, Classifier, build
 from fieldguide.onnx import export as onnx_export
 from fieldguide.onnx.classifier import OUTPUT_NAMES, OnnxClassifier
-from fieldguide.onnx.export import Exported, export
+from fieldguide.onnx.export import ExportableNetwork, export
 from support import ROOT
 from support.exported import METADATA, N_CLASSES, TEMPERATURE, computed, network, pictures
 
@@ -159,7 +159,7 @@ def test_what_is_exported_is_scaling_network_and_softmax() -> None:
 @pytest.mark.parametrize("tta", [pytest.param("none", marks=pytest.mark.slow), "mirror"])
 @pytest.mark.parametrize("n_images", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 7])
 def test_every_output_is_what_its_name_says_in_torch_and_in_onnx(tmp_path: Path, tta: str, n_images: int) -> None:
-    """Worked out from the parts of the network, without `Exported`."""
+    """Worked out from the parts of the network, without `ExportableNetwork`."""
     model, images = network("fieldnet", 48), pictures(n_images, 48)
     generator = torch.Generator().manual_seed(0)
     tensors = {
@@ -176,7 +176,7 @@ def test_every_output_is_what_its_name_says_in_torch_and_in_onnx(tmp_path: Path,
         centred = embedding - tensors["centre"]
         score = (centred / centred.norm(dim=1, keepdim=True) @ tensors["directions"]).max(1).values
         expected = [(logits / TEMPERATURE).softmax(1), embedding, score, activation]
-        exported = Exported(model, calibration, 48).eval()
+        exported = ExportableNetwork(model, calibration, 48).eval()
         in_torch = exported(images)
     export(exported, 48, 20, METADATA | {"image_px": 48}, tmp_path / "model.onnx")
     in_onnx = OnnxClassifier(tmp_path / "model.onnx", n_threads=1).run(images.numpy(), OUTPUT_NAMES)
