@@ -181,7 +181,7 @@ def _transfer(part: Path, ask: Callable[[], requests.Response], headers: dict[st
         response = ask()
     except requests.HTTPError as error:
         if error.response.status_code == requests.codes.requested_range_not_satisfiable:
-            note.unlink()  # shorter than what is there: other content
+            note.unlink(missing_ok=True)  # shorter than what is there: other content
         raise
     finally:
         headers.clear()
@@ -191,8 +191,8 @@ def _transfer(part: Path, ask: Callable[[], requests.Response], headers: dict[st
             start, known = 0, content
             part.unlink(missing_ok=True)
             write_json(note, content)
-        elif content["validator"] != known["validator"]:
-            note.unlink()
+        elif content["validator"] != known.get("validator"):
+            note.unlink(missing_ok=True)
             raise requests.ConnectionError("other content")
         elif response.headers.get("Content-Range") != f"bytes {start}-{known['bytes'] - 1}/{known['bytes']}":
             raise requests.ConnectionError("another range")
@@ -227,7 +227,8 @@ def _write(response: requests.Response, part: Path, start: int, length: int) -> 
 
 def _is_complete(target: Path, stated: str) -> bool:
     """Whether the receipt of `target` fits its size and what Kaggle states; the content is not read."""
-    return bool(stated) and target.is_file() and _read(Path(f"{target}.json")) == {"stated": stated, "bytes": _size(target)}
+    receipt = _read(Path(f"{target}.json"))
+    return bool(stated) and target.is_file() and (receipt.get("stated"), receipt.get("bytes")) == (stated, _size(target))
 
 
 def _read(note: Path) -> dict[str, Any]:
@@ -256,8 +257,7 @@ def _persist(attempt: Callable[[], Any], part: Path | None = None) -> Any:
             again = status == 429 or (part is not None and (status == 0 or status >= 500))
             if not again or tries >= MAX_TRIES or waited > MAX_WAIT_S:
                 raise
-            cause = f"status {status}" if status else "connection broken"
-            logger.warning("Kaggle: %s; trying again in %.0f s", cause, pause)
+            logger.warning("Kaggle: %s; trying again in %.0f s", f"status {status}" if status else "connection broken", pause)
         sleep(pause)
 
 
