@@ -20,7 +20,7 @@ from scipy.special import log_softmax
 from torch import nn
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.files import UNSEALED, is_whole, sealed, write_bytes
+from fieldguide.core.files import UNSEALED, is_intact, seal, write_bytes
 from fieldguide.network.checkpoint import HEADER_KEY
 
 FACTS = ("tta", "temperature", "unsure_below", "score", "unknown_below")
@@ -30,7 +30,7 @@ SHRINKAGE = (
     0.01  # of the covariance within classes; measured: from 0.003 to 0.3 AUROC of butterflies against 733 flowers fell 0.006
 )
 NEVER = 1.01  # a probability that no answer reaches
-REMEDY = "make it with: dvc repro -f evaluate"
+REMEDY = "create it with: dvc repro -f evaluate"
 
 
 @dataclass(frozen=True)
@@ -212,13 +212,13 @@ def save_calibration(target: Path, calibration: Calibration) -> None:
     """Writes it atomically, sealed as a checkpoint is; equal ones give equal bytes."""
     header = json.dumps({name: getattr(calibration, name) for name in FACTS} | {"seal": UNSEALED})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in calibration.tensors.items()}
-    write_bytes(target, sealed(save(tensors, metadata={HEADER_KEY: header})))
+    write_bytes(target, seal(save(tensors, metadata={HEADER_KEY: header})))
 
 
 def load_calibration(source: Path) -> Calibration:
     """What `save_calibration` wrote; raises `UserError` for any other file."""
     try:
-        whole = is_whole(source.read_bytes())
+        whole = is_intact(source.read_bytes())
         with safe_open(source, framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open does not iterate)

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.files import UNSEALED, is_damaged, is_whole, sealed, write_bytes
+from fieldguide.core.files import UNSEALED, is_damaged, is_intact, seal, write_bytes
 from fieldguide.core.manifest import Classes
 from fieldguide.core.params import Model
 from fieldguide.core.paths import CHECKPOINT, project_root
@@ -58,7 +58,7 @@ def save_checkpoint(target: Path, model: Classifier, facts: Checkpoint) -> None:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()
     }
     header = json.dumps(asdict(facts) | {"seal": UNSEALED}, ensure_ascii=False)
-    write_bytes(target, sealed(save(tensors, metadata={HEADER_KEY: header})))
+    write_bytes(target, seal(save(tensors, metadata={HEADER_KEY: header})))
 
 
 def load_checkpoint(source: Path) -> tuple[Classifier, Checkpoint]:
@@ -66,26 +66,26 @@ def load_checkpoint(source: Path) -> tuple[Classifier, Checkpoint]:
     try:
         content = source.read_bytes()
         if is_damaged(content):
-            raise UserError(f"{source}: its bytes are not those that were written; make it with: dvc repro -f train")
+            raise UserError(f"{source}: its bytes are not those that were written; create it with: dvc repro -f train")
         with safe_open(source, framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER_KEY])
             header.pop("seal", None)
             facts = Checkpoint(**header | {key: tuple(header[key]) for key in ("class_names", "labels")})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open does not iterate)
     except FileNotFoundError as error:
-        raise UserError(f"{source} does not exist; make it with: dvc repro train") from error
+        raise UserError(f"{source} does not exist; create it with: dvc repro train") from error
     except OSError as error:
-        raise UserError(f"{source}: {error.strerror or error}; make it with: dvc repro -f train") from error
+        raise UserError(f"{source}: {error.strerror or error}; create it with: dvc repro -f train") from error
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{source}: not a checkpoint of fieldguide ({error}); make it with: dvc repro -f train") from error
-    if not is_whole(content):
-        raise UserError(f"{source}: not a checkpoint of fieldguide (it carries no seal); make it with: dvc repro -f train")
+        raise UserError(f"{source}: not a checkpoint of fieldguide ({error}); create it with: dvc repro -f train") from error
+    if not is_intact(content):
+        raise UserError(f"{source}: not a checkpoint of fieldguide (it carries no seal); create it with: dvc repro -f train")
     check_name(facts.model, where=f"{source}: network")
     model = build(facts.model, len(facts.class_names), facts.image_px)
     try:
         model.load_state_dict(_versioned(tensors, _versions(model.state_dict())))
     except RuntimeError as error:
-        raise UserError(f"{source}: weights do not fit {facts.model} ({error}); make it with: dvc repro -f train") from error
+        raise UserError(f"{source}: weights do not fit {facts.model} ({error}); create it with: dvc repro -f train") from error
     return model.eval().to(memory_format=torch.channels_last), facts
 
 
@@ -121,7 +121,7 @@ def _read(source: Path, where: str) -> Mapping[str, Any]:
     try:
         if source.suffix == ".safetensors":
             encoded = source.read_bytes()
-            if HEADER_KEY.encode() in encoded[:HEADER_BEGIN] and not is_whole(encoded):
+            if HEADER_KEY.encode() in encoded[:HEADER_BEGIN] and not is_intact(encoded):
                 raise UserError(f"{where}: the bytes of {source} are not those that were written; copy or make it again")
             return load(encoded)
         content: Any = torch.load(source, map_location="cpu", weights_only=True)

@@ -25,7 +25,7 @@ def reported_accuracy(source: Path, split: str) -> SplitAccuracy:
     """The accuracy on the split that metrics/evaluate.json reports, with its interval; raises `UserError` where it has none."""
     metrics = read_json(source)
     if split not in metrics:
-        raise UserError(f"{source}: nothing is said of {split}; make it again with: dvc repro -f evaluate")
+        raise UserError(f"{source}: nothing is said of {split}; recreate it with: dvc repro -f evaluate")
     accuracy, n = metrics[split]["accuracy"], metrics[split]["n"]
     return split_accuracy(split, round(accuracy * n), n)
 

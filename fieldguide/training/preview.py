@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fieldguide.core.files import write_bytes
-from fieldguide.core.images import captioned, encode_png
+from fieldguide.core.images import add_caption, encode_png
 from fieldguide.training import augment
 from fieldguide.training.loop import Training, image_px_at
 
@@ -34,4 +34,4 @@ def _row(images: torch.Tensor, caption: str) -> np.ndarray:
     resized = torch.nn.functional.interpolate(images.cpu(), (TILE_PX, TILE_PX))
     padded = torch.nn.functional.pad(resized, (0, GAP_PX))
     row = padded.permute(2, 0, 3, 1).reshape(TILE_PX, -1, 3).numpy()
-    return captioned(row, [caption], row.shape[1])
+    return add_caption(row, [caption], row.shape[1])

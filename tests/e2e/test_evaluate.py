@@ -363,7 +363,7 @@ def test_an_image_that_was_changed_after_the_check_is_one_line_and_leaves_no_res
 def test_without_images_to_calibrate_on_the_stage_says_so(case: Case) -> None:
     case.write(SIZES, 4)
     case.table.loc[case.rows("valid"), "use"] = False
-    with pytest.raises(UserError, match=r"^data/manifest.csv: no image in use in split valid; "):
+    with pytest.raises(UserError, match=r"^data/manifest.csv: split valid has no image in use; "):
         case.run()
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.files import UNSEALED, sealed
+from fieldguide.core.files import UNSEALED, seal
 from fieldguide.core.params import Model
 from fieldguide.network.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, weights_file
 from fieldguide.network.models import NETWORKS, Classifier, build
@@ -63,7 +63,7 @@ def foreign(target: Path, header: object, tensors: dict[str, torch.Tensor] | Non
         header = header | {"seal": UNSEALED}
     text = header if isinstance(header, str) else json.dumps(header)
     weights = network().state_dict() if tensors is None else tensors
-    target.write_bytes(sealed(save(weights, metadata={"fieldguide": text})))
+    target.write_bytes(seal(save(weights, metadata={"fieldguide": text})))
     return target
 
 
@@ -128,7 +128,7 @@ def test_saving_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -
 
 def test_a_missing_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
     gone = tmp_path / "gone.safetensors"
-    with pytest.raises(UserError, match=f"^{re.escape(str(gone))} does not exist; make it with: dvc repro train$"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(gone))} does not exist; create it with: dvc repro train$"):
         load_checkpoint(gone)
 
 
@@ -144,7 +144,7 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
     target = tmp_path / "model.safetensors"
     target.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"model\.safetensors: not a checkpoint of fieldguide \(.+\); make it with: dvc repro -f train$"
+        UserError, match=r"model\.safetensors: not a checkpoint of fieldguide \(.+\); create it with: dvc repro -f train$"
     ):
         load_checkpoint(target)
 
@@ -221,7 +221,7 @@ def test_an_unknown_network_is_refused_with_close_ones(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     target = foreign(tmp_path / "model.safetensors", HEADER, tensors)
     with pytest.raises(
-        UserError, match=r"model\.safetensors: weights do not fit cnn .*(?s:.+)make it with: dvc repro -f train$"
+        UserError, match=r"model\.safetensors: weights do not fit cnn .*(?s:.+)create it with: dvc repro -f train$"
     ):
         load_checkpoint(target)
 
