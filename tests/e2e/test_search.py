@@ -190,7 +190,7 @@ def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(
     assert process.wait() == 0, (project.parent / "search.log").read_text()
 
     said = (project.parent / "search.log").read_text()
-    assert "goes on after epoch" in (folder / "rate-0.log").read_text()
+    assert "resuming after epoch" in (folder / "rate-0.log").read_text()
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'trials.db'}")
     trials = optuna.load_study(study_name="rate", storage=storage).trials
     storage.remove_session()
