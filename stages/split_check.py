@@ -58,7 +58,7 @@ def main() -> None:
         raise
     frame = pd.concat([frame, aside.assign(use=False, reason=SET_ASIDE)]).sort_index() if len(aside) else frame
     if not frame["use"].any():
-        raise UserError(f"{RAW}: no image in use, the first is out for: {frame['reason'].iloc[0]}; mend the data")
+        raise UserError(f"{RAW}: no image in use, the first is out for: {frame['reason'].iloc[0]}; fix the data")
 
     table = pair_table(frame, pairs or [], copies)
     write_manifest(frame, MANIFEST)

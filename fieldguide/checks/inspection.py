@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from fieldguide.checks.near_duplicates import Fingerprint, NearDuplicate, fingerprint, near_duplicates
-from fieldguide.core.images import UnreadableImage, inspect, read_encoded, resized
+from fieldguide.core.images import UnreadableImage, inspect, read_encoded, resize
 from fieldguide.core.names import SPLITS
 
 INSPECTED_PX = 256  # a larger JPEG is decoded at a scale that leaves both sides at least this; enough for all comparisons
@@ -74,7 +74,7 @@ def _inspect_one(raw: Path, place: Place) -> Inspected:
     except UnreadableImage as error:
         return Inspected(None, None, digest, "", f"unreadable: {error}", None, None)
     prints = fingerprint(rgb)
-    return Inspected(facts.width, facts.height, digest, f"{prints.hashes[0]:016x}", "", prints, resized(rgb, MEAN_PX))
+    return Inspected(facts.width, facts.height, digest, f"{prints.hashes[0]:016x}", "", prints, resize(rgb, MEAN_PX))
 
 
 def read_rgb(raw: Path, place: Place) -> np.ndarray:

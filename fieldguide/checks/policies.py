@@ -82,7 +82,7 @@ def stop_if(trigger: str, policy: str, name: str, found: list[dict[str, str]]) -
         more = " ... (all are in metrics/findings.csv)" if len(found) > N_NAMED else ""
         raise UserError(
             f"{len(found)} finding(s) of kind {first['kind']}: {first['id'] or first['class_name']} in {first['split']}"
-            f" ({first['detail']}){others}{more}; mend the data or set split_check.{name}"
+            f" ({first['detail']}){others}{more}; fix the data or set split_check.{name}"
         )
 
 

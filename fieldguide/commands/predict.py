@@ -26,7 +26,7 @@ import numpy as np
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import write_bytes
-from fieldguide.core.images import UnreadableImage, captioned, decode, encode_jpeg, inspect
+from fieldguide.core.images import UnreadableImage, add_caption, decode, encode_jpeg, inspect
 from fieldguide.core.machine import n_cores
 from fieldguide.onnx.classifier import OnnxClassifier, Prediction
 from fieldguide.onnx.heatmap import overlay
@@ -211,7 +211,7 @@ def _annotated(encoded: bytes, photo: Photo, prediction: Prediction, heatmap: bo
     lines = [f"{best.name}  {best.probability:.1%}" + ("" if prediction.verdict == "sure" else f"  ({prediction.verdict})")]
     if photo.truth:
         lines.append(f"{'right' if photo.truth == best.name else 'wrong'}: its folder says {photo.truth}")
-    return encode_jpeg(captioned(rgb, lines, ANNOTATED_PX), 2 * ANNOTATED_PX)
+    return encode_jpeg(add_caption(rgb, lines, ANNOTATED_PX), 2 * ANNOTATED_PX)
 
 
 def _annotated_file(folder: Path, photo: Photo) -> Path:

@@ -1,7 +1,4 @@
-"""What stages write for other stages to read, as types that writers and readers share.
-
-A renamed key fails the type check, not the reader's eye. Each class is the content of one JSON file.
-"""
+"""The JSON files that stages exchange, as types that writers and readers share: a renamed key fails the type check."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -22,24 +19,23 @@ from fieldguide.core.params import Features
 from fieldguide.core.paths import ONNX, ONNX_INT8
 
 T = TypeVar("T")
-OrNoKey = Annotated[T | None, Field(exclude_if=lambda value: value is None)]  # None has no key in the file, not a null
+OrNoKey = Annotated[T | None, Field(exclude_if=lambda value: value is None)]  # None omits the key instead of writing null
 
 
 class Part(BaseModel):
-    """A part of an artifact; keys that it does not name are refused."""
+    """A part of an artifact; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     def as_dict(self) -> dict[str, Any]:
-        """As it stands in the file; keys that were not set are left out, so that a figure that does not exist has no key."""
+        """The content as written to the file; omits keys that were not set."""
         return self.model_dump(mode="json", exclude_unset=True, by_alias=True)
 
 
 class Artifact(Part):
-    """The whole content of a JSON file."""
+    """The content of a JSON file."""
 
     def write(self, target: Path) -> None:
-        """Writes the file, atomically."""
         write_json(target, self.as_dict())
 
     @classmethod
@@ -50,7 +46,7 @@ class Artifact(Part):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
-            raise UserError(f"{source}: {key}: {first['msg']}; make it again: dvc repro") from error
+            raise UserError(f"{source}: {key}: {first['msg']}; recreate it with: dvc repro") from error
 
 
 # --- download: data/raw/receipt.json ---
@@ -64,7 +60,7 @@ class RawFile(Part):
 
 
 class Receipt(Artifact):
-    """What `download` has brought; names no date and no folder of this machine, so that the same data give the same bytes."""
+    """What `download` has fetched. Contains no date and no local path, so that the same data give the same bytes."""
 
     dataset: str
     title: str
@@ -84,7 +80,7 @@ class Receipt(Artifact):
 
 
 class NearDuplicateCounts(Part):
-    """Pairs of near duplicates; None where they were not looked for."""
+    """Pairs of near duplicates; None if the search is off."""
 
     across_splits: int | None
     within_split: int | None
@@ -98,7 +94,7 @@ class ClassSizes(Part):
 
 
 class SplitCheckMetrics(Artifact):
-    """What the data hold, and how much of it is at fault."""
+    """Counts of images and of each kind of fault."""
 
     classes: int
     images: dict[str, int]  # by split, those out of use too
@@ -106,7 +102,7 @@ class SplitCheckMetrics(Artifact):
     unreadable: int
     exact_duplicates: int  # pairs
     near_duplicates: NearDuplicateCounts
-    label_conflicts: int  # photographs under more than one name
+    label_conflicts: int  # images with more than one label
     missing_classes: dict[str, int]  # by split
     train_images_per_class: ClassSizes | None
     dropped: int
@@ -116,7 +112,7 @@ class SplitCheckMetrics(Artifact):
 
 
 class SplitScore(Part):
-    """Mean cross-entropy (nats) and share of right answers."""
+    """Mean cross-entropy (nats) and top-1 accuracy."""
 
     loss: float
     accuracy: float
@@ -136,7 +132,7 @@ class TrainMetrics(Artifact):
 
 
 class SplitMetrics(Part):
-    """Figures of one labelled split; `loss` is in nats. `known`, `sure` and `accuracy_when_sure` are absent for train."""
+    """Metrics of one labelled split; `loss` is in nats. `known`, `sure` and `accuracy_when_sure` are absent for train."""
 
     accuracy: float
     accuracy_low: float
@@ -157,11 +153,11 @@ class SplitMetrics(Part):
     n: int
     known: float | None = None
     sure: float | None = None
-    accuracy_when_sure: float | None = None  # also None where no answer is sure
+    accuracy_when_sure: float | None = None  # also None if no prediction is sure
 
 
 class CleanMetrics(Part):
-    """Figures of the test images that are in no other split; without such images only `n`, and an accuracy of None."""
+    """Metrics of the test images that are in no other split; without such images only `n`, and an accuracy of None."""
 
     accuracy: float | None
     accuracy_low: float | None = None
@@ -172,7 +168,7 @@ class CleanMetrics(Part):
 
 
 class TtaMetrics(Part):
-    """Test-time augmentation: forward passes an image, and the accuracy that it adds in each split."""
+    """Test-time augmentation: forward passes per image, and the gain in accuracy on each split."""
 
     forward_passes: int
     train_accuracy_gain: float | None = None
@@ -181,7 +177,7 @@ class TtaMetrics(Part):
 
 
 class Thresholds(Part):
-    """What was fitted on valid."""
+    """The calibration fitted on valid."""
 
     temperature: float
     unsure_below: float
@@ -189,7 +185,7 @@ class Thresholds(Part):
 
 
 class OodMetrics(Part):
-    """How pictures of one kind that show none of the classes are told from held-out photographs."""
+    """How well out-of-distribution images of one kind are separated from held-out photographs."""
 
     refused: float
     auroc: float
@@ -197,7 +193,7 @@ class OodMetrics(Part):
 
 
 class EvaluateMetrics(Artifact):
-    """Figures by split; `test` is absent where the test split has no labels."""
+    """Metrics by split; `test` is absent if the test split has no labels."""
 
     train: SplitMetrics
     valid: SplitMetrics
@@ -214,7 +210,7 @@ class EvaluateMetrics(Artifact):
 
 
 class GalleryPhotograph(Part):
-    """A photograph, where the network looked (both JPEG in base64; None where it cannot tell), and what it answered."""
+    """A photograph and its activation map (both JPEG in base64; None if the network has no map), with the prediction."""
 
     truth: str
     predicted: str
@@ -225,7 +221,7 @@ class GalleryPhotograph(Part):
 
 
 class GalleryPair(Part):
-    """A class that was mistaken for another: how often, of how many, and photographs of both."""
+    """A confused pair of classes: `n` of `n_truth` images are mistaken, with photographs of both classes."""
 
     truth: str
     predicted: str
@@ -237,7 +233,7 @@ class GalleryPair(Part):
 
 
 class Gallery(Artifact):
-    """Wrong and right answers of the held-out split, and the pairs most often confused."""
+    """Wrong and right predictions on the held-out split, and the pairs most often confused."""
 
     split: str
     wrong: list[GalleryPhotograph]
@@ -245,11 +241,11 @@ class Gallery(Artifact):
     pairs: list[GalleryPair]
 
 
-# --- export_onnx: metrics/export_onnx.json, and what an ONNX file says of its accuracy ---
+# --- export_onnx: metrics/export_onnx.json, and the accuracy in the metadata of an ONNX file ---
 
 
 class SplitAccuracy(Part):
-    """An accuracy with its 95 % interval, the split and the number of images, as the metadata of an ONNX file have it."""
+    """An accuracy with its 95 % interval, split and number of images, as stored in the metadata of an ONNX file."""
 
     split: str
     accuracy: float
@@ -263,11 +259,11 @@ class SplitAccuracy(Part):
 
 
 class Agreement(Part):
-    """How the ONNX file answers the held-out images, compared with torch."""
+    """The ONNX file compared with torch on the held-out images."""
 
     top1_agreement: float
     max_abs_difference: float  # of a probability
-    ties: int  # images of which torch's two best answers are level
+    ties: int  # images whose two highest probabilities are equal in torch
     accuracy: float
     n: int
 
@@ -280,15 +276,13 @@ class SmallerForm(Part):
 
 
 class Int8Form(SmallerForm):
-    """The INT8 file; `method` chose the ranges of its activations, as the best on valid."""
+    """The INT8 file; `method` is the calibration method of the activations, the best one on valid."""
 
     method: str
     valid_accuracy: dict[str, float]  # by method
 
 
 class ExportMetrics(Agreement, Artifact):
-    """The ONNX files."""
-
     bytes: int
     opset: int
     fp16: SmallerForm
@@ -299,7 +293,7 @@ class ExportMetrics(Agreement, Artifact):
 
 
 class Percentiles(Part):
-    """Of times in milliseconds."""
+    """Percentiles of times in milliseconds."""
 
     p50: float
     p95: float
@@ -307,54 +301,53 @@ class Percentiles(Part):
 
 
 class Latency(Percentiles):
-    """One image a call; `p50_rounds` are the lowest and the highest median of the rounds."""
+    """Latency at batch size 1; `p50_rounds` are the lowest and the highest median of the rounds."""
 
     p50_rounds: tuple[float, float]
 
 
 class Speed(Part):
-    """Of one backend, with all threads and, on a CPU, with one; images per second at the best batch size."""
+    """Speed of a backend with all threads and, on a CPU, with one thread; images per second at the best batch size."""
 
     latency_ms: Latency
     images_per_second: float
     latency_ms_one_thread: OrNoKey[Latency] = None
     images_per_second_one_thread: OrNoKey[float] = None
-    joules_per_image: OrNoKey[float] = None  # where the processor tells
+    joules_per_image: OrNoKey[float] = None  # if the processor reports it
 
 
 class BackendMetrics(Speed):
-    """One way to predict."""
+    """A backend: a library and a precision."""
 
     bytes_to_answer_ms: Percentiles  # from an encoded photograph to its probabilities
     accuracy: float
     bytes: int  # of its file
-    import_s: OrNoKey[float] = None  # this and what follows: in a process of its own, where it is measured
+    import_s: OrNoKey[float] = None  # this and the next three: measured in a separate process
     load_s: OrNoKey[float] = None
     first_answer_s: OrNoKey[float] = None  # import and loading included
     peak_bytes: OrNoKey[int] = None
 
 
 class LibraryMetrics(Part):
-    """The inference of the library that the network comes from."""
+    """Inference with the library that the network comes from."""
 
     bytes_to_answer_ms: Percentiles
 
 
 class Int8Comparison(Part):
-    """Whether to use the INT8 file in place of the fp32 one on this machine."""
+    """Whether the INT8 file should replace the fp32 file on this machine."""
 
     speedup: float
     points_lost: float
     offered: bool
 
     def advice(self) -> str:
-        """The comparison in words."""
         gain = f"{self.speedup:.2f} times the throughput of fp32, {self.points_lost:.2f} points of accuracy lost; "
         return gain + (f"worth it: give {ONNX_INT8} to predict" if self.offered else f"not worth it here: stay with {ONNX}")
 
 
 class Hardware(Part):
-    """The machine on which the figures were measured, and its software."""
+    """The machine and the software versions of the benchmark."""
 
     device: str
     cpu: str
@@ -368,7 +361,7 @@ class Hardware(Part):
 
 
 class BenchmarkMetrics(Artifact):
-    """Figures by backend; in the file each backend and each library is a key beside `int8` and `hardware`."""
+    """Metrics by backend; in the file each backend and each library is a key beside `int8` and `hardware`."""
 
     backends: dict[str, BackendMetrics]
     libraries: dict[str, LibraryMetrics]

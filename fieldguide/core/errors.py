@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend, and what a command does with it."""
+"""The exception for errors that a user can fix, and how commands report it."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,26 +11,26 @@ class UserError(Exception):
 
 @contextmanager
 def needs_extra(what: str, extra: str) -> Iterator[None]:
-    """Inside the block, a package that is not installed becomes a `UserError` that says which extra of fieldguide brings it.
+    """Inside the block, a missing package raises a `UserError` that names the extra of fieldguide to install.
 
-    Modules of fieldguide itself and of Python are not packages: that they are missing is a defect, and stays a traceback.
+    A missing module of fieldguide or of the standard library is a defect and keeps its traceback.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        from importlib.metadata import distributions  # only now: it takes as long as all that --help imports
+        from importlib.metadata import distributions  # slow: doubles the import time of --help
 
         package = (error.name or "fieldguide").partition(".")[0]
         if package == "fieldguide" or package in sys.stdlib_module_names:
             raise
         wanted = f"'fieldguide[{extra}]'" if extra else "fieldguide"
-        is_installed = any(distributions(name="fieldguide"))  # else it runs from a checkout
+        is_installed = any(distributions(name="fieldguide"))  # otherwise it runs from a checkout
         command = f"pip install {wanted}" if is_installed else "make setup"
         raise UserError(f"{what} needs {package}; install it with: {command}") from error
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Calls `main`; a `UserError` becomes one line on standard error and exit status 1."""
+    """Calls `main`; prints a `UserError` as one line on standard error and exits with status 1."""
     try:
         main()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their hashes: the only place that writes what others read."""
+"""Atomic writes and hashes of files."""
 
 import hashlib
 import json
@@ -14,15 +14,15 @@ from typing import Any
 from fieldguide.core.errors import UserError
 
 CHUNK_BYTES = 1 << 20
-UNSEALED = "sha256:" + 64 * "0"  # what stands in a file's own text until `sealed`
+UNSEALED = "sha256:" + 64 * "0"  # placeholder for the hash that `seal` fills in
 SEAL = re.compile(rb"sha256:[0-9a-f]{64}")
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target`; leaving the block without an error flushes it and puts it in the target's place.
+    """A temporary path beside `target`, which replaces `target` when the block ends without an error.
 
-    After an error the temporary file is gone and the target is as it was. Raises `UserError` when the disk refuses.
+    After an error the temporary file is removed and the target is unchanged. Raises `UserError` for an `OSError`.
     """
     temporary = None
     try:
@@ -31,7 +31,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        temporary.chmod(0o644)  # mkstemp gives 0600, which others in a team's shared cache could not read
+        temporary.chmod(0o644)  # mkstemp creates 0600, which other users of a shared DVC cache could not read
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
@@ -41,20 +41,20 @@ def atomic_path(target: Path) -> Iterator[Path]:
         finally:
             os.close(folder)
     except OSError as error:
-        raise UserError(f"{target}: could not be written ({error.strerror or error}); free space or permit it") from error
+        reason = error.strerror or error
+        raise UserError(f"{target}: could not be written ({reason}); free disk space or fix the permissions") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """`target` with exactly `content`, atomically."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(target: Path, content: Any) -> None:
-    """`target` as indented UTF-8 JSON with a final newline, keys in the order given; NaN is refused."""
+    """Writes indented UTF-8 JSON with a final newline, keys in the order given; raises `ValueError` for NaN."""
     write_bytes(target, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
@@ -63,16 +63,16 @@ def read_json(source: Path) -> Any:
     try:
         return json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{source}: {error.strerror}; run the stage that makes it (dvc repro)") from error
+        raise UserError(f"{source}: {error.strerror}; create it with: dvc repro") from error
     except ValueError as error:
-        raise UserError(f"{source}: not valid JSON ({error}); make it again (dvc repro -f)") from error
+        raise UserError(f"{source}: not valid JSON ({error}); recreate it with: dvc repro -f") from error
 
 
 def check_free_space(folder: Path, n_bytes: int) -> None:
-    """Raises `UserError` when the disk under `folder` has less than `n_bytes` left."""
+    """Raises `UserError` if less than `n_bytes` are free on the disk of `folder`."""
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
-        raise UserError(f"{folder}: {n_bytes / 1e9:.3f} GB are needed, {free / 1e9:.3f} GB are free; free some space")
+        raise UserError(f"{folder}: {n_bytes / 1e9:.3f} GB are needed, {free / 1e9:.3f} GB are free; free disk space")
 
 
 def file_hash(source: Path, algorithm: str = "sha256") -> str:
@@ -84,16 +84,16 @@ def file_hash(source: Path, algorithm: str = "sha256") -> str:
     return digest.hexdigest()
 
 
-def sealed(content: bytes) -> bytes:
-    """`content`, which holds `UNSEALED`, with the SHA-256 of the whole in its place: any byte that changes later is found."""
+def seal(content: bytes) -> bytes:
+    """`content` with its SHA-256 in the place of `UNSEALED`, so that any later change is detected."""
     return content.replace(UNSEALED.encode(), b"sha256:" + hashlib.sha256(content).hexdigest().encode(), 1)
 
 
-def is_whole(content: bytes) -> bool:
-    """Whether `content` is as `sealed` left it."""
-    return SEAL.search(content) is not None and sealed(SEAL.sub(UNSEALED.encode(), content, count=1)) == content
+def is_intact(content: bytes) -> bool:
+    """Whether `content` is as `seal` returned it."""
+    return SEAL.search(content) is not None and seal(SEAL.sub(UNSEALED.encode(), content, count=1)) == content
 
 
 def is_damaged(content: bytes) -> bool:
-    """Whether `content` was sealed, and has changed since."""
-    return SEAL.search(content) is not None and not is_whole(content)
+    """Whether `content` has a seal that does not match."""
+    return SEAL.search(content) is not None and not is_intact(content)

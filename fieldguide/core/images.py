@@ -1,7 +1,6 @@
-"""Bytes to pixels: the sole owner of decoding and resizing.
+"""Decoding and resizing of images, for training and inference alike, so that both see the same pixels.
 
-Training, evaluation, benchmark, command line and web page all call `decode`, so that a network never sees other pixels
-in use than it learned from. Needs Pillow and NumPy only.
+Needs only Pillow and NumPy.
 """
 
 import io
@@ -20,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = 1
-TURNS = {  # what makes each orientation upright (EXIF 2.3, 4.6.4)
+TURNS = {  # the transpose that makes each orientation upright (EXIF 2.3, 4.6.4)
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -31,13 +30,13 @@ TURNS = {  # what makes each orientation upright (EXIF 2.3, 4.6.4)
 }
 AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker that is neither stuffing nor a restart
 CAPTION_PX = 20  # height of letters
-MAX_PIXELS = 80_000_000  # refused above: a file of 20 kB can claim more than memory holds
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG lets in MPO, as some phones write
+MAX_PIXELS = 80_000_000  # a file of 20 kB can declare more pixels than fit in memory
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG includes MPO, which some phones write
 RESIZE_RULE = "centre square; JPEG decoded at the smallest n/8 scale that is large enough; Pillow bicubic, antialiased"
 WIDE_GREY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-PILLOW_ERRORS = (  # what Pillow's decoders raise on damaged bytes
+PILLOW_ERRORS = (  # raised by Pillow's decoders for damaged files
     OSError,
     SyntaxError,
     ValueError,
@@ -55,11 +54,11 @@ PILLOW_ERRORS = (  # what Pillow's decoders raise on damaged bytes
 
 
 class UnreadableImage(ValueError):
-    """The bytes are no image that can be decoded in full; the text says why."""
+    """The image cannot be decoded completely; the text gives the reason."""
 
 
 class TooManyPixels(UnreadableImage):
-    """The image claims more pixels than are let in; nothing was decoded."""
+    """The image declares more pixels than allowed; nothing was decoded."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,10 @@ class ImageFacts:
 def decode(encoded: bytes, image_px: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The image's centre square, resized: uint8 `[image_px, image_px, 3]`, RGB.
 
-    Raises `UnreadableImage`, `TooManyPixels` where width times height is above `max_pixels`.
+    Raises `UnreadableImage`, or `TooManyPixels` if width times height exceeds `max_pixels`.
     """
     with _opened(encoded, max_pixels) as image:
-        scaled = image.draft("RGB", (image_px, image_px))  # JPEG only: fewer coefficients, never below the size asked for
+        scaled = image.draft("RGB", (image_px, image_px))  # JPEG only: fewer coefficients, never smaller than image_px
         image.load()
         rgb = _rgb(image)
         width, height = scaled[1][2:] if scaled else rgb.size  # of a scaled JPEG a fraction: its last blocks are padded
@@ -85,8 +84,8 @@ def decode(encoded: bytes, image_px: int, max_pixels: int = MAX_PIXELS) -> np.nd
         return np.asarray(square if turn is None else square.transpose(turn))
 
 
-def resized(rgb: np.ndarray, image_px: int) -> np.ndarray:
-    """The centre square of uint8 `[H, W, 3]`: uint8 `[image_px, image_px, 3]`."""
+def resize(rgb: np.ndarray, image_px: int) -> np.ndarray:
+    """The centre square of uint8 `[H, W, 3]`, resized: uint8 `[image_px, image_px, 3]`."""
     return np.asarray(_centre_square(Image.fromarray(rgb), rgb.shape[1], rgb.shape[0], image_px))
 
 
@@ -99,10 +98,10 @@ def _centre_square(rgb: Image.Image, width: float, height: float, image_px: int)
 
 
 def inspect(encoded: bytes, at_least_px: int) -> tuple[ImageFacts, np.ndarray]:
-    """Decodes the whole image to prove that it can be done: its facts, and uint8 `[H, W, 3]`, RGB.
+    """Decodes the image completely: its size, and uint8 `[H, W, 3]`, RGB.
 
-    A JPEG comes at the smallest n/8 scale at which both sides have `at_least_px`. Raises `UnreadableImage`, also for data
-    that end early though Pillow does not complain.
+    A JPEG is decoded at the smallest n/8 scale at which both sides have `at_least_px`. Raises `UnreadableImage`, also for a
+    truncated file that Pillow accepts.
     """
     with _opened(encoded) as image:
         if ends_early(encoded, image.format or ""):
@@ -131,8 +130,8 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def captioned(pixels: np.ndarray, lines: Sequence[str], max_px: int) -> np.ndarray:
-    """uint8 `[H, W, 3]`, RGB, its larger side at most `max_px`, above a bar with a line of text for each of `lines`."""
+def add_caption(pixels: np.ndarray, lines: Sequence[str], max_px: int) -> np.ndarray:
+    """uint8 `[H, W, 3]`, RGB, its larger side at most `max_px`, above a caption of `lines`."""
     photo = Image.fromarray(pixels)
     photo.thumbnail((max_px, max_px))
     font = ImageFont.load_default(CAPTION_PX)
@@ -146,14 +145,14 @@ def captioned(pixels: np.ndarray, lines: Sequence[str], max_px: int) -> np.ndarr
     return np.asarray(canvas)
 
 
-def upscaled(plane: np.ndarray, side: int) -> np.ndarray:
-    """Float `[h, w]` to float32 `[side, side]`, bicubic; it may overshoot the range of what it was given."""
+def upscale(plane: np.ndarray, side: int) -> np.ndarray:
+    """Float `[h, w]` to float32 `[side, side]`, bicubic; may exceed the range of the input."""
     image = Image.fromarray(np.ascontiguousarray(plane, np.float32))
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def ends_early(encoded: bytes, image_format: str) -> bool:
-    """Whether the format's own end is missing: it was cut, but at a place that a decoder forgives."""
+    """Whether the end marker of the format is missing; decoders accept some truncated files."""
     match image_format:
         case "JPEG" | "MPO":
             return not _jpeg_ends(encoded)
@@ -167,7 +166,7 @@ def ends_early(encoded: bytes, image_format: str) -> bool:
 
 
 def _jpeg_ends(encoded: bytes) -> bool:
-    """Whether a walk over the markers meets the end of the image; what phones append after it is not looked at."""
+    """Whether the end-of-image marker exists; ignores the data that phones append after it."""
     place = 2
     while place + 2 <= len(encoded):
         marker = encoded[place + 1]
@@ -178,15 +177,15 @@ def _jpeg_ends(encoded: bytes) -> bool:
             continue
         place += 2 + int.from_bytes(encoded[place + 2 : place + 4])
         if marker == 0xDA:
-            found = AFTER_SCAN.search(encoded, place)
-            if found is None:
+            after = AFTER_SCAN.search(encoded, place)
+            if after is None:
                 return False
-            place = found.start()
+            place = after.start()
     return False
 
 
 def read_encoded(file: Path, offset: int, length: int) -> bytes:
-    """The encoded bytes of one image, wherever the manifest says they lie."""
+    """The encoded bytes of one image; `file`, `offset` and `length` are those of the manifest."""
     with file.open("rb") as stream:
         stream.seek(offset)
         return stream.read(length)
@@ -194,7 +193,7 @@ def read_encoded(file: Path, offset: int, length: int) -> bytes:
 
 @contextmanager
 def encoded_reader(folder: Path, files: Iterable[str]) -> Iterator[Callable[[str, int, int], bytes]]:
-    """`read(file, offset, length)` for many images of few files, which stay open; may be called from threads."""
+    """`read(file, offset, length)` for many images in few files, which stay open; thread-safe."""
     with ExitStack() as stack:
         handles = {file: stack.enter_context((folder / file).open("rb")).fileno() for file in set(files)}
         yield lambda file, offset, length: os.pread(handles[file], length, offset)
@@ -202,7 +201,7 @@ def encoded_reader(folder: Path, files: Iterable[str]) -> Iterator[Callable[[str
 
 @contextmanager
 def _opened(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Pillow's image, not yet decoded; whatever Pillow raises in the block becomes `UnreadableImage`."""
+    """Pillow's image, not yet decoded; errors of Pillow in the block become `UnreadableImage`."""
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
@@ -217,16 +216,16 @@ def _opened(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Imag
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The first frame, turned as its EXIF orientation says; decodes every pixel."""
+    """The first frame, decoded, in its EXIF orientation."""
     image.load()
     return ImageOps.exif_transpose(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode: wide grey scaled by its range, transparency laid over white."""
+    """Any mode to 8-bit RGB: scales wide grey by its range, blends transparency with white."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
-    if image.mode in WIDE_GREY_MODES:  # Pillow's own conversion clips these to 255, almost all white
+    if image.mode in WIDE_GREY_MODES:  # Pillow's conversion clips these to 255: almost all white
         levels = np.asarray(image).astype(np.float64)
         levels = np.where(np.isfinite(levels), levels, 0)
         full = 65535.0 if image.mode.startswith("I") else max(float(levels.max(initial=0)), 1.0)

@@ -1,31 +1,30 @@
-"""Which of the project's own files a script imports: what its outputs can depend on."""
+"""The project files that a script imports, on which its outputs can depend."""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGES = ("fieldguide", "stages")  # top-level packages that are the project's own
+PACKAGES = ("fieldguide", "stages")  # top-level packages of the project
 
 
 def import_closure(script: Path, root: Path) -> set[Path]:
-    """`script` and every file of the project below `root` that it imports anywhere, directly or not.
+    """`script` and every project file below `root` that it imports, directly or indirectly.
 
-    Imports inside functions and under `if TYPE_CHECKING` count too; the `__init__.py` of each package on the way is part
-    of it. Raises `ModuleNotFoundError` for an import of the project's own that has no file: a closure with a gap would be
-    taken for the whole.
+    Includes imports inside functions and under `if TYPE_CHECKING`, and the `__init__.py` of each package. Raises
+    `ModuleNotFoundError` for a project import without a file: the closure would be incomplete.
     """
-    found: set[Path] = set()
+    closure: set[Path] = set()
     waiting = [script]
     while waiting:
         file = waiting.pop()
-        if file not in found:
-            found.add(file)
+        if file not in closure:
+            closure.add(file)
             waiting += direct_imports(file, root)
-    return found
+    return closure
 
 
 def direct_imports(file: Path, root: Path) -> Iterator[Path]:
-    """The project's files behind the import statements of one file."""
+    """The project files that the import statements of one file name."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -41,7 +40,7 @@ def direct_imports(file: Path, root: Path) -> Iterator[Path]:
 
 
 def _files_of(module: list[str], root: Path) -> Iterator[Path]:
-    """The module's file and the `__init__.py` of the packages around it; nothing for a library."""
+    """The module's file and the `__init__.py` of its packages; nothing for a library."""
     if module[0] not in PACKAGES:
         return
     for depth in range(1, len(module) + 1):

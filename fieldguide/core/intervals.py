@@ -1,4 +1,4 @@
-"""How far an accuracy can be trusted: the one interval that all packages give with it."""
+"""The confidence interval of an accuracy."""
 
 from scipy.stats import binomtest
 

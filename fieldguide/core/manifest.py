@@ -1,4 +1,4 @@
-"""`data/manifest.csv`, the first waist: one row per image, and all that anything after the split check knows of the data."""
+"""`data/manifest.csv`, the first waist: one row per image; later stages know the data only from it."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fieldguide.core.files import atomic_path
 from fieldguide.core.names import SPLITS
 from fieldguide.core.paths import MANIFEST
 
-LEAK = "leak: "  # how the reason of a leaked row begins
+LEAK = "leak: "  # prefix of the reason of a leaked row
 COLUMNS = {
     "split": "string",  # train | valid | test | unlabelled
     "label": "Int64",  # class number; empty where the split is unlabelled
@@ -25,74 +25,76 @@ COLUMNS = {
     "width": "Int64",  # pixels as displayed; empty for an unreadable image
     "height": "Int64",
     "sha256": "string",  # of the encoded bytes
-    "phash": "string",  # perceptual hash of the image as it is, 64 bits in hexadecimal; empty for an unreadable image
-    "use": "bool",  # whether later stages see the row
-    "reason": "string",  # why not, or what is known against it
+    "phash": "string",  # perceptual hash, 64 bits in hexadecimal; empty for an unreadable image
+    "use": "bool",  # whether later stages use the row
+    "reason": "string",  # why the row is not used, or its fault
 }
 
 
 def write_table(frame: pd.DataFrame, target: Path) -> None:
-    """Any table as CSV, atomically; equal tables give equal bytes."""
+    """Writes a table as CSV, atomically; equal tables give equal bytes."""
     with atomic_path(target) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def write_manifest(frame: pd.DataFrame, target: Path) -> None:
-    """The table as CSV, columns in the order of `COLUMNS`, atomically."""
+    """Writes the table as CSV with the columns in the order of `COLUMNS`, atomically."""
     write_table(frame[list(COLUMNS)], target)
 
 
 def named_tuples(frame: pd.DataFrame) -> Iterator[Any]:
-    """The rows of any table as named tuples; which columns they have is known at run time."""
+    """The rows of a table as named tuples, untyped."""
     return frame.itertuples()
 
 
 def read_manifest(source: Path) -> pd.DataFrame:
-    """The table with typed columns; raises `UserError` when it is missing or has other columns."""
+    """The table with typed columns; raises `UserError` if it is missing or has other columns."""
     try:
         frame = pd.read_csv(
             source, dtype=COLUMNS, keep_default_na=False, na_values={"label": [""], "width": [""], "height": [""]}
         )
     except OSError as error:
-        raise UserError(f"{source}: {error.strerror}; make it with: dvc repro split_check") from error
+        raise UserError(f"{source}: {error.strerror}; create it with: dvc repro split_check") from error
     except ValueError as error:
-        raise UserError(f"{source}: not a manifest ({error}); make it again with: dvc repro -f split_check") from error
+        raise UserError(f"{source}: not a manifest ({error}); recreate it with: dvc repro -f split_check") from error
     if list(frame.columns) != list(COLUMNS):
-        raise UserError(f"{source}: columns {list(frame.columns)} are not a manifest's; make it with: dvc repro split_check")
+        raise UserError(f"{source}: unexpected columns {list(frame.columns)}; recreate it with: dvc repro -f split_check")
     return frame
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes that a network tells apart: output k stands for `names[k]`, which the data set numbers `labels[k]`."""
+    """The classes of a network: output k is the class `names[k]`, which has the number `labels[k]` in the data set."""
 
     names: tuple[str, ...]
     labels: tuple[int, ...]
 
     def targets(self, rows: pd.DataFrame) -> np.ndarray:
-        """Output numbers of labelled rows: int64 `[N]`; raises `UserError` for a class that is none of these."""
+        """Output numbers of labelled rows: int64 `[N]`; raises `UserError` for an unknown class."""
         labels = rows["label"].to_numpy(dtype=np.int64)
         own = set(zip(self.labels, self.names, strict=True))
         for label, name in rows[["label", "class_name"]].drop_duplicates().itertuples(index=False, name=None):
             if (label, name) not in own:
                 raise UserError(
-                    f"{MANIFEST}: class {label}, {name}, is none of the {len(own)} that the network was trained for; train it"
-                    " on these data: dvc repro train"
+                    f"{MANIFEST}: class {label}, {name}, is not among the {len(own)} classes of the network;"
+                    " train it on these data: dvc repro train"
                 )
         return np.searchsorted(np.array(self.labels), labels)
 
 
 def classes_of(frame: pd.DataFrame) -> Classes:
-    """All classes of the table by rising label. Rows out of use count too: dropping one never renumbers the outputs."""
+    """All classes of the table in ascending order of label, also of rows not in use, so that outputs are never renumbered."""
     labelled = frame[frame["label"].notna()].drop_duplicates("label").sort_values("label")
     return Classes(tuple(labelled["class_name"]), tuple(int(label) for label in labelled["label"]))
 
 
 def rows_of(frame: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows of one split that are in use, in the manifest's order; raises `UserError` when there is none."""
+    """The rows of one split that are in use, in the manifest's order; raises `UserError` if there are none."""
     rows = frame[(frame["split"] == split) & frame["use"]].reset_index(drop=True)
     if rows.empty:
-        raise UserError(f"data/manifest.csv: no image in use in split {split}; see reason there and metrics/findings.csv")
+        raise UserError(
+            f"data/manifest.csv: split {split} has no image in use; see the column reason, and metrics/findings.csv"
+        )
     return rows
 
 
@@ -103,21 +105,21 @@ def splits_in_use(frame: pd.DataFrame) -> list[str]:
 
 
 def held_out_split(splits: Collection[str]) -> str:
-    """Of the labelled splits the one on which a finished network is measured: test, or valid where test has no labels."""
+    """The labelled split on which a finished network is evaluated: test, or valid if test has no labels."""
     return next(split for split in ("test", "valid", "train") if split in splits or split == "train")
 
 
 def held_out(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The split on which a finished network is measured, and its rows."""
+    """The split on which a finished network is evaluated, and its rows."""
     split = held_out_split(splits_in_use(frame))
     return split, rows_of(frame, split)
 
 
 def unlabelled_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows in use without labels; may be empty."""
+    """The unlabelled rows in use; may be empty."""
     return frame[(frame["split"] == "unlabelled") & frame["use"]].reset_index(drop=True)
 
 
 def leaked(rows: pd.DataFrame) -> np.ndarray:
-    """Which rows have the same image in a split from which something is learned: bool `[N]`."""
+    """Whether the image of each row is also in train or valid: bool `[N]`."""
     return rows["reason"].str.startswith(LEAK).to_numpy(dtype=bool)

@@ -1,4 +1,4 @@
-"""Names that all packages share: the splits, classes as a person writes them, nested values under dotted names."""
+"""Names that all packages share: splits, readable class names, dotted names of nested values."""
 
 import string
 from typing import Any
@@ -7,7 +7,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def common_name(name: str) -> str:
-    """A class's name for reading: one that is all capitals or all small, or joined by underscores, gets its words' capitals."""
+    """A readable class name: replaces underscores, and capitalises names that are all upper or all lower case."""
     words = name.replace("_", " ").strip()
     return string.capwords(words) if words.isupper() or words.islower() else words
 

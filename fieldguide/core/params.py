@@ -1,7 +1,7 @@
-"""`params.yaml` as typed, frozen sections: everything is checked before any work begins.
+"""`params.yaml` as typed, frozen sections, validated before a stage starts.
 
-The text is read as DVC reads it (YAML 1.2 floats, so that the `1e-05` which `dvc exp run -S` writes is a number), a key
-given twice is refused, and so is a key that no section knows.
+YAML 1.2 floats are read as DVC reads them: the `1e-05` that `dvc exp run -S` writes is a number. Repeated and unknown keys are
+refused.
 """
 
 import re
@@ -24,18 +24,18 @@ BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 
 
 def _as_text(value: object) -> object:
-    """A number as text: `-S data.version=3` writes one."""
+    """An integer as text: `-S data.version=3` writes an integer."""
     return str(value) if type(value) is int else value
 
 
 class Section(BaseModel):
-    """A part of `params.yaml`; the meaning of each key stands beside it in that file."""
+    """A section of `params.yaml`, which documents each key."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class Sample(Section):
-    """`data.sample`: size and seed of the embedded synthetic data set."""
+    """`data.sample`: size and seed of the built-in synthetic data set."""
 
     species: Annotated[int, Field(ge=2, le=200)]
     train_images: Count
@@ -46,7 +46,7 @@ class Sample(Section):
 
 
 class Features(Section):
-    """`data.features`: the names under which TFRecords hold what is needed."""
+    """`data.features`: names of the features in TFRecords."""
 
     image: Annotated[str, Field(min_length=1)]
     label: Annotated[str, Field(min_length=1)]
@@ -54,7 +54,7 @@ class Features(Section):
 
 
 class Data(Section):
-    """Which photographs, and where from."""
+    """The data set and its source."""
 
     dataset: Literal["sample", "butterflies", "flowers", "folder", "tfrecords"]
     path: str
@@ -66,7 +66,7 @@ class Data(Section):
 
 
 class SplitCheck(Section):
-    """What is done about each kind of fault in the data."""
+    """The policy for each kind of fault in the data, and how splits are drawn."""
 
     near_duplicates: bool
     unreadable: Policy
@@ -81,7 +81,7 @@ class SplitCheck(Section):
 
 
 class Model(Section):
-    """The network, what it has learned before, and the side of the square that it sees."""
+    """The network, its initial weights and its input size."""
 
     name: Annotated[str, Field(pattern=r"^(timm/)?[A-Za-z0-9_.-]+$")]
     weights: Annotated[str, Field(min_length=1)]
@@ -89,7 +89,7 @@ class Model(Section):
 
 
 class Train(Section):
-    """How the network learns."""
+    """How the network is trained."""
 
     devices: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
     sync_batch_norm: bool
@@ -129,7 +129,7 @@ class Train(Section):
 
 
 class Augment(Section):
-    """Random changes to each training image; all off is every value at its identity."""
+    """Random augmentation of training images."""
 
     horizontal_flip: Probability
     vertical_flip: Probability
@@ -155,7 +155,7 @@ class Augment(Section):
 
 
 class Evaluate(Section):
-    """How the checkpoint is measured."""
+    """How the checkpoint is evaluated and calibrated."""
 
     batch_size: BatchSize
     ece_bins: Annotated[int, Field(ge=2, le=1000)]
@@ -166,7 +166,7 @@ class Evaluate(Section):
 
 
 class Export(Section):
-    """The ONNX file and the proof that it equals the checkpoint."""
+    """The ONNX files and the comparison with the checkpoint."""
 
     opset: Annotated[int, Field(ge=18, le=25)]
     max_abs_difference: Annotated[float, Field(gt=0, le=1)]
@@ -184,21 +184,19 @@ class Benchmark(Section):
 
 
 class Runtime(Section):
-    """What must not alter results, so that no stage depends on it."""
+    """Settings that do not change results, so that no stage depends on them."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
 
     @property
     def n_workers(self) -> int:
-        """Threads or processes that prepare data: by default one for each core that this process may use."""
-        if self.workers != "auto":
-            return self.workers
-        return n_cores()
+        """Number of threads or processes that load data: by default one per available core."""
+        return n_cores() if self.workers == "auto" else self.workers
 
 
 class Params(Section):
-    """The whole of `params.yaml`."""
+    """The content of `params.yaml`."""
 
     data: Data
     split_check: SplitCheck
@@ -219,8 +217,8 @@ class YamlLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} stands here a second time", problem_mark=key_node.start_mark)
-            if isinstance(key, Hashable):  # PyYAML itself refuses the others
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark)
+            if isinstance(key, Hashable):  # PyYAML refuses the others
                 seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -231,49 +229,49 @@ YamlLoader.add_implicit_resolver(
 
 
 def read_params(source: Path = Path("params.yaml")) -> Params:
-    """The checked parameters; raises `UserError` with a line for the first thing that is wrong."""
+    """The validated parameters; raises `UserError` for the first error."""
     try:
         content = yaml.load(source.read_text(encoding="utf-8"), Loader=YamlLoader)
     except OSError as error:
-        raise UserError(f"{source}: {error.strerror}; run from the project's folder or restore the file") from error
+        raise UserError(f"{source}: {error.strerror}; run in the project folder or restore the file") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{source}{line}: {error.problem or error}; correct the file") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: also a date that is none
-        raise UserError(f"{source}: not readable as YAML ({error}); correct the file") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date
+        raise UserError(f"{source}: not valid YAML ({error}); correct the file") from error
     return check_params(content, source)
 
 
 def check_params(content: object, source: Path) -> Params:
-    """The content of `source`, checked; raises `UserError` like `read_params`."""
+    """The validated content of `source`; raises `UserError` as `read_params` does."""
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{source}: {_sentence(error)}") from error
+        raise UserError(f"{source}: {_message(error)}") from error
     if contradiction := _contradiction(params):
         raise UserError(f"{source}: {contradiction}")
     return params
 
 
 def _contradiction(params: Params) -> str:
-    """What two keys say against each other, or nothing."""
+    """A message about two keys that contradict each other, or an empty string."""
     train = params.train
     if train.head_epochs and params.model.weights == "none":
-        return f"train.head_epochs is {train.head_epochs}, but model.weights is none; set weights to warm a head up on"
+        return f"train.head_epochs is {train.head_epochs}, but model.weights is none; set weights, or set head_epochs to 0"
     if train.head_epochs >= train.epochs:
-        return f"train.head_epochs is {train.head_epochs} of train.epochs {train.epochs}; leave epochs for the backbone"
+        return f"train.head_epochs ({train.head_epochs}) must be less than train.epochs ({train.epochs})"
     if train.optimizer in ("sgd", "adam") and train.weight_decay > 0.1:
         return (
-            f"train.weight_decay is {train.weight_decay}, too much for {train.optimizer}, which adds it to the gradient;"
-            " set 0 to 0.1 (0.0005 is usual), and a train.lr that suits the optimizer"
+            f"train.weight_decay must be in [0, 0.1] with train.optimizer {train.optimizer}, which adds it to the gradient,"
+            f" got {train.weight_decay}; 0.0005 is usual, and adapt train.lr to the optimizer"
         )
     if train.warmup + train.hold > 1:
-        return f"train.warmup and train.hold are {train.warmup} and {train.hold} of the steps; together at most 1"
+        return f"train.warmup ({train.warmup}) plus train.hold ({train.hold}) must be at most 1"
     return ""
 
 
-def _sentence(error: ValidationError) -> str:
-    """`train.lr must be in (0, 10], got -1` for the first of pydantic's findings."""
+def _message(error: ValidationError) -> str:
+    """`train.lr must be in (0, 10], got -1` for the first error that pydantic found."""
     first = error.errors()[0]
     n_faults = len({_path(fault["loc"]) for fault in error.errors()})
     more = f" (and {n_faults - 1} more)" if n_faults > 1 else ""
@@ -287,16 +285,16 @@ def _sentence(error: ValidationError) -> str:
         case "missing":
             return f"{name} is missing; add it{more}"
         case "extra_forbidden" | "invalid_key":
-            return f"{name} is not a known key; known here: {', '.join(parent.model_fields)}{more}"
+            return f"{name} is not a known key; known keys: {', '.join(parent.model_fields)}{more}"
         case "model_type":
             return f"{name} must be a section with keys, got {first['input']!r}{more}"
-    assert field is not None  # else the key was not known
+    assert field is not None  # otherwise the key is unknown
     annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     return f"{name} must be {in_words(TypeAdapter(annotation).json_schema())}, got {first['input']!r}{more}"
 
 
 def _path(loc: tuple[int | str, ...]) -> tuple[str, ...]:
-    """The keys of a finding, without what pydantic adds for list items and alternatives."""
+    """The keys of an error's location, without pydantic's parts for list items and alternatives."""
     section: Any = Params
     path: list[str] = []
     for part in loc:
@@ -308,7 +306,7 @@ def _path(loc: tuple[int | str, ...]) -> tuple[str, ...]:
 
 
 def in_words(schema: dict[str, Any]) -> str:
-    """The values that a JSON schema allows: `a whole number in [1, 65536]`."""
+    """The values that a JSON schema allows: `an integer in [1, 65536]`."""
     if "anyOf" in schema:
         return " or ".join(in_words(choice) for choice in schema["anyOf"])
     if "const" in schema:
@@ -319,7 +317,7 @@ def in_words(schema: dict[str, Any]) -> str:
         case "number" | "integer" as kind:
             low = f"[{schema['minimum']}" if "minimum" in schema else f"({schema['exclusiveMinimum']:g}"
             high = f"{schema['maximum']}]" if "maximum" in schema else f"{schema['exclusiveMaximum']:g})"
-            return f"{'a whole number ' if kind == 'integer' else ''}in {low}, {high}"
+            return f"{'an integer ' if kind == 'integer' else ''}in {low}, {high}"
         case "array":
             return f"a list, each {in_words(schema['items'])}"
         case "boolean":

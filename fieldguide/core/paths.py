@@ -1,4 +1,4 @@
-"""Where artifacts lie, relative to the folder in which DVC runs a stage: one place for all of them."""
+"""Paths of all artifacts, relative to the folder in which DVC runs a stage."""
 
 import os
 from pathlib import Path
@@ -51,43 +51,42 @@ LOCK = Path("dvc.lock")
 
 
 def stage_metrics(stage: str) -> Path:
-    """The metrics file of a stage, named after it."""
     return METRICS / f"{stage}.json"
 
 
 def confusion_csv(split: str) -> Path:
-    """Truth and prediction of every image of a split."""
+    """Path of the truth and prediction of every image of a split."""
     return METRICS / f"confusion_{split}.csv"
 
 
 def confusion_png(split: str) -> Path:
-    """The same as a heat map."""
+    """Path of the confusion matrix as a heat map."""
     return METRICS / f"confusion_{split}.png"
 
 
 def project_root() -> Path:
-    """The project's own folder, also inside the temporary folders of `dvc exp run --temp` and `--queue`.
+    """The project folder, also inside the temporary folders of `dvc exp run --temp` and `--queue`.
 
-    What must outlive those folders (the tracking store, relative values of `data.path`) lies under it.
+    Files that outlive those folders (the tracking store, relative values of `data.path`) are below it.
     """
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
 
 
 def unfinished() -> Path:
-    """Where the states of trainings that have not ended are kept; outside of what DVC deletes."""
+    """Folder of the saved states of unfinished trainings; DVC does not delete it."""
     return project_root() / ".fieldguide" / "unfinished"
 
 
 def journals() -> Path:
-    """Where runs are written down before they are sent to the tracking store; outside of what DVC deletes."""
+    """Folder in which runs are recorded before they are sent to the tracking store; DVC does not delete it."""
     return project_root() / ".fieldguide" / "tracking"
 
 
 def download_cache() -> Path:
-    """Where downloads are kept between runs, so that none is made twice; outside of what DVC deletes."""
+    """Cache of downloads; DVC does not delete it."""
     return project_root() / ".fieldguide" / "downloads"
 
 
 def models_cache() -> Path:
-    """Where models of the registry are kept, each named after its content."""
+    """Cache of models of the registry, each named by its hash."""
     return project_root() / ".fieldguide" / "models"

@@ -1,7 +1,7 @@
-"""What a network's answers are worth: the temperature of its probabilities, and the scores below which it says "I don't know".
+"""Calibration of a network: the temperature of its probabilities, and the thresholds for "unsure" and "unknown".
 
 `stages/evaluate.py` fits it (class means on train, all else on valid) and writes models/calibration.safetensors; the
-export puts it into the ONNX file.
+export copies it into the ONNX file.
 """
 
 import json
@@ -20,17 +20,17 @@ from scipy.special import log_softmax
 from torch import nn
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.files import UNSEALED, is_whole, sealed, write_bytes
+from fieldguide.core.files import UNSEALED, is_intact, seal, write_bytes
 from fieldguide.network.checkpoint import HEADER_KEY
 
 FACTS = ("tta", "temperature", "unsure_below", "score", "unknown_below")
 Tensors = Mapping[str, torch.Tensor]
-TEMPERATURES = (0.05, 20.0)  # the range in which it is looked for
+TEMPERATURES = (0.05, 20.0)  # search range
 SHRINKAGE = (
     0.01  # of the covariance within classes; measured: from 0.003 to 0.3 AUROC of butterflies against 733 flowers fell 0.006
 )
-NEVER = 1.01  # a probability that no answer reaches
-REMEDY = "make it with: dvc repro -f evaluate"
+NEVER = 1.01  # above every probability
+REMEDY = "create it with: dvc repro -f evaluate"
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Calibration:
 
     tta: none, or mirror: logits and embedding are means over the image and its mirror image.
     temperature: logits are divided by it before softmax (Guo et al. 2017, arXiv:1706.04599).
-    unsure_below: the top probability under which an answer is unsure; above 1 where none is sure.
-    score: the key of `SCORES` by which an image is known or not.
-    unknown_below: the known score under which an image shows none of the classes.
-    tensors: what the score needs, float32 by name; may be empty.
+    unsure_below: a prediction with a lower top probability is unsure; above 1 if no prediction is sure.
+    score: the key of `SCORES` that gives the known score.
+    unknown_below: an image with a lower known score shows none of the classes.
+    tensors: the tensors of the score, float32 by name; may be empty.
     """
 
     tta: str
@@ -54,7 +54,7 @@ class Calibration:
 
 
 class Moments:
-    """Embeddings of labelled images, summed up: all that the scores need of them, in memory that does not grow."""
+    """Running sums over the embeddings of labelled images, from which `score_tensors` are computed."""
 
     def __init__(self, n_classes: int, n_features: int) -> None:
         self.counts = torch.zeros(n_classes, dtype=torch.float64)
@@ -62,14 +62,14 @@ class Moments:
         self.products = torch.zeros(n_features, n_features, dtype=torch.float64)
 
     def add(self, embeddings: torch.Tensor, targets: torch.Tensor) -> None:
-        """Embeddings `[B, F]` of images of the classes `targets`, int64 `[B]` on the CPU."""
+        """Adds embeddings `[B, F]` of images of the classes `targets`, int64 `[B]` on the CPU."""
         embeddings = embeddings.detach().cpu().double()
         self.counts.index_add_(0, targets, torch.ones(len(targets), dtype=torch.float64))
         self.sums.index_add_(0, targets, embeddings)
         self.products += embeddings.T @ embeddings
 
     def means(self) -> torch.Tensor:
-        """Of the classes that have images: float64 `[K', F]`."""
+        """Mean embedding of each class that has images: float64 `[K', F]`."""
         present = self.counts > 0
         return self.sums[present] / self.counts[present, None]
 
@@ -78,9 +78,9 @@ class Moments:
         return self.sums.sum(dim=0) / self.counts.sum()
 
     def whitening(self) -> torch.Tensor:
-        """W, float64 `[F, F]`: embeddings @ W have the identity as their covariance within classes, but for the shrinkage.
+        """W, float64 `[F, F]`: the within-class covariance of embeddings @ W is the identity, up to the shrinkage.
 
-        The covariance is shrunk by `SHRINKAGE` towards a multiple of the identity, without which few images give none.
+        The covariance is shrunk by `SHRINKAGE` towards a multiple of the identity; with few images it is singular otherwise.
         """
         present = self.counts > 0
         means = self.means()
@@ -104,18 +104,18 @@ def energy(logits: torch.Tensor, embedding: torch.Tensor, tensors: Tensors) -> t
 
 
 def cosine(logits: torch.Tensor, embedding: torch.Tensor, tensors: Tensors) -> torch.Tensor:
-    """The cosine between the embedding and the nearest class mean, both seen from the centre of all."""
+    """The cosine between the embedding and the nearest class mean, both relative to the overall mean."""
     return (F.normalize(embedding - tensors["centre"], dim=1) @ tensors["directions"]).amax(dim=1)
 
 
 def whitened_cosine(logits: torch.Tensor, embedding: torch.Tensor, tensors: Tensors) -> torch.Tensor:
-    """That cosine in the space in which the covariance within classes is the identity."""
+    """The cosine score after whitening by the within-class covariance."""
     white = (embedding - tensors["centre"]) @ tensors["whitening"]
     return (F.normalize(white, dim=1) @ tensors["directions"]).amax(dim=1)
 
 
 def mahalanobis(logits: torch.Tensor, embedding: torch.Tensor, tensors: Tensors) -> torch.Tensor:
-    """The negative squared distance to the nearest class mean in that space (Lee et al. 2018, arXiv:1807.03888)."""
+    """The negative squared Mahalanobis distance to the nearest class mean (Lee et al. 2018, arXiv:1807.03888)."""
     white, means = (embedding - tensors["centre"]) @ tensors["whitening"], tensors["means"]
     squares = white.square().sum(dim=1, keepdim=True) - 2 * white @ means.T + means.square().sum(dim=1)
     return -squares.amin(dim=1)
@@ -131,7 +131,7 @@ SCORES: dict[str, Callable[[torch.Tensor, torch.Tensor, Tensors], torch.Tensor]]
 
 
 def score_tensors(score: str, moments: Moments) -> dict[str, torch.Tensor]:
-    """What a score needs to know of the training images, float32."""
+    """The tensors of a score, float32 by name, from the moments of the training images."""
     tensors: dict[str, torch.Tensor] = {}
     if score in ("cosine", "whitened_cosine", "mahalanobis"):
         tensors["centre"] = moments.centre()
@@ -144,7 +144,7 @@ def score_tensors(score: str, moments: Moments) -> dict[str, torch.Tensor]:
 
 
 class KnownScore(nn.Module):
-    """Logits `[N, K]`, not divided by the temperature, and embeddings `[N, F]` to `[N]`: higher is more surely known."""
+    """Logits `[N, K]`, not divided by the temperature, and embeddings `[N, F]` to `[N]`: higher is more likely known."""
 
     def __init__(self, calibration: Calibration) -> None:
         super().__init__()
@@ -158,10 +158,10 @@ class KnownScore(nn.Module):
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
-    """The temperature in `TEMPERATURES` at which the log loss of logits `[N, K]` is least.
+    """The temperature in `TEMPERATURES` that minimises the log loss of logits `[N, K]`.
 
-    Where no answer is wrong, log loss falls without end as the temperature does: there the truth is taken to have the
-    probability (N + 1) / (N + 2), by the rule of succession, and the other classes share the rest.
+    If all predictions are right, log loss decreases towards temperature 0. The truth then has the target probability
+    (N + 1) / (N + 2), by the rule of succession, and the other classes share the rest.
     """
     logits = logits.astype(np.float64)
     n, n_classes = logits.shape
@@ -177,10 +177,10 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def fit_unsure_below(confidence: np.ndarray, right: np.ndarray, accuracy: float) -> float:
-    """The confidence above which the largest number of answers is right as often as `accuracy` asks; `NEVER` if none is.
+    """The lowest threshold above which predictions reach `accuracy`; `NEVER` if there is none.
 
-    confidence: the largest probability of each image; right: whether that answer is. The threshold lies half way to the
-    next lower confidence, or at the least one where all answers together are good enough.
+    confidence: the largest probability of each image; right: whether the prediction is right. The threshold lies half way
+    to the next lower confidence, or equals the lowest one if all predictions together reach `accuracy`.
     """
     order = np.argsort(-confidence, kind="stable")
     sorted_confidence = confidence[order]
@@ -193,11 +193,11 @@ def fit_unsure_below(confidence: np.ndarray, right: np.ndarray, accuracy: float)
 
 
 def fit_unknown_below(known: np.ndarray, accept: float) -> float:
-    """The threshold below which lie as many of the scores `known` `[N]` as leave the share `accept`.
+    """The threshold that accepts the share `accept` of the scores `known` `[N]`.
 
-    It lies half way between the last refused and the first accepted score, or at the least one where none is refused.
+    It lies half way between the last refused and the first accepted score, or equals the lowest if none is refused.
     """
-    n_refused = min(math.floor((1 - accept) * len(known) + 1e-9), len(known) - 1)  # (1 - 0.9) * 10 is a little below 1
+    n_refused = min(math.floor((1 - accept) * len(known) + 1e-9), len(known) - 1)  # in floats (1 - 0.9) * 10 < 1
     return float(np.sort(known)[max(n_refused - 1, 0) : n_refused + 1].astype(np.float64).mean())
 
 
@@ -209,16 +209,16 @@ def verdicts(confidence: np.ndarray, known: np.ndarray, calibration: Calibration
 
 
 def save_calibration(target: Path, calibration: Calibration) -> None:
-    """Writes it atomically, sealed as a checkpoint is; equal ones give equal bytes."""
+    """Writes a sealed file, atomically; equal calibrations give equal bytes."""
     header = json.dumps({name: getattr(calibration, name) for name in FACTS} | {"seal": UNSEALED})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in calibration.tensors.items()}
-    write_bytes(target, sealed(save(tensors, metadata={HEADER_KEY: header})))
+    write_bytes(target, seal(save(tensors, metadata={HEADER_KEY: header})))
 
 
 def load_calibration(source: Path) -> Calibration:
-    """What `save_calibration` wrote; raises `UserError` for any other file."""
+    """The calibration that `save_calibration` wrote; raises `UserError` for any other file."""
     try:
-        whole = is_whole(source.read_bytes())
+        intact = is_intact(source.read_bytes())
         with safe_open(source, framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open does not iterate)
@@ -227,6 +227,6 @@ def load_calibration(source: Path) -> Calibration:
         raise UserError(f"{source}: {error.strerror or error}; {REMEDY}") from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{source}: not a calibration of fieldguide ({error}); {REMEDY}") from error
-    if not whole:
-        raise UserError(f"{source}: its bytes are not those that were written; {REMEDY}")
+    if not intact:
+        raise UserError(f"{source}: damaged, its checksum does not match; {REMEDY}")
     return calibration

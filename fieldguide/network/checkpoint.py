@@ -1,6 +1,6 @@
-"""A trained network as one safetensors file: weights, and in its header what is needed to build and use it.
+"""A trained network as one safetensors file, with its name, input size and classes in the header.
 
-Also the weights with which a training begins: those published for a network, or a file.
+Also loads initial weights: those published for a network, or a file.
 """
 
 import http.client
@@ -22,23 +22,23 @@ from safetensors.torch import load, save
 from torch import nn
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.files import UNSEALED, is_damaged, is_whole, sealed, write_bytes
+from fieldguide.core.files import UNSEALED, is_damaged, is_intact, seal, write_bytes
 from fieldguide.core.manifest import Classes
 from fieldguide.core.params import Model
 from fieldguide.core.paths import CHECKPOINT, project_root
 from fieldguide.network.models import NETWORKS, TIMM, Classifier, build, check_name, timm_features
 
-HEADER_KEY = "fieldguide"  # one key: safetensors writes several in an order that differs from run to run
-HEADER_BEGIN = 64  # bytes of a safetensors file within which its own first key stands
+HEADER_KEY = "fieldguide"  # a single key: safetensors writes several in random order
+HEADER_BEGIN = 64  # bytes of a safetensors file that contain the first key of its header
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # of DataParallel and torch.compile
-DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # torchvision's files have the names of 2017
-FAILED = (OSError, RuntimeError, SafetensorError, http.client.HTTPException)  # their texts say what
+DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # torchvision's files use the names of 2017
+FAILED = (OSError, RuntimeError, SafetensorError, http.client.HTTPException)  # with informative messages
 DAMAGED = (AttributeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError, struct.error)  # of unpickling
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a network is, besides its weights."""
+    """The header of a checkpoint: everything but the weights."""
 
     model: str
     image_px: int
@@ -53,12 +53,12 @@ class Checkpoint:
 
 
 def save_checkpoint(target: Path, model: Classifier, facts: Checkpoint) -> None:
-    """Writes weights and facts, atomically; equal ones give equal bytes."""
-    tensors = {  # copies: safetensors refuses tensors that share memory
+    """Writes weights and facts, atomically; equal input gives equal bytes."""
+    tensors = {  # copies, because safetensors refuses tensors that share memory
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()
     }
     header = json.dumps(asdict(facts) | {"seal": UNSEALED}, ensure_ascii=False)
-    write_bytes(target, sealed(save(tensors, metadata={HEADER_KEY: header})))
+    write_bytes(target, seal(save(tensors, metadata={HEADER_KEY: header})))
 
 
 def load_checkpoint(source: Path) -> tuple[Classifier, Checkpoint]:
@@ -66,35 +66,35 @@ def load_checkpoint(source: Path) -> tuple[Classifier, Checkpoint]:
     try:
         content = source.read_bytes()
         if is_damaged(content):
-            raise UserError(f"{source}: its bytes are not those that were written; make it with: dvc repro -f train")
+            raise UserError(f"{source}: damaged, its checksum does not match; create it with: dvc repro -f train")
         with safe_open(source, framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER_KEY])
             header.pop("seal", None)
             facts = Checkpoint(**header | {key: tuple(header[key]) for key in ("class_names", "labels")})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open does not iterate)
     except FileNotFoundError as error:
-        raise UserError(f"{source} does not exist; make it with: dvc repro train") from error
+        raise UserError(f"{source} does not exist; create it with: dvc repro train") from error
     except OSError as error:
-        raise UserError(f"{source}: {error.strerror or error}; make it with: dvc repro -f train") from error
+        raise UserError(f"{source}: {error.strerror or error}; create it with: dvc repro -f train") from error
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{source}: not a checkpoint of fieldguide ({error}); make it with: dvc repro -f train") from error
-    if not is_whole(content):
-        raise UserError(f"{source}: not a checkpoint of fieldguide (it carries no seal); make it with: dvc repro -f train")
+        raise UserError(f"{source}: not a checkpoint of fieldguide ({error}); create it with: dvc repro -f train") from error
+    if not is_intact(content):
+        raise UserError(f"{source}: not a checkpoint of fieldguide (it has no checksum); create it with: dvc repro -f train")
     check_name(facts.model, where=f"{source}: network")
     model = build(facts.model, len(facts.class_names), facts.image_px)
     try:
         model.load_state_dict(_versioned(tensors, _versions(model.state_dict())))
     except RuntimeError as error:
-        raise UserError(f"{source}: weights do not fit {facts.model} ({error}); make it with: dvc repro -f train") from error
+        raise UserError(f"{source}: weights do not fit {facts.model} ({error}); create it with: dvc repro -f train") from error
     return model.eval().to(memory_format=torch.channels_last), facts
 
 
 def load_weights(model: Classifier, settings: Model) -> str:
-    """Gives `model`, built by `settings.name`, the backbone that `settings.weights` names; says in words which that is.
+    """Loads the weights that `settings.weights` names into the backbone of `model`; returns a description of them.
 
-    The head stays fresh. Files: a checkpoint of fieldguide, or a state dict in torchvision's or timm's own naming
-    (.safetensors, or what torch.save wrote; code in it is not run). Raises `UserError` when weights are not to be had or
-    do not fill the whole backbone.
+    The head keeps its random weights. A file is a checkpoint of fieldguide or a state dict with the names of torchvision or
+    timm (.safetensors, or written by torch.save; its code is not run). Raises `UserError` if weights cannot be obtained or
+    do not match the backbone.
     """
     where = f"params.yaml: model.weights is {settings.weights}"
     if settings.weights == "none":
@@ -110,52 +110,52 @@ def load_weights(model: Classifier, settings: Model) -> str:
 
 
 def weights_file(settings: Model) -> Path | None:
-    """The file that `settings.weights` names; None for those that are none or published."""
+    """The file that `settings.weights` names; None for `none` and `imagenet`."""
     if settings.weights in ("none", "imagenet"):
         return None
     return project_root() / os.path.expanduser(settings.weights)
 
 
 def _read(source: Path, where: str) -> Mapping[str, Any]:
-    """What a file of weights holds by name; raises `UserError`, which begins with `where`."""
+    """The tensors of a file by name; raises `UserError`, whose text begins with `where`."""
     try:
         if source.suffix == ".safetensors":
             encoded = source.read_bytes()
-            if HEADER_KEY.encode() in encoded[:HEADER_BEGIN] and not is_whole(encoded):
-                raise UserError(f"{where}: the bytes of {source} are not those that were written; copy or make it again")
+            if HEADER_KEY.encode() in encoded[:HEADER_BEGIN] and not is_intact(encoded):
+                raise UserError(f"{where}: {source} is damaged, its checksum does not match; copy it again")
             return load(encoded)
         content: Any = torch.load(source, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        if source.resolve() == CHECKPOINT.resolve():  # which DVC removes before the stage runs
+        if source.resolve() == CHECKPOINT.resolve():  # DVC removes it before the stage runs
             raise UserError(
-                f"{where}, which this stage replaces; bring it back (dvc checkout --force {CHECKPOINT}) and give a copy of it"
+                f"{where}, which is the output of this stage; restore it (dvc checkout --force {CHECKPOINT}) and use a copy"
             ) from error
-        raise UserError(f"{where}: {source} does not exist; give none, imagenet or the path of a file") from error
+        raise UserError(f"{where}: {source} does not exist; use none, imagenet or the path of a file") from error
     except (*FAILED, *DAMAGED) as error:
-        raise UserError(f"{where}: {source} is not readable as weights ({_reason(error)}); give a state dict") from error
+        raise UserError(f"{where}: {source} cannot be read as weights ({_reason(error)}); use a state dict") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
-        raise UserError(f"{where}: {source} holds no tensors by name; give a state dict")
+        raise UserError(f"{where}: {source} contains no named tensors; use a state dict")
     return content
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error's text; what unpickling says would mislead (torch advises to run the file's code)."""
+    """The first line of an error's text, except for unpickling errors, which advise running the file's code."""
     if isinstance(error, FAILED):
         return str(error).partition("\n")[0] or type(error).__name__
-    return "damaged, or more than tensors"
+    return "damaged, or contains more than tensors"
 
 
 def _fill(features: nn.Module, content: Mapping[str, Any], complaint: str) -> None:
-    """Copies tensors into a backbone; raises `UserError`, which begins with `complaint`, unless they fill all of it.
+    """Loads tensors into a backbone; raises `UserError`, whose text begins with `complaint`, if they do not match it.
 
-    A classifier among them is passed over. Position embeddings for another image size are interpolated.
+    Ignores a classifier in `content`. Interpolates position embeddings of another image size.
     """
     own = features.state_dict()
     state = _in_own_names(content, _versions(own))
-    from_timm = getattr(sys.modules[type(features).__module__], "checkpoint_filter_fn", None)  # so named in most of timm
+    from_timm = getattr(sys.modules[type(features).__module__], "checkpoint_filter_fn", None)  # timm's convention
     try:
         if "encoder.pos_embedding" in own and "encoder.pos_embedding" in state:
             from torchvision.models.vision_transformer import interpolate_embeddings
@@ -163,42 +163,42 @@ def _fill(features: nn.Module, content: Mapping[str, Any], complaint: str) -> No
             state = interpolate_embeddings(features.image_size, features.patch_size, state)
         missing, surplus = features.load_state_dict(from_timm(state, features) if from_timm else state, strict=False)
     except (KeyError, RuntimeError, ValueError) as error:
-        faults = str(error).splitlines()[1:] or [str(error)]  # torch: a heading, then a line for each tensor
+        faults = str(error).splitlines()[1:] or [str(error)]  # torch: a heading, then one line per tensor
         raise UserError(f"{complaint}: {len(faults)} of {len(own)} tensors, first {faults[0].strip()}") from error
     roots = {name.split(".")[0] for name in own}
     left_out = tuple(f"{path}." for path, module in features.named_modules() if isinstance(module, nn.Identity))
     surplus = [name for name in surplus if name.split(".")[0] in roots and not name.startswith(left_out)]
-    for what, names in (("missing", missing), ("too many", surplus)):
+    for what, names in (("missing", missing), ("unexpected", surplus)):
         if names:
             raise UserError(
-                f"{complaint}: {len(names)} tensors are {what} where the backbone has {len(own)}, first {names[0]}; "
-                "set model.name to the network that they were made for"
+                f"{complaint}: {len(names)} tensors are {what}, first {names[0]} (the backbone has {len(own)}); "
+                "set model.name to the network of these weights"
             )
 
 
 def _in_own_names(content: Mapping[str, Any], versions: Mapping[str, Any]) -> OrderedDict[str, torch.Tensor]:
-    """The tensors by a backbone's own names; `versions` are those of its modules now."""
+    """The tensors under the backbone's names; `versions` are those of its modules in this installation."""
     if "pixel_mean" in content:  # a checkpoint of fieldguide
         prefix = "features."
         return _versioned({name[len(prefix) :]: content[name] for name in content if name.startswith(prefix)}, versions)
-    found = getattr(content, "_metadata", {"": versions[""]})  # safetensors keeps none, and torchvision's mnasnet wants one
+    saved = getattr(content, "_metadata", {"": versions[""]})  # missing in safetensors, and required by torchvision's mnasnet
     return _versioned(
         {
             DENSENET.sub(r"\1\2", WRAPPERS.sub("", name)): value
             for name, value in content.items()
             if isinstance(value, torch.Tensor)
         },
-        {WRAPPERS.sub("", f"{name}.").removesuffix("."): version for name, version in found.items()},
+        {WRAPPERS.sub("", f"{name}.").removesuffix("."): version for name, version in saved.items()},
     )
 
 
 def _versions(state: Any) -> dict[str, Any]:
-    """Those of its modules, which torch hangs on every state dict, outside of its declared type."""
+    """The versions of a state dict's modules, in an attribute that its declared type lacks."""
     return state._metadata
 
 
 def _versioned(state: Mapping[str, torch.Tensor], versions: Mapping[str, Any]) -> OrderedDict[str, torch.Tensor]:
-    """A state dict with the versions of its modules, by which torch mends names that have changed."""
+    """A state dict with the versions of its modules, by which torch converts old names."""
     versioned: Any = OrderedDict(state)
     versioned._metadata = OrderedDict(versions)
     return versioned
@@ -213,8 +213,8 @@ def _fill_from_torchvision(features: nn.Module, settings: Model, where: str) -> 
         state = published.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True)
     except (*FAILED, *DAMAGED) as error:
         raise UserError(
-            f"{where}, but {published.url} could not be had ({_reason(error)}); put the whole file at {file}, "
-            "or its path into model.weights"
+            f"{where}, but {published.url} could not be downloaded ({_reason(error)}); save the file as {file}, "
+            "or set model.weights to its path"
         ) from error
     _fill(features, state, f"{where}: {file} does not fit {settings.name}")
     return f"ImageNet weights of torchvision, {file.name}"
@@ -228,11 +228,11 @@ def _fill_from_timm(features: nn.Module, settings: Model, where: str) -> str:
         raise UserError(f"{where}, but {settings.name} has no published weights; set it to none or to the path of a file")
     file = f"https://huggingface.co/{published.hf_hub_id}/model.safetensors" if published.hf_hub_id else published.url
     try:
-        with torch.random.fork_rng(devices=[]):  # random weights are drawn for it and thrown away
+        with torch.random.fork_rng(devices=[]):  # timm draws random weights first
             features.load_state_dict(timm_features(settings.name, settings.image_px, pretrained=True).state_dict())
     except (*FAILED, *DAMAGED) as error:
         raise UserError(
-            f"{where}, but {file} could not be had ({_reason(error)}); get the file elsewhere and put its path into "
-            "model.weights"
+            f"{where}, but {file} could not be downloaded ({_reason(error)}); download it elsewhere and set model.weights "
+            "to its path"
         ) from error
     return f"published weights of timm, {published.hf_hub_id or published.url}"

@@ -1,4 +1,4 @@
-"""Which device and which precision: chosen by itself, named, or refused."""
+"""Selection of device and precision."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from fieldguide.core.errors import UserError
 
 
 def pick_device(choice: str) -> torch.device:
-    """The device that `runtime.device` names; raises `UserError` when this machine lacks it."""
+    """The device that `runtime.device` names; raises `UserError` if this machine does not have it."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if choice == "auto":
         choice = next(name for name, present in available.items() if present)
@@ -20,9 +20,9 @@ def pick_device(choice: str) -> torch.device:
 
 
 def repeatable(device: torch.device) -> None:
-    """Asks a GPU for the same bytes in every run, and for float32 where that is meant: convolutions would be TF32, of 10 bits.
+    """Makes a GPU deterministic, and disables TF32 in convolutions. A CPU is deterministic by default.
 
-    An operation that has no repeatable form warns by its name. A CPU does all this by itself.
+    Torch warns about an operation without a deterministic implementation.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
@@ -33,28 +33,28 @@ def repeatable(device: torch.device) -> None:
 
 
 def seed_device(device: torch.device, seed: int) -> None:
-    """Seeds the generators that a network on this device draws from; `torch.manual_seed` asks every kind of device, slowly."""
+    """Seeds the generators of the CPU and of this device; faster than `torch.manual_seed`, which seeds every device type."""
     torch.default_generator.manual_seed(seed)
     if device.type in ("cuda", "mps"):
         torch.get_device_module(device).manual_seed(seed)
 
 
 def device_name(device: torch.device) -> str:
-    """A device as a person knows it: `NVIDIA H200`, `cpu x86_64, 2 threads`."""
+    """A readable name: `NVIDIA H200`, `cpu x86_64, 2 threads`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def pick_dtype(choice: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products for `train.precision`: auto is bf16 only where the hardware computes it."""
+    """The dtype of matrix products for `train.precision`: auto is bf16 if the hardware supports it."""
     if choice == "auto":
         choice = "bf16" if computes_bf16(device) else "fp32"
     return torch.bfloat16 if choice == "bf16" else torch.float32
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the hardware has bf16 instructions; a CPU without them emulates each product, many times slower."""
+    """Whether the hardware has bf16 instructions; a CPU without them emulates bf16, many times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
@@ -64,5 +64,5 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Matrix products in `dtype`; for float32 a context that changes nothing."""
+    """Matrix products in `dtype`; disabled for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

@@ -1,4 +1,4 @@
-"""Pixels to logits, and how good they are: never augmented, the same for validation, evaluation and proof."""
+"""Pixels to logits, without augmentation; shared by validation, evaluation and the comparison with ONNX."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ N_VIEWS = {"none": 1, "mirror": 2}  # forward passes per image of each test-time
 
 @dataclass(frozen=True)
 class Score:
-    """Mean cross-entropy (nats) and the share of images whose top 1 is right."""
+    """Mean cross-entropy (nats) and top-1 accuracy."""
 
     loss: float
     accuracy: float
@@ -29,7 +29,7 @@ def predict(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Logits of unchanged images, in their order: float32 `[N, K]` on the CPU."""
+    """Logits of all images in their order: float32 `[N, K]` on the CPU."""
     model.eval()
     logits = [torch.empty(0, model.head.out_features)]
     for pixels in _pixels(source, batches_of(len(source), batch_size), device):
@@ -40,30 +40,29 @@ def predict(
 
 @torch.inference_mode()
 def views(
-    model: Classifier, source: Source, chosen: Sequence[torch.Tensor], device: torch.device, tta: str
+    model: Classifier, source: Source, batches: Sequence[torch.Tensor], device: torch.device, tta: str
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Logits `[V, B, K]` and embeddings `[V, B, F]` of each of the batches `chosen`, float32 on the device.
+    """Logits `[V, B, K]` and embeddings `[V, B, F]` of each batch of row numbers, float32 on the device.
 
-    The first view is the image itself; `tta` mirror adds its mirror image. Nothing is kept from batch to batch.
+    The first view is the image itself; `tta` mirror adds its mirror image.
     """
     model.eval()
-    for pixels in _pixels(source, chosen, device):
+    for pixels in _pixels(source, batches, device):
         seen = (pixels, pixels.flip(3))[: N_VIEWS[tta]]
         embeddings = [model.features((view - model.pixel_mean) / model.pixel_std) for view in seen]
         yield torch.stack([model.head(embedding) for embedding in embeddings]), torch.stack(embeddings)
 
 
 def batches_of(n_images: int, batch_size: int) -> Sequence[torch.Tensor]:
-    """The numbers of all images in their order, int64, `batch_size` at a time; the last batch may be smaller."""
+    """The row numbers of all images in their order, int64, in batches; the last batch may be smaller."""
     return torch.arange(n_images).split(batch_size) if n_images else ()
 
 
-def _pixels(source: Source, chosen: Sequence[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+def _pixels(source: Source, batches: Sequence[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
     """Float `[B, 3, H, W]` in 0..1, channels last."""
-    for images in source.batches(chosen):
+    for images in source.batches(batches):
         yield images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
 def score(logits: torch.Tensor, targets: torch.Tensor) -> Score:
-    """Loss and accuracy of logits `[N, K]` against targets `[N]`."""
     return Score(F.cross_entropy(logits, targets).item(), (logits.argmax(1) == targets).double().mean().item())

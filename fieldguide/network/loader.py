@@ -1,8 +1,8 @@
-"""Manifest rows to pixels: all of them decoded once into memory (resident), again and again by workers (streaming), or
-once, a few batches ahead of what is in use (ahead).
+"""Manifest rows to pixels: decoded once into memory (resident), by worker processes in every epoch (streaming), or by
+threads a few batches ahead (prefetching).
 
-All give the same bytes in the same order. Pillow releases the interpreter's lock, so that threads decode side by side;
-streaming uses processes, which also keep the Python of the training step free.
+All three return the same bytes in the same order. Pillow releases the GIL, so that threads decode in parallel; the processes of
+streaming also leave the GIL to the training step.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ from fieldguide.core.images import UnreadableImage, decode, encoded_reader
 from fieldguide.core.params import Train
 
 CHANNELS = 3
-PREFETCHED = 4  # batches that each worker decodes ahead
-STUCK_SECONDS = 5.0  # that a worker has for what it is about when all end
-SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")  # the last: a terminal that was closed
-STOP_SIGNALS = [signal.Signals[name] for name in SIGNALS if hasattr(signal, name)]  # what asks a training to end
+PREFETCHED = 4  # batches per worker
+STUCK_SECONDS = 5.0  # grace period for workers to exit
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")  # SIGHUP: the terminal was closed
+STOP_SIGNALS = [signal.Signals[name] for name in SIGNALS if hasattr(signal, name)]  # stop a training
 
 
 class Source(Protocol):
@@ -41,13 +41,13 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, chosen: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """For each of `chosen`, int64 `[B]` on the CPU, these images: uint8 `[B, 3, H, W]` on the device, channels last."""
+    def batches(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Images by batches of row numbers, int64 `[B]` on the CPU: uint8 `[B, 3, H, W]` on the device, channels last."""
         ...
 
 
 class Resident:
-    """Images that lie in the device's memory: uint8 `[N, 3, H, W]`."""
+    """Images in the memory of the device: uint8 `[N, 3, H, W]`."""
 
     def __init__(self, images: torch.Tensor) -> None:
         self.images = images
@@ -56,23 +56,23 @@ class Resident:
         return len(self.images)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
-    def batches(self, chosen: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def batches(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         by_row = self.images.permute(0, 2, 3, 1)
-        for rows in chosen:
+        for rows in batches:
             yield by_row.index_select(0, rows.to(by_row.device, non_blocking=True)).permute(0, 3, 1, 2)
 
 
 class Streaming:
-    """Images that worker processes decode when they are asked for; workers live until `close`."""
+    """Images decoded on demand by worker processes, which live until `close`."""
 
     def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device) -> None:
         self.device = device
         self._decoder = _Decoder(rows, raw, image_px)
         self._order = _Order()
         methods = multiprocessing.get_all_start_methods()
-        method = "forkserver" if "forkserver" in methods else "spawn"  # a fork copies held locks
+        method = "forkserver" if "forkserver" in methods else "spawn"  # fork would copy held locks
         if method == "forkserver":
             _start_forkserver()
         self._loader = DataLoader(
@@ -90,23 +90,23 @@ class Streaming:
     def __len__(self) -> int:
         return len(self._decoder)
 
-    def batches(self, chosen: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        self._order.chosen = [rows.tolist() for rows in chosen]
+    def batches(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        self._order.batches = [rows.tolist() for rows in batches]
         try:
-            for pixels in self._begun():
-                if isinstance(pixels, UserError):  # sent, not raised: torch would wrap it in the worker's traceback
+            for pixels in self._start_iterator():
+                if isinstance(pixels, UserError):  # returned, because torch wraps an exception in the worker's traceback
                     raise pixels
                 yield pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        except (RuntimeError, EOFError, ConnectionError) as error:  # the last two: it died while it sent a batch
+        except (RuntimeError, EOFError, ConnectionError) as error:  # the last two: it died while sending a batch
             if isinstance(error, RuntimeError) and "worker" not in str(error):
                 raise
             raise UserError(
-                f"a worker that decodes images died ({str(error).split(chr(10))[0] or type(error).__name__}); mostly memory"
-                " ran out: lower runtime.workers or train.batch_size"
+                f"a worker that decodes images died ({str(error).split(chr(10))[0] or type(error).__name__}), usually out of"
+                " memory; lower runtime.workers or train.batch_size"
             ) from error
 
-    def _begun(self) -> Iterator[Any]:
-        """The loader's iterator; workers that an interruption of their start leaves behind are ended."""
+    def _start_iterator(self) -> Iterator[Any]:
+        """The loader's iterator; kills workers that an interrupted start leaves behind."""
         before = set(multiprocessing.active_children())
         try:
             return iter(self._loader)
@@ -115,12 +115,10 @@ class Streaming:
             raise
 
     def close(self) -> None:
-        """Ends the workers; those that are stuck in a read are killed."""
+        """Ends the workers; kills those that hang."""
         iterator, self._loader._iterator = self._loader._iterator, None
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            stuck = threading.Timer(
-                STUCK_SECONDS, _kill, [iterator._workers]
-            )  # torch waits ten seconds for one after the other
+            stuck = threading.Timer(STUCK_SECONDS, _kill, [iterator._workers])  # torch waits ten seconds per worker
             stuck.start()
             try:
                 iterator._shutdown_workers()
@@ -130,7 +128,7 @@ class Streaming:
 
 
 class Prefetching:
-    """Images that threads decode while the batches before them are in use: `PREFETCHED` batches and no more are ever held."""
+    """Images that threads decode in advance: at most `PREFETCHED` batches are in memory."""
 
     def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device) -> None:
         self.device, self.n_workers = device, n_workers
@@ -139,12 +137,12 @@ class Prefetching:
     def __len__(self) -> int:
         return len(self._decoder)
 
-    def batches(self, chosen: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def batches(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         decoder, waiting = self._decoder, deque[tuple[np.ndarray, list[Future[None]]]]()
         try:
             with encoded_reader(decoder.raw, decoder.files) as read, ThreadPoolExecutor(self.n_workers) as pool:
                 try:
-                    for rows in chosen:
+                    for rows in batches:
                         pixels = np.empty((len(rows), decoder.image_px, decoder.image_px, CHANNELS), np.uint8)
                         slots = zip(pixels, rows.tolist(), strict=True)
                         waiting.append((pixels, [pool.submit(decoder.fill, slot, row, read) for slot, row in slots]))
@@ -152,7 +150,7 @@ class Prefetching:
                             yield self._decoded(*waiting.popleft())
                     while waiting:
                         yield self._decoded(*waiting.popleft())
-                finally:  # left early: what has not begun is not decoded
+                finally:  # if the consumer stops early
                     pool.shutdown(cancel_futures=True)
         except OSError as error:
             raise _lost(error) from error
@@ -164,15 +162,15 @@ class Prefetching:
 
 
 def _start_forkserver() -> None:
-    """The process that workers are forked from; all inherit that the signals `STOP_SIGNALS` are blocked.
+    """Starts the process that workers are forked from, with `STOP_SIGNALS` blocked.
 
-    One that goes to the whole group, from torchrun or a terminal, is the training's affair: it ends its step, which may need
-    more images, and then its workers. Torch's workers leave as soon as the process that they were forked from is gone.
+    The training handles a signal to the process group, from torchrun or a terminal: it finishes its step, which may need more
+    images, and then ends the workers. Torch's workers exit as soon as the process that they were forked from has exited.
     """
     from multiprocessing import forkserver, resource_tracker  # not on Windows
 
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # torch is in memory once for all workers
-    resource_tracker.ensure_running()  # else the server starts it, which unblocks them
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # workers share torch's memory
+    resource_tracker.ensure_running()  # otherwise the fork server starts it and unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         forkserver.ensure_running()
@@ -181,13 +179,13 @@ def _start_forkserver() -> None:
 
 
 def _kill(workers: Iterable[BaseProcess]) -> None:
-    """Python waits at its end for each worker, and SIGTERM, which it and torch try, is blocked in them."""
+    """Sends SIGKILL: the workers block SIGTERM, and Python waits for them at exit."""
     for worker in workers:
         worker.kill()
 
 
 def _die_with_training(_: int) -> None:
-    """In a worker: a training that is killed would leave it behind; workers hold each other's server of processes alive."""
+    """In a worker: exits when the training is killed; the fork server stays alive as long as any worker does."""
 
     def watch() -> None:
         if parent := multiprocessing.parent_process():
@@ -198,20 +196,20 @@ def _die_with_training(_: int) -> None:
 
 
 class _Order:
-    """What is asked for next; a DataLoader whose workers live on takes it anew in each epoch."""
+    """The sampler of a DataLoader with persistent workers, which reads `batches` anew in each epoch."""
 
     def __init__(self) -> None:
-        self.chosen: list[list[int]] = []
+        self.batches: list[list[int]] = []
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.chosen)
+        return iter(self.batches)
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.batches)
 
 
 class _Decoder(Dataset[torch.Tensor | UserError]):
-    """What runs in a worker: a list of row numbers to uint8 `[B, px, px, 3]`."""
+    """Runs in a worker: a list of row numbers to uint8 `[B, px, px, 3]`."""
 
     def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int) -> None:
         self.files = sorted(set(rows["file"]))
@@ -225,11 +223,11 @@ class _Decoder(Dataset[torch.Tensor | UserError]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, chosen: list[int]) -> torch.Tensor | UserError:
-        pixels = np.empty((len(chosen), self.image_px, self.image_px, CHANNELS), np.uint8)
+    def __getitem__(self, rows: list[int]) -> torch.Tensor | UserError:
+        pixels = np.empty((len(rows), self.image_px, self.image_px, CHANNELS), np.uint8)
         try:
-            with encoded_reader(self.raw, [self.files[number] for number in set(self.places[chosen, 0])]) as read:
-                for slot, row in zip(pixels, chosen, strict=True):
+            with encoded_reader(self.raw, [self.files[number] for number in set(self.places[rows, 0])]) as read:
+                for slot, row in zip(pixels, rows, strict=True):
                     self.fill(slot, row, read)
         except OSError as error:
             return _lost(error)
@@ -238,17 +236,15 @@ class _Decoder(Dataset[torch.Tensor | UserError]):
         return torch.from_numpy(pixels)
 
     def fill(self, slot: np.ndarray, row: int, read: Callable[[str, int, int], bytes]) -> None:
-        """One image into uint8 `[px, px, 3]`; raises `UserError` naming the image."""
+        """Decodes one image into uint8 `[px, px, 3]`; raises `UserError` naming the image."""
         number, offset, length = self.places[row].tolist()
         try:
             encoded = read(self.files[number], offset, length)
             if hashlib.sha256(encoded).hexdigest().encode() != self.digests[row]:
-                raise UserError(
-                    f"{self._name(row)}: not the bytes that the split check saw; bring them back with: dvc checkout data/raw"
-                )
+                raise UserError(f"{self._name(row)}: changed since the split check; restore it with: dvc checkout data/raw")
             slot[:] = decode(encoded, self.image_px)
         except (UnreadableImage, OSError) as error:
-            raise UserError(f"{self._name(row)}: {error}; check the data again with: dvc repro -f split_check") from error
+            raise UserError(f"{self._name(row)}: {error}; check the data with: dvc repro -f split_check") from error
 
     def _name(self, row: int) -> str:
         number, offset, _ = self.places[row].tolist()
@@ -256,7 +252,7 @@ class _Decoder(Dataset[torch.Tensor | UserError]):
 
 
 def _lost(error: OSError) -> UserError:
-    return UserError(f"{error.filename}: {error.strerror}; bring the data back with: dvc repro download")
+    return UserError(f"{error.filename}: {error.strerror}; restore the data with: dvc repro download")
 
 
 def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> torch.Tensor:
@@ -277,14 +273,14 @@ def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> 
 
 
 def decode_pixels(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> np.ndarray:
-    """The same images as an exported model takes them: uint8 `[N, image_px, image_px, 3]`, RGB."""
+    """The images of `rows` in the input format of an ONNX file: uint8 `[N, image_px, image_px, 3]`, RGB."""
     return decode_all(rows, raw, image_px, n_workers).permute(0, 2, 3, 1).numpy()
 
 
 def open_images(
     rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device, train: Train
 ) -> Resident | Streaming:
-    """The images of `rows` as `train.loader` says; auto is resident where they fit `train.memory_share` of what is free."""
+    """The images of `rows` by `train.loader`; auto is resident if they fit in `train.memory_share` of the free memory."""
     n_bytes = len(rows) * image_px * image_px * CHANNELS
     fits = n_bytes <= train.memory_share * free_memory(device)
     if train.loader == "resident" or (train.loader == "auto" and fits):
@@ -300,9 +296,6 @@ def open_images(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of this process's share of the machine; with CUDA of the device, where that is less.
-
-    Images are decoded in the machine's memory, also those that go to a device.
-    """
+    """Bytes of free memory for this process: of the machine, in which images are decoded, or of a GPU if it has less."""
     of_machine = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(of_machine, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else of_machine

@@ -1,6 +1,6 @@
-"""Networks by name: our own, torchvision's, timm's.
+"""Networks by name: fieldguide's, torchvision's and timm's.
 
-Each is a `Classifier`: pixels in 0..1 to logits, with its own input scaling inside.
+Each is a `Classifier`: pixels in 0..1 to logits, with the input normalisation built in.
 """
 
 import difflib
@@ -17,13 +17,13 @@ from fieldguide.core.errors import UserError
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB
 PIXEL_STD = (0.229, 0.224, 0.225)
 TIMM = "timm/"
-BLOCK = re.compile(r"features\.(?:\D*?\d[^.]*|[^.]+)|head")  # to the end of the first component with a digit
-UNFIT = (AssertionError, RuntimeError, TypeError, ValueError)  # what networks raise at a size that they cannot take
+BLOCK = re.compile(r"features\.(?:\D*?\d[^.]*|[^.]+)|head")  # up to the first component with a digit
+UNFIT = (AssertionError, RuntimeError, TypeError, ValueError)  # raised by networks for an unsupported input size
 USUAL_PX = (32, 48, 64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 336, 384, 448, 512, 518, 672, 1024)
 
 
 class Classifier(nn.Module):
-    """Scaling, `features` (an embedding for each image) and `head` (one linear layer)."""
+    """Input normalisation, `features` (an embedding of each image) and `head` (one linear layer)."""
 
     pixel_mean: torch.Tensor
     pixel_std: torch.Tensor
@@ -48,10 +48,10 @@ class Classifier(nn.Module):
 
 
 def build(name: str, n_classes: int, image_px: int = 224) -> Classifier:
-    """A fresh network for squares of `image_px` pixels; nothing is fetched.
+    """A network with random weights for squares of `image_px` pixels; downloads nothing.
 
-    Its weights come from torch's global generator, and so do dropout and stochastic depth in training. The scaling is that
-    of the network's published weights. Raises `UserError` for an unknown name and for a size at which it does not run.
+    The weights come from torch's global generator. The normalisation is that of the published weights. Raises `UserError`
+    for an unknown name and for an input size that the network does not support.
     """
     check_name(name)
     if name in NETWORKS:
@@ -62,15 +62,15 @@ def build(name: str, n_classes: int, image_px: int = 224) -> Classifier:
         n_features = embedding_size(features, image_px)
     except UNFIT as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        fitting = ", ".join(map(str, _sizes(name, near=image_px))) or "none of the usual ones does"
+        fitting = ", ".join(map(str, _sizes(name, near=image_px))) or "none of the usual sizes"
         raise UserError(
-            f"params.yaml: model.image_px is {image_px}, at which {name} does not run ({reason}); set one that fits: {fitting}"
+            f"params.yaml: model.image_px is {image_px}, which {name} does not support ({reason}); supported: {fitting}"
         ) from error
     return Classifier(features, n_features, n_classes, pixel_mean, pixel_std)
 
 
 def check_name(name: str, where: str = "params.yaml: model.name") -> None:
-    """Raises `UserError` with close matches unless `build` knows the name."""
+    """Raises `UserError` with close matches if the name is unknown."""
     if name in NETWORKS:
         return
     import torchvision.models
@@ -85,13 +85,13 @@ def check_name(name: str, where: str = "params.yaml: model.name") -> None:
         return
     close = [TIMM + name] if TIMM + name in timms else difflib.get_close_matches(name, names + sorted(timms))
     advice = (
-        f"did you mean {', '.join(close)}?" if close else f"give {', '.join(NETWORKS)}, one of torchvision's or timm/<name>"
+        f"did you mean {', '.join(close)}?" if close else f"use {', '.join(NETWORKS)}, a network of torchvision or timm/<name>"
     )
-    raise UserError(f"{where} is {name}, which is no known network; {advice}")
+    raise UserError(f"{where} is {name}, which is not a known network; {advice}")
 
 
 def runs_at(model: Classifier, image_px: int) -> bool:
-    """Whether the network takes squares of that side (a ViT takes the one that it was built for)."""
+    """Whether the network supports squares of that side (a ViT only the one that it was built for)."""
     try:
         embedding_size(model.features, image_px)
     except UNFIT:
@@ -100,22 +100,22 @@ def runs_at(model: Classifier, image_px: int) -> bool:
 
 
 def embedding_size(features: nn.Module, image_px: int) -> int:
-    """Length F of the embedding `[B, F]` of squares of that side, from shapes alone: nothing is computed or drawn.
+    """Length F of the embedding `[B, F]` of squares of that side, on the meta device.
 
-    Raises what the network itself raises at a side that it cannot take (`UNFIT`).
+    Raises one of `UNFIT` if the network does not support the side.
     """
     state = {name: tensor.to("meta") for name, tensor in (*features.named_parameters(), *features.named_buffers())}
     with torch.device("meta"):
         embedding = torch.func.functional_call(features, state, torch.empty(2, 3, image_px, image_px))
     if embedding.ndim != 2:
-        raise ValueError(f"it gives {tuple(embedding.shape)} instead of one embedding an image")
+        raise ValueError(f"its output is {tuple(embedding.shape)} instead of one embedding per image")
     return embedding.shape[1]
 
 
 def averaged_map(features: nn.Module, image_px: int) -> str | None:
-    """The path of the submodule whose output `[B, F, h, w]`, averaged over h and w, is the embedding; None where none is.
+    """The path of the submodule whose output `[B, F, h, w]`, averaged over h and w, is the embedding; None if there is none.
 
-    Found by trying: on noise, the last output whose mean equals the embedding.
+    Compares the outputs of all submodules on noise.
     """
     outputs: list[tuple[str, torch.Tensor]] = []
     handles = [
@@ -139,22 +139,22 @@ def averaged_map(features: nn.Module, image_px: int) -> str | None:
 
 
 def block_numbers(model: Classifier) -> dict[str, int]:
-    """The block of each parameter, by the names of `model.named_parameters()`: 0 at the input, the head the highest.
+    """The block of each parameter, by the names of `model.named_parameters()`: 0 at the input, the head has the highest.
 
-    A block is a run of parameters whose names agree up to and including their first component with a digit, or in their
-    first component where none has one: `layer1` of resnet50, `features.3` of convnext_tiny, `blocks.3` of timm's ViT.
+    Consecutive parameters are in the same block if their names agree up to the first component with a digit, or in the first
+    component if none has a digit: `layer1` of resnet50, `features.3` of convnext_tiny, `blocks.3` of timm's ViT.
     """
     numbers: dict[str, int] = {}
     number, last = -1, ""
     for name, _ in model.named_parameters():
-        block = BLOCK.match(name)[0]  # type: ignore[index]  # each name is within features or the head
+        block = BLOCK.match(name)[0]  # type: ignore[index]  # each name is in features or the head
         number, last = number + (block != last), block
         numbers[name] = number
     return numbers
 
 
 def _scaling(name: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation, RGB in 0..1, for which the network's published weights were made."""
+    """Mean and standard deviation, RGB in 0..1, of the input of the network's published weights."""
     if name.startswith(TIMM):
         import timm
 
@@ -167,16 +167,16 @@ def _scaling(name: str) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def _features(name: str, image_px: int) -> nn.Module:
-    """Float `[B, 3, image_px, image_px]`, scaled, to an embedding `[B, F]`."""
+    """The backbone: float `[B, 3, image_px, image_px]`, normalised, to an embedding `[B, F]`."""
     return timm_features(name, image_px) if name.startswith(TIMM) else torchvision_features(name, image_px)
 
 
 def torchvision_features(name: str, image_px: int) -> nn.Module:
-    """torchvision's network with an identity in the place of its last layer; auxiliary heads are left out."""
+    """torchvision's network with an identity as its last layer, without auxiliary heads."""
     import torchvision.models
 
     options: dict[str, object] = {}
-    if name in ("googlenet", "inception_v3"):  # their weights expect another scaling, which transform_input does
+    if name in ("googlenet", "inception_v3"):  # transform_input applies the normalisation of their weights
         options = {"aux_logits": False, "init_weights": True, "transform_input": True}
     elif name.startswith("vit_"):
         options = {"image_size": image_px}
@@ -194,7 +194,7 @@ def torchvision_features(name: str, image_px: int) -> nn.Module:
 
 
 def timm_features(name: str, image_px: int, pretrained: bool = False) -> nn.Module:
-    """timm's network without its classifier; `pretrained` fetches its weights from the hub."""
+    """timm's network without its classifier; `pretrained` downloads its weights from the hub."""
     import timm
 
     name = name.removeprefix(TIMM)
@@ -204,7 +204,7 @@ def timm_features(name: str, image_px: int, pretrained: bool = False) -> nn.Modu
 
 
 def _sizes(name: str, near: int) -> list[int]:
-    """Up to four of the usual sides at which the network runs, the nearest ones."""
+    """Up to four supported sides of `USUAL_PX`, the nearest ones."""
     fitting: list[int] = []
     for image_px in sorted(USUAL_PX, key=lambda usual_px: abs(usual_px - near)):
         try:
@@ -219,7 +219,7 @@ def _sizes(name: str, near: int) -> list[int]:
 
 
 def cnn(n_classes: int) -> Classifier:
-    """The butterfly system's network: four convolutions, each with ReLU and 2x2 max pooling, then the global average."""
+    """The network of the butterfly system: four convolutions with ReLU and 2x2 max pooling, then global average pooling."""
     layers: list[nn.Module] = []
     channels = (3, 32, 64, 128, 256)
     for n_in, n_out, kernel in zip(channels, channels[1:], (5, 5, 3, 5), strict=False):
@@ -248,7 +248,7 @@ def fieldnet(n_classes: int) -> Classifier:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around which the input is added; it begins as the identity (last scale at zero)."""
+    """Two 3x3 convolutions with a shortcut; the identity at initialisation (zero-initialised last scale)."""
 
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()

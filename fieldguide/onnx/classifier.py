@@ -21,7 +21,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.files import is_damaged, is_whole
+from fieldguide.core.files import is_damaged, is_intact
 from fieldguide.core.images import decode
 from fieldguide.onnx.heatmap import supporting
 
@@ -78,9 +78,9 @@ class OnnxClassifier:
         options.log_severity_level = 3
         try:
             content = source.read_bytes() if isinstance(source, Path) else source
-            whole = is_whole(content)
+            whole = is_intact(content)
             if not whole and is_damaged(content):
-                raise UserError(f"{name}: its bytes are not those that were exported; make it with: dvc repro -f export_onnx")
+                raise UserError(f"{name}: its bytes are not those that were exported; create it with: dvc repro -f export_onnx")
             self.session = onnxruntime.InferenceSession(content, options, providers=[provider])
             self.metadata: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map[METADATA_KEY])
             self.class_names: tuple[str, ...] = tuple(self.metadata["class_names"])
@@ -91,11 +91,11 @@ class OnnxClassifier:
             if not whole:
                 raise ValueError("it carries no seal")
         except OSError as error:
-            raise UserError(f"{name}: {error.strerror}; make it with: dvc repro export_onnx") from error
+            raise UserError(f"{name}: {error.strerror}; create it with: dvc repro export_onnx") from error
         except KeyError as error:
             raise UserError(f"{name}: metadata lack {error}; make the file with: dvc repro -f export_onnx") from error
         except (*ONNX_ERRORS, TypeError, ValueError) as error:
-            raise UserError(f"{name}: not a usable ONNX model ({error}); make it with: dvc repro -f export_onnx") from error
+            raise UserError(f"{name}: not a usable ONNX model ({error}); create it with: dvc repro -f export_onnx") from error
         self.file_bytes = len(content)
 
     @property

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.files import UNSEALED, sealed, write_bytes
+from fieldguide.core.files import UNSEALED, seal, write_bytes
 from fieldguide.network.calibration import Calibration, KnownScore
 from fieldguide.network.models import Classifier, averaged_map
 from fieldguide.onnx.classifier import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES
@@ -126,7 +126,7 @@ def save_model(proto: onnx.ModelProto, metadata: dict[str, Any], target: Path) -
     del proto.metadata_props[:]
     proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=json.dumps(sealing, ensure_ascii=False)))
     onnx.checker.check_model(proto, full_check=True)
-    write_bytes(target, sealed(proto.SerializeToString(deterministic=True)))
+    write_bytes(target, seal(proto.SerializeToString(deterministic=True)))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fieldguide.core.images import upscaled
+from fieldguide.core.images import upscale
 
 INFERNO = np.array(  # 17 of matplotlib's 256 colours, evenly spaced; perceptually uniform (van der Walt and Smith 2015)
     [
@@ -36,7 +36,7 @@ def overlay(rgb: np.ndarray, activation: np.ndarray) -> np.ndarray:
     height, width = rgb.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    levels = np.clip(upscaled(activation, side), 0, 1)
+    levels = np.clip(upscale(activation, side), 0, 1)
     alpha = OPACITY * levels[..., None]
     laid = rgb.copy()
     square = laid[top : top + side, left : left + side]

@@ -198,7 +198,7 @@ def stored_members(path: Path) -> Iterator[tuple[str, int, int]]:
     try:
         archive = zipfile.ZipFile(path)
     except ZIP_ERRORS as error:
-        raise UserError(f"{path}: not a whole zip ({error}); make it again: dvc repro -f download") from error
+        raise UserError(f"{path}: not a whole zip ({error}); recreate it with: dvc repro -f download") from error
     with archive, path.open("rb") as stream:
         for info in archive.infolist():
             assert info.compress_type == zipfile.ZIP_STORED

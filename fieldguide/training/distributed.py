@@ -1,8 +1,7 @@
-"""Training on several devices: one process for each, started by torchrun; collective operations and shares of a batch.
+"""Training on several devices, with one process per device started by torchrun.
 
-Each global batch is divided among the processes, so that order, augmentation, mixing and loss are those of one process
-with the whole batch. Only rank 0 writes. When a process dies, torchrun restarts all of them and they resume from the last
-saved state.
+The processes divide each global batch, so that order, augmentation, mixing and loss are those of one process with the global
+batch. Only rank 0 writes. When a process dies, torchrun restarts all of them and they resume from the last saved state.
 """
 
 import json
@@ -28,13 +27,13 @@ from fieldguide.core.machine import n_cores
 from fieldguide.core.params import Train
 from fieldguide.network.device import pick_device
 
-OUTCOME = "FIELDGUIDE_OUTCOME"  # variable: the file in which a process tells the launcher that no restart is needed
-MAX_RESTARTS = 10  # of all processes, after one has died; a guess
+OUTCOME = "FIELDGUIDE_OUTCOME"  # environment variable: path of the file by which a process prevents a restart
+MAX_RESTARTS = 10  # a guess
 
 
 @dataclass(frozen=True)
 class World:
-    """Rank of this process and number of processes; by default a single one, for which all operations do nothing."""
+    """Rank of this process and number of processes; by default a single process, for which all operations do nothing."""
 
     rank: int = 0
     size: int = 1
@@ -46,7 +45,7 @@ class World:
 
     @property
     def number(self) -> tuple[int, ...]:
-        """What is appended to the counters of random numbers so that they differ between ranks; empty for rank 0."""
+        """Suffix of the random generators' counters, so that ranks draw different numbers; empty for rank 0."""
         return () if self.is_first else (self.rank,)
 
     def shares(self, lengths: Sequence[int]) -> list[torch.Tensor]:
@@ -80,31 +79,31 @@ class World:
         return int(numbers)
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Copies the values of rank 0 into these tensors."""
+        """Copies the values of rank 0 into these tensors on all ranks."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def broadcast_bytes(self, content: bytes) -> bytes:
-        """What rank 0 passed."""
+        """The bytes that rank 0 passed, on all ranks."""
         contents = [content]
         if self.size > 1:
             dist.broadcast_object_list(contents, src=0)
         return contents[0]
 
     def gather_rows(self, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
-        """The rows of all processes, of which rank r passed r, r + size, …: `[n_rows, ...]` on the CPU."""
+        """The rows of all processes, of which rank r passes r, r + size, …: `[n_rows, ...]` on the CPU."""
         if self.size == 1:
             return rows
-        whole = torch.zeros(n_rows, *rows.shape[1:], dtype=rows.dtype)
-        whole[self.rank :: self.size] = rows
-        return self.sum(whole)
+        gathered = torch.zeros(n_rows, *rows.shape[1:], dtype=rows.dtype)
+        gathered[self.rank :: self.size] = rows
+        return self.sum(gathered)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The network as DDP, which averages gradients over all processes; wrap it again when other weights are trained.
+        """The network as DDP, which averages gradients over all processes; wrap it again after freezing or unfreezing weights.
 
-        With more than two processes the order of summation depends on DDP's gradient buckets, which it rebuilds after the
-        first step unless it looks for unused parameters: a resumed training would get other sums.
+        With more than two processes the order of summation depends on DDP's gradient buckets. DDP rebuilds them after the
+        first step unless it looks for unused parameters, so that a resumed training would get different sums.
         """
         if self.size == 1:
             return model
@@ -113,21 +112,21 @@ class World:
         return DistributedDataParallel(model, device_ids=ids, forward_sync_buffers=False, find_unused_parameters=self.size > 2)
 
     def accumulate(self, network: nn.Module, more: bool) -> AbstractContextManager[None]:
-        """A context in which gradients are not averaged yet if `more` batches of the same step follow."""
+        """A context that postpones the averaging of gradients if `more` batches of the same step follow."""
         return network.no_sync() if more and isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def synchronise_norms(model: nn.Module, device: torch.device) -> None:
-    """Batch norms of a model take in the images of all processes; raises `UserError` where torch cannot do that."""
+    """Converts batch norms to synchronised ones, in place; raises `UserError` if the device does not support them."""
     if device.type != "cuda":
         raise UserError(f"params.yaml: train.sync_batch_norm is true, but needs CUDA and not {device.type}; set it to false")
-    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, as the model itself is no norm
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, because the model itself is not a norm
 
 
 def n_devices(train: Train, device_choice: str) -> int:
-    """Number of processes: of torchrun if it started this one, else `train.devices`, where auto means every GPU.
+    """Number of processes: torchrun's if it started this one, otherwise `train.devices`; auto means every GPU.
 
-    Raises `UserError` when this machine has fewer devices.
+    Raises `UserError` if this machine has fewer devices.
     """
     if is_launched():
         started = int(os.environ["WORLD_SIZE"])
@@ -140,7 +139,7 @@ def n_devices(train: Train, device_choice: str) -> int:
         return available
     if train.devices > available and device.type != "cpu":
         raise UserError(
-            f"params.yaml: train.devices is {train.devices}, this machine has {available} of {device.type}; set it to auto"
+            f"params.yaml: train.devices is {train.devices}, but this machine has {available} {device.type}; set it to auto"
         )
     return train.devices
 
@@ -151,14 +150,14 @@ def is_launched() -> bool:
 
 
 def per_process(n: int) -> int:
-    """The share of each process on this machine of n cores or workers; at least 1."""
+    """The share of n cores or workers for each process on this machine; at least 1."""
     return max(1, n // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def launch(module: str, n: int) -> None:
-    """Runs `module` in n processes under torchrun, which restarts all of them after one has died.
+    """Runs `module` in n processes under torchrun, which restarts all of them when one dies.
 
-    Raises `UserError` with the error of a process; exits after SIGTERM or SIGINT, which is passed on to each process.
+    Raises `UserError` with the error of a process; exits after SIGTERM or SIGINT, which it forwards to each process.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -166,7 +165,7 @@ def launch(module: str, n: int) -> None:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // n)))
     options = ["--standalone", f"--nproc-per-node={n}", f"--max-restarts={MAX_RESTARTS}", "--no-python"]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup, which torchrun would undo
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # keeps nohup
         options.append("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT")
     failure: Exception | None = None
     signal_number = 0
@@ -191,26 +190,26 @@ def launch(module: str, n: int) -> None:
     if "status" in outcome:
         sys.exit(outcome["status"])
     if failure:
-        raise UserError(f"{n} processes were started {1 + MAX_RESTARTS} times and died each time; see above") from failure
+        raise UserError(f"{n} processes were started {1 + MAX_RESTARTS} times and failed each time; see above") from failure
 
 
 @contextmanager
 def process_group(device_choice: str) -> Iterator[World]:
-    """Joins the processes that torchrun started; a process that it did not start is alone.
+    """Joins the process group of torchrun; yields a world of one process without torchrun.
 
-    Only rank 0 prints to standard output. A `UserError` or `SystemExit` is passed on to the launcher.
+    Only rank 0 prints to standard output. Reports a `UserError` or `SystemExit` to the launcher.
     """
     if not is_launched():
         yield World()
         return
     outcome = Path(os.environ[OUTCOME]) if OUTCOME in os.environ else None
-    if outcome and outcome.exists():  # written before this restart, which is not needed
+    if outcome and outcome.exists():  # the restart is unnecessary
         sys.exit(0)
     _exit_with_parent(os.getppid())
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     _join(world, pick_device(device_choice))
     try:
-        with open(os.devnull, "w") as nowhere, nullcontext() if world.is_first else redirect_stdout(nowhere):
+        with open(os.devnull, "w") as devnull, nullcontext() if world.is_first else redirect_stdout(devnull):
             yield world
     except UserError as error:
         if outcome is None:
@@ -221,14 +220,14 @@ def process_group(device_choice: str) -> Iterator[World]:
         if outcome is None:
             raise
         _write_outcome(outcome, {"status": error.code})
-        _exit_now(error.code)  # type: ignore[arg-type]  # a number: our own exits give no other
-    if outcome and world.is_first:  # all files are written: a later signal or death of another process changes nothing
+        _exit_now(error.code)  # type: ignore[arg-type]  # our own exits use integers only
+    if outcome and world.is_first:  # all files are written: a signal or failure after this point has no effect
         _write_outcome(outcome, {"status": 0})
     dist.destroy_process_group()
 
 
 def _join(world: World, device: torch.device) -> None:
-    """Starts the process group, with a prefix for each restart: addresses of dead processes stay in torchrun's store."""
+    """Starts the process group, with a prefix per restart, because torchrun's store keeps addresses of dead processes."""
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -241,20 +240,20 @@ def _join(world: World, device: torch.device) -> None:
 
 
 def _write_outcome(file: Path, outcome: dict[str, object]) -> None:
-    """Writes the outcome unless another process has written one."""
+    """Writes the outcome unless another process has written it."""
     with suppress(FileExistsError), file.open("x") as stream:
         json.dump(outcome, stream)
 
 
 def _exit_now(status: int) -> NoReturn:
-    """Skips the interpreter's shutdown, which running threads of torch were seen to abort (SIGABRT)."""
+    """Exits without the interpreter's shutdown, during which threads of torch can abort (SIGABRT)."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def _exit_with_parent(parent: int) -> None:
-    """Kills this process when its parent has ended: a killed torchrun leaves its processes behind."""
+    """Kills this process when its parent exits: a killed torchrun leaves its processes behind."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""All epochs of a training: validated, the best network kept, the state saved, each epoch in the log and in MLflow."""
+"""The epochs of a training: validates, keeps the best network, saves the state, and logs each epoch (also to MLflow)."""
 
 import re
 import signal
@@ -23,14 +23,12 @@ from fieldguide.tracking.run import Run
 from fieldguide.training.loop import Progress, Stopped, Training, image_px_at
 from fieldguide.training.resume import State, States
 
-OOM_PATTERN = (
-    "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # in the words of torch's allocators and libraries
-)
+OOM_PATTERN = "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # messages of torch's allocators
 
 
 @dataclass(frozen=True)
 class Valid:
-    """The validation split: int64 `[N]` on the CPU, the targets of all images; the images of this process's own rows."""
+    """The validation split: images of this process, and targets of all images, int64 `[N]` on the CPU."""
 
     source: Source
     targets: torch.Tensor
@@ -38,31 +36,31 @@ class Valid:
 
 @dataclass
 class Fit:
-    """A training in its surroundings, and how far it has come; of several processes the first alone writes."""
+    """A training with its validation split, its run and its saved states; only rank 0 writes."""
 
     training: Training
     valid: Valid
     run: Run
     facts: Checkpoint
-    states: States | None  # of the process that writes
-    stop: Callable[[], int]  # the signal that has come, or 0
-    history: list[dict[str, float]] = field(default_factory=list)  # a line for each epoch
+    states: States | None  # None except on rank 0
+    stop: Callable[[], int]  # the signal received, or 0
+    history: list[dict[str, float]] = field(default_factory=list)  # one line per epoch
     best: int = 0  # epoch, from 1
 
-    def all_epochs(self, found: State | None) -> pd.DataFrame:
-        """Trains from the state that was found to the last epoch, or until `patience` ends; returns the history.
+    def all_epochs(self, state: State | None) -> pd.DataFrame:
+        """Trains from a saved state, if any, to the last epoch or until early stopping; returns the history.
 
-        The best network is in models/model.safetensors. After SIGTERM or SIGINT the step ends, its state is saved, and the
-        process exits with 128 + the signal's number.
+        Writes the best network to models/model.safetensors. After SIGTERM or SIGINT it finishes the step, saves the state and
+        exits with 128 + the signal's number.
         """
         train, world = self.training.train, self.training.world
         if self.states:
             weights = sum(tensor.nbytes for tensor in self.training.state().values())
-            self.states.require_space(3 * weights)  # Adam remembers two numbers a weight
-        begun = self._go_on(found) if found else None
+            self.states.require_space(3 * weights)  # Adam keeps two numbers per weight
+        begun = self._resume(state) if state else None
         for epoch in range(len(self.history), train.epochs):
             if train.patience and self.best and epoch - self.best >= train.patience:
-                print(f"stopped: no better epoch for {train.patience}")
+                print(f"early stopping: no improvement for {train.patience} epochs")
                 break
             start = time.perf_counter()
             try:
@@ -70,30 +68,30 @@ class Fit:
                     trained = self.training.epoch(epoch, begun, self.stop)
             except Stopped as stopped:
                 self._save(stopped.progress)
-                self._leave(f"after epoch {epoch} and {stopped.progress.n_batches} batches")
+                self._exit(f"after epoch {epoch} and {stopped.progress.n_batches} batches")
             begun = None
             self._end_epoch(trained, time.perf_counter() - start)
             if world.all_reduce_max(self.stop()) and epoch + 1 < train.epochs:
-                self._leave(f"after epoch {epoch + 1}")
-        return self._written_history()
+                self._exit(f"after epoch {epoch + 1}")
+        return self._write_history()
 
-    def _go_on(self, found: State) -> Progress | None:
-        """Takes up a state; what it had of an epoch that was not at its end."""
-        progress = {name: tensor for name, tensor in found.tensors.items() if name.startswith("progress.")}
-        self.training.restore({name: tensor for name, tensor in found.tensors.items() if name not in progress})
-        self.history, self.best = found.facts["history"], found.facts["best"]
-        n_batches = found.facts["n_batches"]
-        print(f"goes on after epoch {len(self.history)}" + (f" and {n_batches} batches" if progress else ""), flush=True)
+    def _resume(self, state: State) -> Progress | None:
+        """Restores a state; returns the progress of an unfinished epoch."""
+        progress = {name: tensor for name, tensor in state.tensors.items() if name.startswith("progress.")}
+        self.training.restore({name: tensor for name, tensor in state.tensors.items() if name not in progress})
+        self.history, self.best = state.facts["history"], state.facts["best"]
+        n_batches = state.facts["n_batches"]
+        print(f"resuming after epoch {len(self.history)}" + (f" and {n_batches} batches" if progress else ""), flush=True)
         return Progress(n_batches, progress["progress.sums"], progress["progress.losses"]) if progress else None
 
-    def _leave(self, where: str) -> NoReturn:
-        """Ends the process, whose state is saved."""
+    def _exit(self, where: str) -> NoReturn:
+        """Exits after the state is written."""
         if self.states:
             self.states.finish()
         number = self.training.world.all_reduce_max(self.stop())
         if self.training.world.is_first:
             with suppress(OSError):  # the terminal is closed
-                print(f"{signal.Signals(number).name}: stopped {where}; the same command goes on from there", file=sys.stderr)
+                print(f"{signal.Signals(number).name}: stopped {where}; resume with the same command", file=sys.stderr)
         sys.exit(128 + number)
 
     def _save(self, progress: Progress | None = None) -> None:
@@ -107,7 +105,7 @@ class Fit:
         self.states.save(tensors, facts, files=(CHECKPOINT,) if self.best else ())
 
     def _end_epoch(self, trained: Score, seconds: float) -> None:
-        """Validates, keeps the network if it is the best, saves the state, and reports."""
+        """Validates, keeps the network if it is the best, saves the state, and logs."""
         training, train, number = self.training, self.training.train, len(self.history) + 1
         with out_of_memory_explained(train, training.image_px):
             logits = predict(training.result, self.valid.source, train.batch_size, training.device, training.dtype)
@@ -126,7 +124,7 @@ class Fit:
             if training.world.is_first:
                 save_checkpoint(CHECKPOINT, training.result, replace(self.facts, epoch=number))
         self.history.append(line)
-        self._written_history()
+        self._write_history()
         images_per_second = len(training.source) / seconds
         self.run.log_metrics(
             {
@@ -139,7 +137,7 @@ class Fit:
             },
             step=number,
         )
-        self._save()  # after the metrics, which would be lost between the two
+        self._save()  # after log_metrics: a resumed training does not log this epoch again
         print(
             f"epoch {number:4d}/{train.epochs}  {line['image_px']:4d} px  loss {trained.loss:7.4f}  acc {trained.accuracy:6.2%}"
             f"  valid loss {validated.loss:7.4f}  acc {validated.accuracy:6.2%}  lr {line['lr']:.2e}"
@@ -147,7 +145,7 @@ class Fit:
             flush=True,
         )
 
-    def _written_history(self) -> pd.DataFrame:
+    def _write_history(self) -> pd.DataFrame:
         table = pd.DataFrame(self.history)
         if self.training.world.is_first:
             write_table(table, HISTORY_CSV)
@@ -155,14 +153,14 @@ class Fit:
 
 
 def rank(line: dict[str, float], best_by: str) -> tuple[float, float]:
-    """Greater is better; the other figure decides between equals."""
+    """Sort key of an epoch: greater is better; the other metric breaks ties."""
     accuracy, loss = line["valid_accuracy"], -line["valid_loss"]
     return (loss, accuracy) if best_by == "loss" else (accuracy, loss)
 
 
 @contextmanager
 def out_of_memory_explained(train: Train, image_px: int) -> Iterator[None]:
-    """What a device says when its memory is full becomes one line with what to try."""
+    """Turns an out-of-memory error into a `UserError` with advice."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""One epoch of training: one code path for every device, loader and precision."""
+"""One epoch of training, with one code path for every device, loader and precision."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,30 +22,30 @@ from fieldguide.training.optim import lr_at, set_lr, update_average
 
 
 class Progress(NamedTuple):
-    """How far an epoch has come."""
+    """The progress within an epoch."""
 
     n_batches: int
-    sums: torch.Tensor  # float32 [batches of the epoch, 2]: of the cross-entropies, of the images that are right
+    sums: torch.Tensor  # float32 [batches of the epoch, 2]: sum of cross-entropies, number of right predictions
     losses: torch.Tensor  # float32 [batches of the epoch]
 
 
 class Stopped(Exception):
-    """An epoch that was asked to end early, after a step; `progress` lets it go on."""
+    """Raised when an epoch is stopped after a step; `progress` allows it to be resumed."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__(f"stopped after batch {progress.n_batches}")
         self.progress = progress
 
 
-PX_STEP = 16  # of the growing side: networks halve it four times or more
+PX_STEP = 16  # step of the growing input size: networks halve it four times or more
 
 
 @dataclass(frozen=True)
 class Training:
-    """A network with its optimiser, its images and its settings, ready for one epoch after the other.
+    """A network with its optimiser, images and settings.
 
     average: the moving average of the model's weights, or None; targets: int64 `[N]` on the model's device; train: as in
-    params.yaml, for one process; n processes together take n times its batch at n times its rates.
+    params.yaml, for one process; n processes together use n times the batch size and learning rate.
     """
 
     model: Classifier
@@ -61,7 +61,7 @@ class Training:
 
     @property
     def result(self) -> Classifier:
-        """The network that is validated and kept."""
+        """The network that is validated and saved."""
         return self.model if self.average is None else self.average
 
     @property
@@ -70,11 +70,11 @@ class Training:
 
     @property
     def batch_size(self) -> int:
-        """Images of a batch, of all processes together."""
+        """The global batch size."""
         return self.world.size * self.train.batch_size
 
     def lr(self, step: int) -> float:
-        """The head's rate at a step: n times the batch learns at n times the rate (Goyal et al. 2017, arXiv:1706.02677)."""
+        """The head's learning rate at a step, linear in the number of processes (Goyal et al. 2017, arXiv:1706.02677)."""
         return self.world.size * lr_at(step, self.steps_per_epoch, self.train)
 
     @cached_property
@@ -83,19 +83,19 @@ class Training:
 
     @cached_property
     def class_weights(self) -> torch.Tensor | None:
-        """For `class_weights: balanced` what makes all classes weigh the same, 1 on the mean image: float32 `[K]`."""
+        """For `class_weights: balanced`, weights inverse to the class frequency, 1 on average: float32 `[K]`."""
         if self.train.class_weights == "equal":
             return None
         counts = torch.bincount(self.targets, minlength=self.model.head.out_features)
         weights = len(self.targets) / (counts.clamp(min=1) * (counts > 0).sum())
-        return torch.where(counts > 0, weights, 1.0)  # a class without images has its share of smoothed labels
+        return torch.where(counts > 0, weights, 1.0)  # a class without images still has its share of smoothed labels
 
     def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], int] = lambda: 0) -> Score:
-        """Every image once (or every class equally often), in this epoch's order and with this epoch's changes.
+        """Trains on every image once (or on every class equally often); the score is that of the augmented images.
 
-        The score is that of the changed images. Nothing waits for the device before the end, and everything random is a
-        function of (seed, epoch, place in the epoch), so that an epoch that was `begun` goes on as if nothing had happened.
-        Raises `UserError` naming the first batch whose loss is not finite, and `Stopped` after a step once `stop()` is true.
+        The device is synchronised only at the end. All random numbers are a function of (seed, epoch, position in the epoch),
+        so that resuming from `begun` gives the same result. Raises `UserError` for the first batch whose loss is not finite,
+        and `Stopped` after a step if `stop()` is true.
         """
         train, n_images, device, world = self.train, len(self.source), self.device, self.world
         network = self._begin(frozen=epoch < train.head_epochs)
@@ -103,14 +103,14 @@ class Training:
         order = self._order(epoch)
         batches = self._cut(order)  # of all processes
         places = world.shares([len(batch) for batch in batches])  # of this one
-        chosen, lengths = [order[place] for place in places], [len(place) for place in places]
+        own, lengths = [order[place] for place in places], [len(place) for place in places]
         u = augment.draws(train.seed, epoch, n_images)[torch.cat(places)].to(device).split(lengths)
-        targets = self.targets[torch.cat(chosen).to(device)].split(lengths)
-        weights = self._weights(batches, chosen)
+        targets = self.targets[torch.cat(own).to(device)].split(lengths)
+        weights = self._weights(batches, own)
         mixes = epoch < train.epochs * self.augment.mix_until
         begun = begun or Progress(0, torch.zeros(len(batches), 2), torch.zeros(len(batches)))
         sums, losses = (part.to(device, copy=True) * world.is_first for part in (begun.sums, begun.losses))
-        for k, images in enumerate(self.source.batches(chosen[begun.n_batches :]), start=begun.n_batches):
+        for k, images in enumerate(self.source.batches(own[begun.n_batches :]), start=begun.n_batches):
             step, place = divmod(k, train.accumulate)
             step += epoch * self.steps_per_epoch
             seed_device(device, _seed_of(train.seed, epoch, k, *world.number))  # for dropout in the network
@@ -123,7 +123,7 @@ class Training:
             with world.accumulate(network, more=place + 1 < len(summed)):
                 losses[k], scores = self.learn(pixels, targets[k], partner, share, weight, network)
             sums[k] = scores
-            if device.type == "cpu" and world.size == 1:  # where looking costs nothing
+            if device.type == "cpu" and world.size == 1:  # needs no synchronisation
                 self._refuse_non_finite(losses[: k + 1], epoch)
             if place + 1 == len(summed):
                 self.update(step)
@@ -145,10 +145,11 @@ class Training:
         weight: float = 1.0,
         network: nn.Module | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds a batch's gradient, times `weight`; `share` of each image is of class `target`, the rest `partner`.
+        """Adds a batch's gradient, times `weight`; `share` of each image is of class `target`, the rest of class `partner`.
 
-        network: the model as it stands among other processes.
-        Returns the loss, and float32 `[2]`: the sum of cross-entropies without smoothing and weights, the number right.
+        network: the model as wrapped by `World.wrap`.
+        Returns the loss, and float32 `[2]`: the sum of cross-entropies without smoothing and weights, and the number of right
+        predictions.
         """
         with autocast(pixels.device, self.dtype):
             logits = (self.model if network is None else network)(pixels)
@@ -163,7 +164,7 @@ class Training:
             return loss.detach(), scores if share == 1 else share * scores + (1 - share) * _score(logits, partner)
 
     def update(self, step: int) -> None:
-        """One step of the optimiser with the gradients that were added."""
+        """One step of the optimiser with the accumulated gradients."""
         if self.train.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip_norm)
         set_lr(self.optimizer, self.lr(step))
@@ -173,22 +174,21 @@ class Training:
             update_average(self.average, self.model, self.train.ema, step)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights, their average, and what the optimiser remembers, under flat names."""
+        """Weights, their average and the optimiser's state, under flat names."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for number, remembered in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value for name, value in remembered.items() if torch.is_tensor(value)}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items() if torch.is_tensor(value)}
         return tensors
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Goes back to a `state`.
+        """Restores a `state`.
 
-        What the optimiser remembers of a weight gets the weight's order in memory, which a file does not keep: fused kernels
-        on a GPU refuse another one.
+        The optimiser's tensors get the memory format of their weights, which a file does not keep and fused GPU kernels need.
         """
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        remembered: dict[int, dict[str, torch.Tensor]] = {}
+        moments: dict[int, dict[str, torch.Tensor]] = {}
         networks: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}}
         for name, tensor in tensors.items():
             owner, rest = name.split(".", 1)
@@ -196,41 +196,41 @@ class Training:
                 number, key = rest.split(".")
                 like = parameters[int(number)]
                 placed = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-                remembered.setdefault(int(number), {})[key] = placed
+                moments.setdefault(int(number), {})[key] = placed
             else:
                 networks[owner][rest] = tensor
         self.model.load_state_dict(networks["model"])
         if self.average is not None:
             self.average.load_state_dict(networks["average"])
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": remembered, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
     def _begin(self, frozen: bool) -> nn.Module:
-        """The network in training mode; a frozen backbone neither learns nor gathers statistics for its norms."""
+        """The network in training mode; a frozen backbone keeps its weights and the statistics of its norms."""
         self.model.train()
         self.model.features.requires_grad_(not frozen)
         if frozen:
             self.model.features.eval()
         return self.world.wrap(self.model)
 
-    def _weights(self, batches: Sequence[torch.Tensor], chosen: Sequence[torch.Tensor]) -> list[float]:
-        """What the mean loss of this process's share counts in a batch's, times the processes, of which the mean is taken."""
+    def _weights(self, batches: Sequence[torch.Tensor], own: Sequence[torch.Tensor]) -> list[float]:
+        """Weight of the mean loss of this process's share in that of the batch, times the processes, which DDP averages."""
         if self.world.size == 1:
             return [1.0] * len(batches)
         ones = torch.ones(len(self.targets))
         weights = ones if self.class_weights is None else self.class_weights[self.targets].cpu()
         return [
-            self.world.size * float(weights[own].sum() / weights[batch].sum())
-            for own, batch in zip(chosen, batches, strict=True)
+            self.world.size * float(weights[share].sum() / weights[batch].sum())
+            for share, batch in zip(own, batches, strict=True)
         ]
 
     def _together(self, own: Progress, begun: Progress, weights: list[float]) -> Progress:
-        """The progress of all processes, which from here on have the first one's statistics in their norms."""
+        """The progress of all processes; also copies the statistics of norms from rank 0 to the others."""
         world = self.world
         if world.size == 1:
             return own
         counts = torch.tensor(weights, device=self.device) / world.size
-        counts[: begun.n_batches] = 1.0  # sums of all already, and in the first process alone
+        counts[: begun.n_batches] = 1.0  # these are sums over all processes, held by rank 0 only
         losses = world.sum(own.losses * counts)
         for network in (self.model, self.average):
             world.broadcast(network.buffers() if network is not None else [])
@@ -242,9 +242,9 @@ class Training:
         return augment.order(self.train.seed, epoch, len(self.source))
 
     def _cut(self, order: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Into batches; a last one of a single image joins the one before, as batch norm cannot learn from one value.
+        """Splits into batches; appends a last batch with less than two images per process to the one before it.
 
-        With more processes a last one that has less than two images for each of them.
+        Batch norm needs more than one value.
         """
         batches = list(order.split(self.batch_size))
         if len(batches) > 1 and len(batches[-1]) < 2 * self.world.size:
@@ -266,15 +266,15 @@ def _score(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _seed_of(*counters: int) -> int:
-    """One number for `torch.manual_seed`, well spread: torch's generator on the CPU takes its lower 32 bits only."""
+    """A well distributed seed for `torch.manual_seed`, of which torch's CPU generator uses only the lower 32 bits."""
     return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0])
 
 
 def image_px_at(epoch: int, train: Train, image_px: int) -> int:
-    """The side that the network sees in an epoch (from 0): from `size_start` to `size_end` of `image_px`, 16 pixels a step.
+    """The input size in an epoch (from 0): grows from `size_start` to `size_end` of `image_px`, in steps of 16 pixels.
 
-    Small pictures first cost less and regularise (Tan and Le 2021, arXiv:2104.00298). In use the side may be larger than
-    it ever was in training, as random crops show things larger than they are in use (Touvron et al. 2019, arXiv:1906.06423).
+    Small images at first cost less and regularise (Tan and Le 2021, arXiv:2104.00298). The size at inference may be larger
+    than in training, because random crops magnify objects in training (Touvron et al. 2019, arXiv:1906.06423).
     """
     n_growing = train.size_growth * (train.epochs - 1)
     reached = min(epoch / n_growing, 1.0) if n_growing else 1.0
@@ -283,9 +283,9 @@ def image_px_at(epoch: int, train: Train, image_px: int) -> int:
 
 
 def balanced_order(seed: int, epoch: int, targets: torch.Tensor) -> torch.Tensor:
-    """As many images as there are, each class as often as the others, rare ones repeated: int64 `[N]`, shuffled.
+    """N row numbers in which each class is equally frequent, with images of rare classes repeated: int64 `[N]`, shuffled.
 
-    targets: int64 `[N]` on the CPU. Which images of a large class have their turn changes with the epoch.
+    targets: int64 `[N]` on the CPU. Each epoch draws other images of the large classes.
     """
     random = np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, 4]))  # streams 0 to 3: `augment`
     present = [np.flatnonzero(targets.numpy() == k) for k in targets.unique().tolist()]

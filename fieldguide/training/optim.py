@@ -1,4 +1,4 @@
-"""Optimisers with their parameter groups, and the learning rate as a function of the step."""
+"""Optimisers with their parameter groups, and the learning rate schedule."""
 
 import math
 from functools import partial
@@ -12,13 +12,13 @@ from fieldguide.network.models import Classifier, block_numbers
 
 
 def make_optimizer(model: Classifier, train: Train) -> torch.optim.Optimizer:
-    """The optimiser that `train.optimizer` names, at the rate 0 until `set_lr`.
+    """The optimiser that `train.optimizer` names, with learning rate 0 until `set_lr`.
 
-    Biases and norms do not decay. A group's `share` is its rate as a share of the head's: `backbone_lr` for the
-    backbone's last block, and `layer_decay` times less for each block before it. Head and backbone never share a group:
-    a fused update wants all of a group to have learned before, or none. Muon (Jordan et al. 2024) takes the matrices and,
-    flattened, the convolutions; its step is scaled to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982), which
-    takes the rest.
+    Biases and norms have no weight decay. A group's `share` is its learning rate relative to the head's: `backbone_lr` for
+    the backbone's last block, and a further factor `layer_decay` for each block before it. Head and backbone are in separate
+    groups, because a fused update needs state for all weights of a group or for none. Muon (Jordan et al. 2024) updates
+    matrices and flattened convolutions, with the step size of AdamW (Liu et al. 2025, arXiv:2502.16982), which updates the
+    rest.
     """
     blocks = block_numbers(model)
     head = max(blocks.values())
@@ -31,7 +31,7 @@ def make_optimizer(model: Classifier, train: Train) -> torch.optim.Optimizer:
         {"params": parameters, "share": share, "weight_decay": train.weight_decay if decays else 0.0}
         for (share, decays, _), parameters in groups.items()
     ]
-    fused = model.head.weight.is_cuda  # on the CPU it gains nothing
+    fused = model.head.weight.is_cuda  # no gain on the CPU
     match train.optimizer:
         case "sgd":
             return torch.optim.SGD(settings, lr=0.0, momentum=train.momentum, nesterov=train.momentum > 0, fused=fused)
@@ -42,17 +42,17 @@ def make_optimizer(model: Classifier, train: Train) -> torch.optim.Optimizer:
         case "muon":
             from timm.optim import muon
 
-            # timm orthogonalises in bf16, which a CPU without bf16 instructions emulates: a step took ten times as long
+            # timm orthogonalises in bf16, which a CPU without bf16 instructions emulates: ten times slower
             dtype = torch.bfloat16 if computes_bf16(model.head.weight.device) else torch.float32
             muon.zeropower_via_newtonschulz = partial(muon.zeropower_via_newtonschulz, dtype=dtype)
             return muon.Muon(settings, lr=0.0, momentum=train.momentum, nesterov=True)
 
 
 def lr_at(step: int, steps_per_epoch: int, train: Train) -> float:
-    """The head's learning rate at a step, counted from 0 over the whole training.
+    """The head's learning rate at a step, counted from 0 over all epochs.
 
-    `head_lr` while the backbone is frozen. Then a rise from `lr_start` to the peak, a hold there, and `schedule` down to
-    `lr_end`; one_cycle rises along a cosine too (Smith and Topin 2017, arXiv:1708.07120).
+    `head_lr` while the backbone is frozen, then warm-up from `lr_start` to the peak, a hold, and `schedule` down to `lr_end`.
+    one_cycle also warms up along a cosine (Smith and Topin 2017, arXiv:1708.07120).
     """
     n_head = train.head_epochs * steps_per_epoch
     if step < n_head:
@@ -76,16 +76,16 @@ def lr_at(step: int, steps_per_epoch: int, train: Train) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The rate of every group for the next step, from the head's."""
+    """Sets the learning rate of every group from the head's."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["share"]
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Moves the average of the weights (and of norms' statistics) towards the weights after `step` (from 0).
+    """Updates the moving average of the weights (and of the norms' statistics) after `step` (from 0).
 
-    The decay begins low, so that the average forgets the first weights: min(decay, (1 + t) / (10 + t)) after t steps.
+    The decay is min(decay, (1 + t) / (10 + t)) after t steps, so that the average forgets the initial weights.
     """
     decay = min(decay, (2 + step) / (11 + step))
     kept, new = list(average.state_dict().values()), list(model.state_dict().values())

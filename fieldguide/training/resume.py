@@ -1,8 +1,8 @@
-"""The state of a training that has not ended: one that was killed goes on from it and ends in the same bytes.
+"""The saved state of an unfinished training: a killed training resumes from it and produces the same bytes.
 
-It lies at the project's root, outside the outputs, which DVC deletes before a stage runs, in a folder named after all that
-the result depends on: another learning rate, other data or other code never find it. Every file is written atomically and
-carries the SHA-256 of its content in its name.
+States are below the project folder, outside the outputs, which DVC deletes before a stage runs. The name of their folder is a
+hash of everything that the result depends on: another learning rate, data set or code has another folder. Every file is
+written atomically and has the SHA-256 of its content in its name.
 """
 
 import hashlib
@@ -28,41 +28,40 @@ from fieldguide.core.files import file_hash, write_bytes
 from fieldguide.core.paths import unfinished
 from fieldguide.network.loader import STOP_SIGNALS
 
-KEPT = 2  # states; the older one is for the case that the newest is damaged
+KEPT = 2  # states; the older one replaces a damaged newer one
 FACTS = "fieldguide"
 
 
 class State(NamedTuple):
-    """What a training needs to go on."""
+    """The tensors and facts from which a training resumes."""
 
     tensors: dict[str, torch.Tensor]
-    facts: dict[str, Any]  # as JSON holds it
+    facts: dict[str, Any]  # JSON
 
-    def packed(self) -> bytes:
-        """Both as the content of a file."""
+    def pack(self) -> bytes:
+        """The content of a file."""
         flat = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         return save(flat, metadata={FACTS: json.dumps(self.facts)})
 
     @classmethod
-    def unpacked(cls, content: bytes) -> "State":
-        """What was `packed`."""
+    def unpack(cls, content: bytes) -> "State":
         n_header = int.from_bytes(content[:8], "little")  # https://huggingface.co/docs/safetensors: size, then JSON
         return cls(load(content), json.loads(json.loads(content[8 : 8 + n_header])["__metadata__"][FACTS]))
 
 
 class States:
-    """The saved states of one training. A thread writes them while the training goes on."""
+    """The saved states of one training, written by a background thread."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
-        self._written: Future[None] | None = None  # the last one, when it is
-        self.kept = False  # though the training has ended
+        self._written: Future[None] | None = None  # of the last state
+        self.kept = False  # whether they are kept after the training has ended
 
     def save(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any], files: tuple[Path, ...] = ()) -> None:
-        """A new state, and copies of `files` that it rests on; older ones but for `KEPT` are removed afterwards.
+        """Saves a state with copies of the `files` that belong to it; keeps the last `KEPT` states.
 
-        All is copied before this returns and on the disk after `finish`. Raises what the state before it met.
+        Everything is copied before this returns, and on the disk after `finish`. Raises the error of the previous save.
         """
         self.finish()
         copied = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
@@ -70,7 +69,7 @@ class States:
         self._written = self._thread.submit(self._write, state, {file: file.read_bytes() for file in files})
 
     def finish(self) -> None:
-        """Waits until the last state is on the disk; raises what it met, once."""
+        """Waits until the last state is on the disk; raises its error, once."""
         if self._written is not None:
             wait([self._written])
             written, self._written = self._written, None
@@ -83,32 +82,33 @@ class States:
             copy = self._copy(copies[str(file)])
             if not copy.exists():
                 write_bytes(copy, content)
-        content = State(state.tensors, state.facts | {"files": copies}).packed()
+        content = State(state.tensors, state.facts | {"files": copies}).pack()
         number = 1 + max((_number(state) for state in self._all()), default=0)
         write_bytes(self.folder / f"state-{number:06d}-{hashlib.sha256(content).hexdigest()}.safetensors", content)
         self._prune()
 
     def require_space(self, n_bytes: int) -> None:
-        """Raises `UserError` unless the disk can take the states of a training, each of that size, before it has begun."""
+        """Raises `UserError` if the disk has no room for the states of a training, of `n_bytes` each."""
         free, needed = shutil.disk_usage(self.folder).free, (KEPT + 1) * n_bytes
         if free < needed:
             raise UserError(
-                f"{self.folder}: {free / 1e9:.1f} GB free, the training's state needs {needed / 1e9:.1f} GB; free space there"
+                f"{self.folder}: {free / 1e9:.1f} GB free, but the state of the training needs"
+                f" {needed / 1e9:.1f} GB; free disk space"
             )
 
     def load(self) -> State | None:
-        """The newest state that is whole, with its files put in their places; None where there is none."""
+        """The newest intact state, after restoring its files; None if there is none."""
         self.finish()
         for path in reversed(self._all()):
             state = self._read(path)
             if state is not None:
                 return state
-            print(f"warning: {path} is damaged; going on from the state before it", file=sys.stderr)
+            print(f"warning: {path} is damaged; resuming from the state before it", file=sys.stderr)
             path.unlink()
         return None
 
     def remove(self) -> None:
-        """Everything, once the training has ended; a state that cannot be written does not matter then."""
+        """Removes all states after the training has ended; ignores a state that could not be written."""
         self._thread.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -122,7 +122,7 @@ class States:
             return None
         for target, copy in copies.items():
             write_bytes(target, copy.read_bytes())
-        return State.unpacked(content)
+        return State.unpack(content)
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("state-*.safetensors"), key=_number)
@@ -133,7 +133,7 @@ class States:
     def _files_of(self, state: Path) -> Collection[str]:
         try:
             return _facts(state)["files"].values()
-        except SafetensorError:  # damaged: what it rested on is of no use
+        except SafetensorError:  # damaged
             return []
 
     def _prune(self) -> None:
@@ -147,14 +147,14 @@ class States:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int]]:
-    """A function that tells which of `STOP_SIGNALS` has come (0: none), so that a step can end and its state be saved.
+    """A function that returns the first of `STOP_SIGNALS` received (0: none), to stop after a step with a saved state.
 
-    A second SIGINT interrupts at once. SIGHUP stays ignored under nohup. Outside the main thread signals stay as they are.
+    A second SIGINT interrupts immediately. SIGHUP stays ignored under nohup. Does nothing outside the main thread.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def note(number: int, _: object) -> None:
-        came.append(number)
+        received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     if threading.current_thread() is not threading.main_thread():
@@ -163,7 +163,7 @@ def stop_signals() -> Iterator[Callable[[], int]]:
     ignored = {number for number in STOP_SIGNALS if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN}
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS if number not in ignored}
     try:
-        yield lambda: came[0] if came else 0
+        yield lambda: received[0] if received else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -171,10 +171,9 @@ def stop_signals() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def states_of(depends_on: dict[str, Any]) -> Iterator[States]:
-    """The states of the training that these values define (JSON), for one process at a time; removed after the block.
+    """The states of the training that these values define (JSON); removes them after the block.
 
-    They stay when the block is left by an error, or where they are `kept`. Raises `UserError` while another process is at work
-    on the same training.
+    Keeps them after an error, or if `kept` is set. Raises `UserError` while another process runs the same training.
     """
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
     folder = unfinished() / key
@@ -183,7 +182,7 @@ def states_of(depends_on: dict[str, Any]) -> Iterator[States]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"{folder}: another process is at work on this very training; wait for it, or end it first") from error
+        raise UserError(f"{folder}: another process is running this training; wait for it, or stop it first") from error
     try:
         states = States(folder)
         try:
@@ -194,7 +193,7 @@ def states_of(depends_on: dict[str, Any]) -> Iterator[States]:
             except (UserError, OSError) as error:
                 with suppress(OSError):  # the terminal is closed
                     print(f"warning: {error}", file=sys.stderr)
-            with suppress(OSError):  # of a training that has not come to its first state
+            with suppress(OSError):  # empty if there is no state yet
                 folder.rmdir()
             raise
         if not states.kept:
@@ -204,9 +203,9 @@ def states_of(depends_on: dict[str, Any]) -> Iterator[States]:
 
 
 def forget(run_key: str) -> None:
-    """Removes the states of the training that is tracked as this run, which is not to go on."""
+    """Removes the states of the training that is tracked as this run."""
     for state in unfinished().glob("*/state-*.safetensors"):
-        with suppress(FileNotFoundError, SafetensorError):  # of a training at work, which has a newer one; a damaged one
+        with suppress(FileNotFoundError, SafetensorError):  # removed by a running training; damaged
             if _facts(state)["run_key"] == run_key:
                 shutil.rmtree(state.parent)
 

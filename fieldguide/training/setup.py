@@ -1,4 +1,4 @@
-"""From params and manifest to a training that is ready to begin, and what it leaves behind when it has ended."""
+"""Set-up of a training from params and manifest, its saved states and its metrics."""
 
 import copy
 from collections.abc import Iterator
@@ -29,14 +29,14 @@ from fieldguide.training.loop import Training, image_px_at
 from fieldguide.training.optim import make_optimizer
 from fieldguide.training.resume import State, States, states_of
 
-VERSIONED = ("torch", "numpy", "pillow", "timm", "torchvision")  # libraries that a training's bytes depend on
+VERSIONED = ("torch", "numpy", "pillow", "timm", "torchvision")  # libraries on which the trained weights depend
 
 
 @contextmanager
 def training_setup(
     params: Params, classes: Classes, rows: dict[str, pd.DataFrame], raw: Path, world: World
 ) -> Iterator[tuple[Training, Valid]]:
-    """Images at hand, a network with the weights that it begins with, and its optimiser; `rows` of train and valid."""
+    """A training with open images, network and optimiser, and the validation split; `rows` are those of train and valid."""
     train, image_px = params.train, params.model.image_px
     if len(rows["train"]) < 2 * world.size:
         raise UserError(f"{len(rows['train'])} training images are too few for {world.size} devices; lower train.devices")
@@ -51,8 +51,8 @@ def training_setup(
     sizes = {image_px_at(epoch, train, image_px) for epoch in range(train.epochs)}
     if unfit := [px for px in sorted(sizes) if not runs_at(model, px)]:
         raise UserError(
-            f"params.yaml: train.size_start {train.size_start} and size_end {train.size_end} give {unfit[0]} px, at which"
-            f" {params.model.name} for {image_px} px does not run; set both to 1"
+            f"params.yaml: train.size_start {train.size_start} and size_end {train.size_end} give {unfit[0]} px, which"
+            f" {params.model.name} for {image_px} px does not support; set both to 1"
         )
     if train.sync_batch_norm and world.size > 1:
         distributed.synchronise_norms(model, device)
@@ -86,24 +86,24 @@ def training_setup(
 
 
 def compile_each_size(model: nn.Module, n_sizes: int) -> None:
-    """One graph for each shape, compiled when it is first seen, so that a resumed training computes with the same graphs.
+    """Compiles one static graph per shape on first use, so that a resumed training uses the same graphs.
 
-    Shapes that the compiler finds to change would give a graph for any of them, and the first none.
+    With dynamic shapes the graph would depend on the shapes seen before.
     """
-    n_batches, n_modes = 2, 4  # the last one is smaller; frozen or not, learning or not
+    n_batches, n_modes = 2, 4  # the last batch is smaller; frozen or not, training or evaluation
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, n_sizes * n_batches * n_modes)
     model.compile(dynamic=False)
 
 
 def open_states(params: Params, script: Path, world: World) -> AbstractContextManager[States | None]:
-    """The saved states of this training in the first process, nothing in the others; `script` is the stage's own file."""
+    """The saved states of this training on rank 0, None on the others; `script` is the file of the stage."""
     return states_of(state_key_inputs(params, script, world)) if world.is_first else nullcontext()
 
 
 def state_key_inputs(params: Params, script: Path, world: World) -> dict[str, Any]:
-    """All that a training's bytes depend on: a saved state is found again only where none of it has changed.
+    """Everything on which the trained weights depend; a saved state is used only if none of it has changed.
 
-    Of the code these are `script` and the files that it imports, directly or not.
+    Includes `script` and the project files that it imports, directly or indirectly.
     """
     device, root = pick_device(params.runtime.device), script.parents[1]
     sections = {name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "augment")}
@@ -118,15 +118,15 @@ def state_key_inputs(params: Params, script: Path, world: World) -> dict[str, An
 
 
 def shared_state(state: State | None, world: World) -> State | None:
-    """The state that the first process has found, in every process."""
+    """The state of rank 0, in every process."""
     if world.size == 1:
         return state
-    content = world.broadcast_bytes(state.packed() if state else b"")
-    return State.unpacked(content) if content else None
+    content = world.broadcast_bytes(state.pack() if state else b"")
+    return State.unpack(content) if content else None
 
 
 def train_metrics(history: pd.DataFrame, best: int, model: nn.Module) -> TrainMetrics:
-    """The content of metrics/train.json: both splits at the best epoch; train as trained, with its augmentation."""
+    """The content of metrics/train.json: both splits at the best epoch, train with augmentation."""
     line = history.iloc[best - 1]
     return TrainMetrics(
         epochs=len(history),

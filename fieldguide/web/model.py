@@ -37,7 +37,7 @@ def load_model(source: Path) -> Model:
         content = source.read_bytes()
         modified = datetime.fromtimestamp(source.stat().st_mtime, UTC).isoformat(timespec="seconds")
     except OSError as error:
-        raise UserError(f"{source}: {error.strerror}; make it with: dvc repro") from error
+        raise UserError(f"{source}: {error.strerror}; create it with: dvc repro") from error
     model = Model(OnnxClassifier(content, n_threads=1), hashlib.sha256(content).hexdigest(), modified)
     del content
     memory.give_back()

@@ -306,7 +306,7 @@ def test_nothing_of_an_upload_is_logged_or_left_on_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "gone.onnx"], "error: gone.onnx: No such file or directory; make it with: dvc repro"),
+        (["--model", "gone.onnx"], "error: gone.onnx: No such file or directory; create it with: dvc repro"),
         (["--host", "203.0.113.7"], "error: 203.0.113.7:0: cannot listen"),
     ],
 )

@@ -85,7 +85,7 @@ def test_auto_is_every_gpu_and_more_than_there_are_is_refused(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert n_devices(settings(devices="auto"), "auto") == 4
     assert n_devices(settings(devices=2), "cuda") == 2
-    with pytest.raises(UserError, match=r"^params.yaml: train.devices is 5, this machine has 4 of cuda; set it to auto$"):
+    with pytest.raises(UserError, match=r"^params.yaml: train.devices is 5, but this machine has 4 cuda; set it to auto$"):
         n_devices(settings(devices=5), "cuda")
 
 
@@ -225,7 +225,7 @@ def test_the_mean_of_gradients_is_the_same_in_the_first_step_and_later_ones(tmp_
 def test_a_process_that_is_killed_costs_nothing(tmp_path: Path, loader: str) -> None:
     """One kill in the quick lane; `python tests/support/kills.py --ranks 10` makes twenty."""
     kill_ranks_and_compare(tmp_path, n_runs=1, n_kills=1, seed=2, epochs="6", loader=loader)
-    assert "goes on after" in (tmp_path / "output.log").read_text()
+    assert "resuming after" in (tmp_path / "output.log").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_many_processes_told_to_end_go_on_in_the_same_bytes(tmp_path: Path) -> N
         == 1
     )
     log = (tmp_path / "output.log").read_text()
-    assert log.count("SIGTERM: stopped after epoch") == log.count("goes on after epoch") == 1
+    assert log.count("SIGTERM: stopped after epoch") == log.count("resuming after epoch") == 1
 
 
 LATE = """

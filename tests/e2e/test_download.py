@@ -279,7 +279,7 @@ def test_a_file_in_the_place_of_data_raw_is_one_line(make_project: MakeProject) 
             TINY_SAMPLE | {"data.sample.train_images": 200},
             r"data/raw/images\.zip: could not be written \(No space left on device\); .*",
         ),
-        (own_photos("photos"), r"data/raw: \d+\.\d{3} GB are needed, 0\.000 GB are free; free some space"),
+        (own_photos("photos"), r"data/raw: \d+\.\d{3} GB are needed, 0\.000 GB are free; free disk space"),
     ],
     ids=["sample", "folder"],
 )

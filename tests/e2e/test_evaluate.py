@@ -355,7 +355,7 @@ def test_two_classes_and_one_image_in_each_split(case: Case, tta: str) -> None:
 def test_an_image_that_was_changed_after_the_check_is_one_line_and_leaves_no_results(case: Case) -> None:
     case.write(SIZES, 4)
     case.table.loc[case.rows("valid")[5], "sha256"] = "0" * 64
-    with pytest.raises(UserError, match=r"\(valid/45\.jpg\): not the bytes that the split check saw"):
+    with pytest.raises(UserError, match=r"\(valid/45\.jpg\): changed since the split check"):
         case.run()
     assert not any(path.exists() for path in OUTPUTS)
 
@@ -363,7 +363,7 @@ def test_an_image_that_was_changed_after_the_check_is_one_line_and_leaves_no_res
 def test_without_images_to_calibrate_on_the_stage_says_so(case: Case) -> None:
     case.write(SIZES, 4)
     case.table.loc[case.rows("valid"), "use"] = False
-    with pytest.raises(UserError, match=r"^data/manifest.csv: no image in use in split valid; "):
+    with pytest.raises(UserError, match=r"^data/manifest.csv: split valid has no image in use; "):
         case.run()
 
 

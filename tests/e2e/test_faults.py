@@ -84,7 +84,7 @@ def test_out_of_memory_says_what_to_try_and_keeps_the_last_state(
     assert states(project)
     monkeypatch.setattr(Training, "learn", learn)
     train.main()
-    assert "goes on after epoch 1" in capsys.readouterr().out
+    assert "resuming after epoch 1" in capsys.readouterr().out
     assert project.hashes() == expected
 
 
@@ -118,7 +118,11 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(project: Project, m
 @pytest.mark.parametrize(
     ("where", "kilobytes", "told"),
     [
-        (".fieldguide/unfinished", 64, r"error: \S+: 0\.0 GB free, the training's state needs \S+ GB; free space there"),
+        (
+            ".fieldguide/unfinished",
+            64,
+            r"error: \S+: 0\.0 GB free, but the state of the training needs \S+ GB; free disk space",
+        ),
         ("models", 64, r"error: models/model.safetensors: could not be written \(No space left on device\); free space or"),
     ],
 )
@@ -156,7 +160,7 @@ def test_of_two_trainings_in_one_workspace_the_second_is_refused_and_the_first_u
     )
     if first.poll() is None or second.returncode:
         assert second.returncode == 1
-        assert "another process is at work on this very training; wait for it, or end it first" in second.stderr
+        assert "another process is running this training; wait for it, or stop it first" in second.stderr
     assert first.wait() == 0
     assert project.hashes() == expected
 
@@ -228,7 +232,7 @@ def test_experiments_in_temporary_folders_go_on_after_a_kill(repository: Path) -
         os.killpg(first.pid, signal.SIGKILL)
         kill_stage(repository)
         first.wait()
-    assert "goes on after epoch" in run(repository, *command).stdout
+    assert "resuming after epoch" in run(repository, *command).stdout
     digests = [model_md5(repository, "temporary")]
 
     for name in ("queued", "again"):
@@ -242,7 +246,7 @@ def test_experiments_in_temporary_folders_go_on_after_a_kill(repository: Path) -
             if "Running" not in status and "Queued" not in status:
                 break
             time.sleep(0.5)
-    assert "goes on after epoch" in run(repository, "dvc", "queue", "logs", "again").stdout
+    assert "resuming after epoch" in run(repository, "dvc", "queue", "logs", "again").stdout
     digests.append(model_md5(repository, "again"))
 
     undisturbed = []
@@ -250,6 +254,6 @@ def test_experiments_in_temporary_folders_go_on_after_a_kill(repository: Path) -
         params = repository / "params.yaml"
         params.write_text(re.sub(r"(?m)^(  compile: .*\n  seed: )\d+", rf"\g<1>{seed}", params.read_text()))
         output = run(repository, "dvc", "repro", "--force", "--single-item", "train").stdout
-        assert "goes on after" not in output
+        assert "resuming after" not in output
         undisturbed.append(model_md5(repository))
     assert digests == undisturbed

@@ -129,7 +129,7 @@ def test_any_flipped_bit_sends_back_to_the_state_before(root: Path, capsys: pyte
         damaged.write_bytes(content)
         assert states.load().facts["number"] == 2
         assert Path("model.bin").read_bytes() == b"\2" * 100
-        assert "is damaged; going on from the state before it" in capsys.readouterr().err
+        assert "is damaged; resuming from the state before it" in capsys.readouterr().err
 
 
 def test_with_all_states_damaged_it_begins_anew(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +149,7 @@ def test_a_half_written_state_is_never_seen(root: Path) -> None:
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_done(root: Path) -> None:
-    with pytest.raises(UserError, match=r"GB free, the training's state needs 3000000000000\.0 GB; free space there$"):
+    with pytest.raises(UserError, match=r"GB free, but the state of the training needs 3000000000000\.0 GB; free disk space$"):
         States(root).require_space(10**21)
     States(root).require_space(1000)
 
@@ -174,7 +174,7 @@ def test_a_second_process_on_the_same_training_is_refused() -> None:
         [sys.executable, "-c", hold], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process is at work on this very training"), states_of({"a": 1}):
+        with pytest.raises(UserError, match="another process is running this training"), states_of({"a": 1}):
             pass
         with states_of({"a": 2}):
             pass
@@ -227,7 +227,7 @@ def test_a_training_that_was_killed_goes_on_in_the_same_bytes(root: Path) -> Non
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert project.start("train").wait() == 0, (root / "output.log").read_text()
-    assert "goes on after epoch" in (root / "output.log").read_text()
+    assert "resuming after epoch" in (root / "output.log").read_text()
     assert project.hashes() == expected
 
 
@@ -238,7 +238,7 @@ def test_killed_trainings_end_in_the_bytes_of_an_undisturbed_one(root: Path, loa
     n_kills = {"resident": 6, "streaming": 3}[loader]
     signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
     assert kill_and_compare(root, n_kills, seed=1, signals=signals, loader=loader) >= 1
-    assert "goes on after" in (root / "output.log").read_text()
+    assert "resuming after" in (root / "output.log").read_text()
 
 
 @pytest.mark.slow
@@ -254,7 +254,7 @@ def test_a_training_told_to_end_says_so_and_a_changed_rate_begins_anew(root: Pat
     params = root / "params.yaml"
     params.write_text(params.read_text().replace("epochs: 200", "epochs: 2"))
     assert project.start("train").wait() == 0
-    assert "goes on after" not in (root / "output.log").read_text()
+    assert "resuming after" not in (root / "output.log").read_text()
     assert json.loads((root / "metrics" / "train.json").read_text())["epochs"] == 2
 
 
@@ -269,6 +269,6 @@ def test_a_training_told_to_end_after_its_last_step_is_there_for_the_next_start(
     assert process.wait() in (0, -signal.SIGTERM)
     assert list(unfinished().glob("*/state-*"))
     assert project.start("train").wait() == 0
-    assert "goes on after epoch 2\n" in (root / "output.log").read_text()
+    assert "resuming after epoch 2\n" in (root / "output.log").read_text()
     assert all((root / output).exists() for output in OUTPUTS)
     assert not any(unfinished().glob("*/*"))

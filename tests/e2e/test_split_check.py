@@ -140,7 +140,7 @@ def test_fail_stops_at_a_leak_and_names_both_places() -> None:
         checked(table(*WHOLE, ("train", "A", "x"), ("test", "B", "x")), policy(leaks="fail"))
     assert str(caught.value) == (
         "1 finding(s) of kind leak: train/A/6.jpg in train (same bytes as test test/B/7.jpg);"
-        " mend the data or set split_check.leaks"
+        " fix the data or set split_check.leaks"
     )
 
 
@@ -196,7 +196,7 @@ def test_fail_stops_at_a_conflict() -> None:
         checked(table(*WHOLE, *TWO_NAMES), policy(label_conflicts="fail"))
     assert str(caught.value) == (
         "2 finding(s) of kind label conflict: train/A/6.jpg in train (also under B); train/B/7.jpg;"
-        " mend the data or set split_check.label_conflicts"
+        " fix the data or set split_check.label_conflicts"
     )
 
 
@@ -224,7 +224,7 @@ def test_fail_stops_at_unreadable_images_and_names_the_first_ten() -> None:
     others = "".join(f"; test/A/{place}.jpg" for place in range(7, 16))
     assert str(caught.value) == (
         "12 finding(s) of kind unreadable: test/A/6.jpg in test (unreadable: cannot identify image file)"
-        f"{others} ... (all are in metrics/findings.csv); mend the data or set split_check.unreadable"
+        f"{others} ... (all are in metrics/findings.csv); fix the data or set split_check.unreadable"
     )
 
 
@@ -252,7 +252,7 @@ def test_fail_stops_at_a_missing_class() -> None:
     with pytest.raises(UserError) as caught:
         checked(table(*WHOLE, ("train", "C", "3"), ("test", "C", "4")), policy(missing_classes="fail"))
     assert str(caught.value) == (
-        "1 finding(s) of kind missing class: C in valid (no image in use); mend the data or set split_check.missing_classes"
+        "1 finding(s) of kind missing class: C in valid (no image in use); fix the data or set split_check.missing_classes"
     )
 
 
@@ -434,7 +434,7 @@ def test_the_command_writes_the_manifest_metrics_and_tables(make_project: MakePr
             {},
             {"train/A/2.jpg": b"no image"},
             r"1 finding\(s\) of kind unreadable: train/A/2\.jpg in train \(unreadable: cannot identify image file\);"
-            r" mend the data or set split_check\.unreadable",
+            r" fix the data or set split_check\.unreadable",
         ),
         ({"train.lr": -1}, {}, r"params\.yaml: train\.lr must be in \(0, 10\], got -1"),
     ],
@@ -464,7 +464,9 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(make_project: MakeProje
     (project / "metrics").mkdir()
     stage = 'cd "$1" && head -c 8192 /dev/zero > metrics/full; "$2" -m stages.split_check; code=$?; ls -A metrics; exit $code'
     done = on_a_tiny_disk(project / "metrics", ["sh", "-c", stage, "sh", str(project), sys.executable], kilobytes=8)
-    failed_in_one_line(done, r"metrics/classes\.csv: could not be written \(No space left on device\); free space or permit it")
+    failed_in_one_line(
+        done, r"metrics/classes\.csv: could not be written \(No space left on device\); free disk space or fix the permissions"
+    )
     assert done.stdout == "full\n"
 
 

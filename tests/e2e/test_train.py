@@ -137,7 +137,7 @@ def test_all_at_once_gives_the_same_bytes_resident_and_streaming(trained: Callab
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"name": "resnet5O"}, "model.name is resnet5O, which is no known network; did you mean resnet50"),
+        ({"name": "resnet5O"}, "model.name is resnet5O, which is not a known network; did you mean resnet50"),
         ({"weights": "gone.pth"}, "model.weights is gone.pth: .*gone.pth does not exist"),
         ({"weights": "imagenet"}, "model.weights is imagenet, but fieldnet has no published weights"),
         ({"head_epochs": "1"}, "train.head_epochs is 1, but model.weights is none"),

@@ -175,16 +175,16 @@ def main() -> None:
         if arguments.ranks:
             n_kills = arguments.kills or 2
             kill_ranks_and_compare(folder, arguments.ranks, n_kills, arguments.seed, loader=arguments.loader)
-            n_went_on = (folder / "output.log").read_text().count("goes on after")
+            n_went_on = (folder / "output.log").read_text().count("resuming after")
             print(f"{arguments.ranks} trainings by two processes, one killed {n_kills} times in each, all in the same bytes;")
-            print(f"{n_went_on} times a training went on from a saved state")
+            print(f"{n_went_on} times a training resumed from a saved state")
             return
         n_kills = arguments.kills or 200
         signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
         n_ended = kill_and_compare(folder, n_kills, arguments.seed, signals, loader=arguments.loader)
         log = (folder / "output.log").read_text()
         print(f"{n_kills} kills, {n_ended} trainings ended after them, all in the same bytes;")
-        print(f"{log.count('goes on after')} times a training went on from a saved state")
+        print(f"{log.count('resuming after')} times a training resumed from a saved state")
     finally:
         shutil.rmtree(folder)
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fieldguide.core.files import UNSEALED, sealed
+from fieldguide.core.files import UNSEALED, seal
 
 NAMES = ("RED", "GREEN", "BLUE", "DARK")
 WEIGHT = np.array([[6, 0, 0, -2], [0, 6, 0, -2], [0, 0, 6, -2]], np.float32)  # mean RGB in 0..1 to logits
@@ -61,7 +61,7 @@ def mean_colour_network(metadata: object = METADATA, n_outputs: int = len(NAMES)
 
 def save(folder: Path, model: onnx.ModelProto) -> Path:
     target = folder / "model.onnx"
-    target.write_bytes(sealed(model.SerializeToString()))
+    target.write_bytes(seal(model.SerializeToString()))
     return target
 
 

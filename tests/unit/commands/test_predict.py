@@ -262,7 +262,7 @@ def test_a_heat_map_that_the_network_cannot_give_is_refused(folder: Path) -> Non
     [
         (
             ["predict", "photos", "--model", "no.onnx"],
-            "no.onnx: No such file or directory; make it with: dvc repro export_onnx",
+            "no.onnx: No such file or directory; create it with: dvc repro export_onnx",
         ),
         (["predict", "models"], "models: holds no image (jpg, png, webp, bmp, gif, tiff); give another"),
         (["predict", "photos/broken.zip"], "photos/broken.zip: not a whole zip (File is not a zip file)"),

@@ -99,7 +99,7 @@ def test_a_figure_that_a_backend_lacks_has_no_key_and_a_library_stands_beside_th
 )
 def test_another_key_or_value_is_one_line_that_names_it(tmp_path: Path, change: dict[str, object], key: str) -> None:
     write_json(tmp_path / "receipt.json", RECEIPT | change)
-    with pytest.raises(UserError, match=rf"receipt\.json: {key}: .*; make it again: dvc repro"):
+    with pytest.raises(UserError, match=rf"receipt\.json: {key}: .*; recreate it with: dvc repro"):
         Receipt.read(tmp_path / "receipt.json")
 
 

@@ -90,7 +90,7 @@ def test_a_refusing_disk_is_one_line_and_leaves_the_old_file(
     monkeypatch.setattr(os, function, refuse)
     with pytest.raises(UserError) as caught:
         write_bytes(target, b"new")
-    assert str(caught.value) == f"{target}: could not be written ({text}); free space or permit it"
+    assert str(caught.value) == f"{target}: could not be written ({text}); free disk space or fix the permissions"
     assert contents(tmp_path) == {"a": b"old"}
 
 
@@ -104,7 +104,8 @@ def test_a_temporary_file_that_went_away_is_an_error(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"a file")
     with pytest.raises(
-        UserError, match=r"data/a: could not be written \((File exists|Not a directory)\); free space or permit it"
+        UserError,
+        match=r"data/a: could not be written \((File exists|Not a directory)\); free disk space or fix the permissions",
     ):
         write_bytes(tmp_path / "data" / "a", b"new")
     assert contents(tmp_path) == {"data": b"a file"}
@@ -112,7 +113,7 @@ def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_place_of_the_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with pytest.raises(UserError, match=r"a: could not be written \(Is a directory\); free space or permit it"):
+    with pytest.raises(UserError, match=r"a: could not be written \(Is a directory\); free disk space or fix the permissions"):
         write_bytes(tmp_path / "a", b"new")
     assert contents(tmp_path) == {}
 
@@ -141,7 +142,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None
     )
     done = on_a_tiny_disk(tmp_path, [sys.executable, "-c", code, str(tmp_path)])
     assert done.stderr == ""
-    assert done.stdout == ("DISK/a: could not be written (No space left on device); free space or permit it\n['a'] b'old'\n")
+    assert done.stdout == (
+        "DISK/a: could not be written (No space left on device); free disk space or fix the permissions\n['a'] b'old'\n"
+    )
 
 
 def test_json_is_indented_utf_8_in_the_order_given(tmp_path: Path) -> None:
@@ -166,7 +169,7 @@ def test_json_is_read_as_it_stands(tmp_path: Path) -> None:
 def test_a_missing_json_says_which_command_makes_it(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_json(tmp_path / "a.json")
-    assert str(caught.value) == f"{tmp_path}/a.json: No such file or directory; run the stage that makes it (dvc repro)"
+    assert str(caught.value) == f"{tmp_path}/a.json: No such file or directory; create it with: dvc repro"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +183,7 @@ def test_a_missing_json_says_which_command_makes_it(tmp_path: Path) -> None:
 )
 def test_a_damaged_json_says_where(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(UserError, match=rf"/a\.json: not valid JSON \({reason}\); make it again \(dvc repro -f\)$"):
+    with pytest.raises(UserError, match=rf"/a\.json: not valid JSON \({reason}\); recreate it with: dvc repro -f$"):
         read_json(tmp_path / "a.json")
 
 
@@ -201,5 +204,5 @@ def test_hashing_in_chunks_is_hashing_at_once(tmp_path: Path, n_bytes: int, algo
 
 def test_too_little_space_is_said_beforehand(tmp_path: Path) -> None:
     check_free_space(tmp_path, 1)
-    with pytest.raises(UserError, match=r": 1000000000\.000 GB are needed, [0-9.]+ GB are free; free some space$"):
+    with pytest.raises(UserError, match=r": 1000000000\.000 GB are needed, [0-9.]+ GB are free; free disk space$"):
         check_free_space(tmp_path, 10**18)

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from fieldguide.core import images
-from fieldguide.core.images import MAX_PIXELS, ImageFacts, UnreadableImage, captioned, decode, read_encoded, resized
+from fieldguide.core.images import MAX_PIXELS, ImageFacts, UnreadableImage, add_caption, decode, read_encoded, resize
 from support import ROOT
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
@@ -325,7 +325,7 @@ def test_inspection_gives_a_jpeg_at_a_scale_that_is_large_enough(
 def test_pixels_are_resized_as_decoding_does() -> None:
     for width, height in ((64, 32), (33, 97), (24, 24)):
         image = smooth(width, height)
-        np.testing.assert_array_equal(resized(np.asarray(image), 24), decode(encoded(image, "PNG"), 24))
+        np.testing.assert_array_equal(resize(np.asarray(image), 24), decode(encoded(image, "PNG"), 24))
 
 
 def claiming(width: int, height: int) -> bytes:
@@ -462,7 +462,7 @@ def test_decoding_needs_pillow_and_numpy_only() -> None:
 @pytest.mark.parametrize("shape", [(60, 90), (300, 200), (10, 10)])
 def test_a_caption_stands_below_the_photograph_which_keeps_its_shape(shape: tuple[int, int]) -> None:
     grey = np.full((*shape, 3), 128, np.uint8)
-    empty, short, two = (captioned(grey, lines, 100) for lines in (["", ""], ["iris"], ["iris", "a much longer second line"]))
+    empty, short, two = (add_caption(grey, lines, 100) for lines in (["", ""], ["iris"], ["iris", "a much longer second line"]))
     height, width = (round(side * min(1, 100 / max(shape))) for side in shape)
     left = (short.shape[1] - width) // 2
     assert (short[:height, left : left + width] == 128).all()

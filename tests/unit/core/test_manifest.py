@@ -127,15 +127,15 @@ def test_no_rows_are_still_a_manifest(tmp_path: Path) -> None:
 def test_a_missing_manifest_says_which_command_makes_it(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_manifest(tmp_path / "manifest.csv")
-    assert str(caught.value) == (f"{tmp_path}/manifest.csv: No such file or directory; make it with: dvc repro split_check")
+    assert str(caught.value) == (f"{tmp_path}/manifest.csv: No such file or directory; create it with: dvc repro split_check")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda text: "", "not a manifest \\(No columns to parse from file\\)"),
-        (lambda text: text.replace(",use,", ",used,"), "columns \\[.*'used'.*\\] are not a manifest's"),
-        (lambda text: text.replace("split,label", "label,split"), "not a manifest|columns .* are not a manifest's"),
+        (lambda text: text.replace(",use,", ",used,"), "unexpected columns \\[.*'used'.*\\]"),
+        (lambda text: text.replace("split,label", "label,split"), "not a manifest|unexpected columns"),
         (lambda text: text.replace(",41,", ",x,"), "not a manifest \\(.*\\)"),
         (lambda text: text.replace(",41,", ",,"), "not a manifest \\(.*\\)"),
         (lambda text: text.replace(",True,", ",maybe,"), "not a manifest \\(.*\\)"),
@@ -181,7 +181,7 @@ def test_classes_are_in_the_order_of_their_numbers_with_gaps_kept() -> None:
 @pytest.mark.parametrize("changes", [{"label": 3}, {"label": 9}, {"class_name": "Other"}])
 def test_a_class_that_the_network_does_not_have_is_refused(changes: dict[str, Any]) -> None:
     classes = classes_of(table(row(label=2, class_name="A"), row(label=7, class_name="A")))
-    with pytest.raises(UserError, match=r"^data/manifest\.csv: class \d, \w+, is none of the 2 that the network was trained"):
+    with pytest.raises(UserError, match=r"^data/manifest\.csv: class \d, \w+, is not among the 2 classes of the network"):
         classes.targets(table(row(label=2, class_name="A"), row(**{"label": 7, "class_name": "A"} | changes)))
 
 
@@ -205,7 +205,7 @@ def test_rows_of_a_split_are_those_in_use_in_their_order() -> None:
 
 @pytest.mark.parametrize("split", ["valid", "test", "unlabelled"])
 def test_a_split_without_rows_in_use_is_one_line(split: str) -> None:
-    said = f"^data/manifest.csv: no image in use in split {split}; see reason there and metrics/findings.csv$"
+    said = f"^data/manifest.csv: split {split} has no image in use; see the column reason, and metrics/findings.csv$"
     with pytest.raises(UserError, match=said):
         rows_of(table(row(), row(split="test", use=False)), split)
 

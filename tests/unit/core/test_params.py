@@ -97,15 +97,15 @@ def test_a_number_is_read_as_dvc_reads_it(written: Callable[[str], Path], value:
         ("train.lr", "null", "train.lr must be in (0, 10], got None"),
         ("train.lr", "[0.1]", "train.lr must be in (0, 10], got [0.1]"),
         ("train.momentum", "1", "train.momentum must be in [0, 1), got 1"),
-        ("train.epochs", "0", "train.epochs must be a whole number in [1, 10000], got 0"),
-        ("train.epochs", "12.0", "train.epochs must be a whole number in [1, 10000], got 12.0"),
-        ("train.epochs", "yes", "train.epochs must be a whole number in [1, 10000], got True"),
+        ("train.epochs", "0", "train.epochs must be an integer in [1, 10000], got 0"),
+        ("train.epochs", "12.0", "train.epochs must be an integer in [1, 10000], got 12.0"),
+        ("train.epochs", "yes", "train.epochs must be an integer in [1, 10000], got True"),
         ("train.loader", "disk", "train.loader must be one of auto, resident, streaming, got 'disk'"),
         ("train.memory_share", "0", "train.memory_share must be in (0, 1], got 0"),
-        ("train.decode_px", "15", "train.decode_px must be a whole number in [16, 1024], got 15"),
+        ("train.decode_px", "15", "train.decode_px must be an integer in [16, 1024], got 15"),
         ("train.size_start", "1.5", "train.size_start must be in [0.1, 1], got 1.5"),
         ("train.size_growth", "1.1", "train.size_growth must be in [0, 1], got 1.1"),
-        ("train.accumulate", "0", "train.accumulate must be a whole number in [1, 1024], got 0"),
+        ("train.accumulate", "0", "train.accumulate must be an integer in [1, 1024], got 0"),
         ("train.optimizer", "lion", "train.optimizer must be one of sgd, adam, adamw, muon, got 'lion'"),
         ("train.schedule", "step", "train.schedule must be one of constant, cosine, one_cycle, exponential, got 'step'"),
         ("train.hold", "-0.1", "train.hold must be in [0, 1], got -0.1"),
@@ -113,7 +113,7 @@ def test_a_number_is_read_as_dvc_reads_it(written: Callable[[str], Path], value:
         ("train.lr_end", "2", "train.lr_end must be in [0, 1], got 2"),
         ("train.lr_decay", "0", "train.lr_decay must be in (0, 1], got 0"),
         ("train.lr_decay", "1.1", "train.lr_decay must be in (0, 1], got 1.1"),
-        ("train.head_epochs", "-1", "train.head_epochs must be a whole number in [0, 10000], got -1"),
+        ("train.head_epochs", "-1", "train.head_epochs must be an integer in [0, 10000], got -1"),
         ("train.head_lr", "0", "train.head_lr must be in (0, 10], got 0"),
         ("train.backbone_lr", "1.1", "train.backbone_lr must be in [0, 1], got 1.1"),
         ("train.layer_decay", "0", "train.layer_decay must be in (0, 1], got 0"),
@@ -139,21 +139,21 @@ def test_a_number_is_read_as_dvc_reads_it(written: Callable[[str], Path], value:
         ("model.weights", "3", "model.weights must be text in quotes, got 3"),
         ("model.name", "timm/", "model.name must be text in quotes, got 'timm/'"),
         ("model.name", "hub/resnet18", "model.name must be text in quotes, got 'hub/resnet18'"),
-        ("model.image_px", "15", "model.image_px must be a whole number in [16, 1024], got 15"),
-        ("model.image_px", "1025", "model.image_px must be a whole number in [16, 1024], got 1025"),
-        ("data.sample.train_images", "0", "data.sample.train_images must be a whole number in [1, 1000000], got 0"),
-        ("train.seed", "-1", "train.seed must be a whole number in [0, 2147483647], got -1"),
-        ("train.seed", "2147483648", "train.seed must be a whole number in [0, 2147483647], got 2147483648"),
+        ("model.image_px", "15", "model.image_px must be an integer in [16, 1024], got 15"),
+        ("model.image_px", "1025", "model.image_px must be an integer in [16, 1024], got 1025"),
+        ("data.sample.train_images", "0", "data.sample.train_images must be an integer in [1, 1000000], got 0"),
+        ("train.seed", "-1", "train.seed must be an integer in [0, 2147483647], got -1"),
+        ("train.seed", "2147483648", "train.seed must be an integer in [0, 2147483647], got 2147483648"),
         ("train.best_by", "top5", "train.best_by must be one of accuracy, loss, got 'top5'"),
         ("split_check.leaks", "ignore", "split_check.leaks must be one of report, drop, fail, got 'ignore'"),
         ("data.path", "12", "data.path must be text in quotes, got 12"),
         ("data.path", "null", "data.path must be text in quotes, got None"),
-        ("runtime.workers", "0", "runtime.workers must be a whole number in [1, 256] or auto, got 0"),
-        ("runtime.workers", "many", "runtime.workers must be a whole number in [1, 256] or auto, got 'many'"),
-        ("benchmark.batch_sizes", "[]", "benchmark.batch_sizes must be a list, each a whole number in [1, 65536], got []"),
-        ("benchmark.batch_sizes", "[1, 0]", "benchmark.batch_sizes must be a list, each a whole number in [1, 65536], got 0"),
-        ("benchmark.batch_sizes", "8", "benchmark.batch_sizes must be a list, each a whole number in [1, 65536], got 8"),
-        ("benchmark.batch_sizes", '["8"]', "benchmark.batch_sizes must be a list, each a whole number in [1, 65536], got '8'"),
+        ("runtime.workers", "0", "runtime.workers must be an integer in [1, 256] or auto, got 0"),
+        ("runtime.workers", "many", "runtime.workers must be an integer in [1, 256] or auto, got 'many'"),
+        ("benchmark.batch_sizes", "[]", "benchmark.batch_sizes must be a list, each an integer in [1, 65536], got []"),
+        ("benchmark.batch_sizes", "[1, 0]", "benchmark.batch_sizes must be a list, each an integer in [1, 65536], got 0"),
+        ("benchmark.batch_sizes", "8", "benchmark.batch_sizes must be a list, each an integer in [1, 65536], got 8"),
+        ("benchmark.batch_sizes", '["8"]', "benchmark.batch_sizes must be a list, each an integer in [1, 65536], got '8'"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_its_range(
@@ -200,20 +200,20 @@ def test_the_ends_of_a_range_are_taken(written: Callable[[str], Path], key: str,
     [
         (
             {"train.head_epochs": "2"},
-            "train.head_epochs is 2, but model.weights is none; set weights to warm a head up on",
+            "train.head_epochs is 2, but model.weights is none; set weights, or set head_epochs to 0",
         ),
         (
             {"model.weights": "imagenet", "train.head_epochs": "5", "train.epochs": "5"},
-            "train.head_epochs is 5 of train.epochs 5; leave epochs for the backbone",
+            "train.head_epochs (5) must be less than train.epochs (5)",
         ),
         (
             {"train.warmup": "0.6", "train.hold": "0.5"},
-            "train.warmup and train.hold are 0.6 and 0.5 of the steps; together at most 1",
+            "train.warmup (0.6) plus train.hold (0.5) must be at most 1",
         ),
         (
             {"train.optimizer": "adam", "train.weight_decay": "1.0"},
-            "train.weight_decay is 1.0, too much for adam, which adds it to the gradient; set 0 to 0.1"
-            " (0.0005 is usual), and a train.lr that suits the optimizer",
+            "train.weight_decay must be in [0, 0.1] with train.optimizer adam, which adds it to the gradient,"
+            " got 1.0; 0.0005 is usual, and adapt train.lr to the optimizer",
         ),
     ],
 )
@@ -243,20 +243,20 @@ def test_keys_that_just_agree_are_taken(written: Callable[[str], Path], changes:
 
 def test_an_unknown_key_is_named_with_those_that_are_known(written: Callable[[str], Path]) -> None:
     assert message(changed("model.name", "cnn\n  depth: 4"), written) == (
-        "params.yaml: model.depth is not a known key; known here: "
+        "params.yaml: model.depth is not a known key; known keys: "
         + ", ".join(Params.model_fields["model"].annotation.model_fields)
     )
     assert message(TEXT + "modle:\n  name: cnn\n", written) == (
-        "params.yaml: modle is not a known key; known here: " + ", ".join(Params.model_fields)
+        "params.yaml: modle is not a known key; known keys: " + ", ".join(Params.model_fields)
     )
 
 
 @pytest.mark.parametrize("key", ["1", "true", "null", "1.5", "2024-01-01"])
 def test_a_key_that_is_no_text_is_named(written: Callable[[str], Path], key: str) -> None:
     known = ", ".join(Params.model_fields)
-    assert re.fullmatch(rf"params\.yaml: .+ is not a known key; known here: {known}", message(f"{TEXT}{key}: 2\n", written))
+    assert re.fullmatch(rf"params\.yaml: .+ is not a known key; known keys: {known}", message(f"{TEXT}{key}: 2\n", written))
     nested = message(changed("model.name", f"cnn\n  {key}: 4"), written)
-    assert re.fullmatch(r"params\.yaml: model\..+ is not a known key; known here: name, weights, image_px", nested)
+    assert re.fullmatch(r"params\.yaml: model\..+ is not a known key; known keys: name, weights, image_px", nested)
 
 
 @pytest.mark.parametrize("key", ["? [a, b]\n", "? {a: b}\n", "{a: b}"])
@@ -279,11 +279,11 @@ def test_further_faults_are_counted(written: Callable[[str], Path]) -> None:
 def test_a_key_given_twice_is_refused_with_its_line(written: Callable[[str], Path]) -> None:
     n_lines = TEXT.count("\n")
     assert message(TEXT + "model:\n  name: cnn\n", written) == (
-        f"params.yaml, line {n_lines + 1}: key 'model' stands here a second time; correct the file"
+        f"params.yaml, line {n_lines + 1}: duplicate key 'model'; correct the file"
     )
     text = changed("train.lr", "0.1\n  lr: 0.2")
     line = text.splitlines().index(next(line for line in text.splitlines() if line.startswith("  lr: 0.2"))) + 1
-    assert message(text, written) == f"params.yaml, line {line}: key 'lr' stands here a second time; correct the file"
+    assert message(text, written) == f"params.yaml, line {line}: duplicate key 'lr'; correct the file"
 
 
 @pytest.mark.parametrize(
@@ -309,8 +309,8 @@ def test_a_section_without_keys_is_one_line(written: Callable[[str], Path], valu
             b"a: !!python/object:os.system x\n",
             r", line 1: could not determine a constructor for the tag '.*'; correct the file",
         ),
-        (b"# caf\xe9\n", r": not readable as YAML \('utf-8' codec can't decode byte 0xe9 .*\); correct the file"),
-        (b"a: \x00\n", r": not readable as YAML \(unacceptable character #x0000: .*\); correct the file"),
+        (b"# caf\xe9\n", r": not valid YAML \('utf-8' codec can't decode byte 0xe9 .*\); correct the file"),
+        (b"a: \x00\n", r": not valid YAML \(unacceptable character #x0000: .*\); correct the file"),
         (b"a: 2024-02-30\n", r".*day is out of range for month.*; correct the file"),  # a date to YAML
     ],
 )
@@ -327,7 +327,7 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         read_params()
-    assert str(caught.value) == ("params.yaml: No such file or directory; run from the project's folder or restore the file")
+    assert str(caught.value) == ("params.yaml: No such file or directory; run in the project folder or restore the file")
 
 
 def test_params_cannot_be_changed_once_read() -> None:

@@ -260,7 +260,7 @@ def test_every_changed_byte_is_found(tmp_path: Path) -> None:
     content = file.read_bytes()
     for place in range(len(content)):
         file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        with pytest.raises(UserError, match=r"make it with: dvc repro -f evaluate$"):
+        with pytest.raises(UserError, match=r"create it with: dvc repro -f evaluate$"):
             load_calibration(file)
 
 
@@ -281,5 +281,5 @@ def unsealed(file: Path) -> None:
 def test_what_is_no_calibration_is_refused(tmp_path: Path, write: Callable[[Path], None], reason: str) -> None:
     file = tmp_path / "calibration"
     write(file)
-    with pytest.raises(UserError, match=rf"^{file}: {reason}.*; make it with: dvc repro -f evaluate$"):
+    with pytest.raises(UserError, match=rf"^{file}: {reason}.*; create it with: dvc repro -f evaluate$"):
         load_calibration(file)

@@ -23,7 +23,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.files import UNSEALED, sealed
+from fieldguide.core.files import UNSEALED, seal
 from fieldguide.core.params import Model
 from fieldguide.network.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, weights_file
 from fieldguide.network.models import NETWORKS, Classifier, build
@@ -63,7 +63,7 @@ def foreign(target: Path, header: object, tensors: dict[str, torch.Tensor] | Non
         header = header | {"seal": UNSEALED}
     text = header if isinstance(header, str) else json.dumps(header)
     weights = network().state_dict() if tensors is None else tensors
-    target.write_bytes(sealed(save(weights, metadata={"fieldguide": text})))
+    target.write_bytes(seal(save(weights, metadata={"fieldguide": text})))
     return target
 
 
@@ -129,7 +129,7 @@ def test_saving_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -
 
 def test_a_missing_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
     gone = tmp_path / "gone.safetensors"
-    with pytest.raises(UserError, match=f"^{re.escape(str(gone))} does not exist; make it with: dvc repro train$"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(gone))} does not exist; create it with: dvc repro train$"):
         load_checkpoint(gone)
 
 
@@ -145,7 +145,7 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
     target = tmp_path / "model.safetensors"
     target.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"model\.safetensors: not a checkpoint of fieldguide \(.+\); make it with: dvc repro -f train$"
+        UserError, match=r"model\.safetensors: not a checkpoint of fieldguide \(.+\); create it with: dvc repro -f train$"
     ):
         load_checkpoint(target)
 
@@ -156,7 +156,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     save_checkpoint(target, network(), FACTS)
     content = target.read_bytes()
     target.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(UserError, match=r"not a checkpoint of fieldguide|its bytes are not those that were written"):
+    with pytest.raises(UserError, match=r"not a checkpoint of fieldguide|damaged, its checksum does not match"):
         load_checkpoint(target)
 
 
@@ -204,7 +204,7 @@ def test_a_header_that_is_not_fieldguides_is_refused(tmp_path: Path, header: obj
 def test_an_unknown_network_is_refused_with_close_ones(tmp_path: Path) -> None:
     target = foreign(tmp_path / "model.safetensors", {**HEADER, "model": "resnet"})
     with pytest.raises(
-        UserError, match=r"model\.safetensors: network is resnet, which is no known network; did you mean .*resnet34.*\?$"
+        UserError, match=r"model\.safetensors: network is resnet, which is not a known network; did you mean .*resnet34.*\?$"
     ):
         load_checkpoint(target)
 
@@ -222,7 +222,7 @@ def test_an_unknown_network_is_refused_with_close_ones(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     target = foreign(tmp_path / "model.safetensors", HEADER, tensors)
     with pytest.raises(
-        UserError, match=r"model\.safetensors: weights do not fit cnn .*(?s:.+)make it with: dvc repro -f train$"
+        UserError, match=r"model\.safetensors: weights do not fit cnn .*(?s:.+)create it with: dvc repro -f train$"
     ):
         load_checkpoint(target)
 
@@ -456,22 +456,24 @@ def refusal(name: str, weights: object, image_px: int = 32) -> str:
 def test_without_a_connection_the_line_names_torchvisions_file_and_its_place(tmp_path: Path, offline: None) -> None:
     file = "resnet18-f37072fd.pth"
     assert refusal("resnet18", "imagenet") == (
-        f"params.yaml: model.weights is imagenet, but https://download.pytorch.org/models/{file} could not be had "
-        f"(<urlopen error no network here>); put the whole file at {tmp_path}/torch/hub/checkpoints/{file}, "
-        "or its path into model.weights"
+        f"params.yaml: model.weights is imagenet, but https://download.pytorch.org/models/{file} could not be downloaded "
+        f"(<urlopen error no network here>); save the file as {tmp_path}/torch/hub/checkpoints/{file}, "
+        "or set model.weights to its path"
     )
 
 
 def test_without_a_connection_the_line_names_timms_file(offline: None) -> None:
     line = refusal("timm/resnet10t", "imagenet")
     start = "params.yaml: model.weights is imagenet, but https://huggingface.co/timm/resnet10t.c3_in1k/model.safetensors could"
-    assert line.startswith(f"{start} not be had (")
-    assert line.endswith("); get the file elsewhere and put its path into model.weights")
+    assert line.startswith(f"{start} not be downloaded (")
+    assert line.endswith("); download it elsewhere and set model.weights to its path")
 
 
 def test_a_damaged_file_in_torchs_cache_is_named(tmp_path: Path, offline: None) -> None:
     cached(tmp_path, "resnet18", official("resnet18")).write_bytes(b"half a file")
-    assert "could not be had (damaged, or more than tensors); put the whole file at" in refusal("resnet18", "imagenet")
+    assert "could not be downloaded (damaged, or contains more than tensors); save the file as" in refusal(
+        "resnet18", "imagenet"
+    )
 
 
 @pytest.mark.parametrize("name", ["cnn", "fieldnet", "timm/resnetblur18"])
@@ -486,10 +488,10 @@ def test_networks_without_published_weights_say_so(offline: None, name: str) -> 
     [
         (
             "resnet34",
-            r"\d+ tensors are too many where the backbone has 120, first layer1\.2\.conv1\.weight; set model\.name to .*",
+            r"\d+ tensors are unexpected, first layer1\.2\.conv1\.weight \(the backbone has 120\); set model\.name to .*",
         ),
         ("resnet50", r"\d+ of 120 tensors, first size mismatch for layer1\.0\.conv1\.weight: .*"),
-        ("squeezenet1_1", r"\d+ tensors are missing where the backbone has 120, first conv1\.weight; set model\.name to .*"),
+        ("squeezenet1_1", r"\d+ tensors are missing, first conv1\.weight \(the backbone has 120\); set model\.name to .*"),
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path: Path, theirs: str, fault: str) -> None:
@@ -505,19 +507,17 @@ def test_a_backbone_that_a_file_fills_in_part_is_refused(tmp_path: Path) -> None
     state = official("resnet18").state_dict()
     del state["layer4.1.bn2.bias"]
     torch.save(state, tmp_path / "part.pth")
-    assert "1 tensors are missing where the backbone has 120, first layer4.1.bn2.bias" in refusal(
-        "resnet18", tmp_path / "part.pth"
-    )
+    assert "1 tensors are missing, first layer4.1.bn2.bias" in refusal("resnet18", tmp_path / "part.pth")
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "is not readable as weights"),
-        (b"text", r"is not readable as weights \(damaged, or more than tensors\); give a state dict"),
-        (Path("a path"), r"is not readable as weights \(damaged, or more than tensors\); give a state dict"),
-        (torch.zeros(3), "holds no tensors by name; give a state dict"),
-        ({"epoch": 3}, "holds no tensors by name; give a state dict"),
+        (b"", "cannot be read as weights"),
+        (b"text", r"cannot be read as weights \(damaged, or contains more than tensors\); use a state dict"),
+        (Path("a path"), r"cannot be read as weights \(damaged, or contains more than tensors\); use a state dict"),
+        (torch.zeros(3), "contains no named tensors; use a state dict"),
+        ({"epoch": 3}, "contains no named tensors; use a state dict"),
     ],
     ids=["empty", "text", "code", "one tensor", "no tensors"],
 )
@@ -538,7 +538,7 @@ def test_training_never_begins_with_weights_of_a_damaged_checkpoint(tmp_path: Pa
     content[-5] ^= 1
     source.write_bytes(content)
     assert refusal("cnn", source) == (
-        f"params.yaml: model.weights is {source}: the bytes of {source} are not those that were written; copy or make it again"
+        f"params.yaml: model.weights is {source}: {source} is damaged, its checksum does not match; copy it again"
     )
 
 
@@ -556,13 +556,13 @@ def test_the_trainings_own_output_that_dvc_has_removed_is_told_apart(tmp_path: P
     monkeypatch.chdir(tmp_path)
     said = refusal("cnn", tmp_path / "models" / "model.safetensors")
     assert said.endswith(
-        ", which this stage replaces; bring it back (dvc checkout --force models/model.safetensors) and give a copy of it"
+        ", which is the output of this stage; restore it (dvc checkout --force models/model.safetensors) and use a copy"
     )
 
 
 def test_what_is_no_safetensors_file_or_is_not_there_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "weights.safetensors"
-    assert refusal("cnn", source).endswith(f"{source} does not exist; give none, imagenet or the path of a file")
+    assert refusal("cnn", source).endswith(f"{source} does not exist; use none, imagenet or the path of a file")
     source.write_bytes(b"text that is longer than a header's length")
-    assert "is not readable as weights (" in refusal("cnn", source)
-    assert "is not readable as weights (" in refusal("cnn", tmp_path)
+    assert "cannot be read as weights (" in refusal("cnn", source)
+    assert "cannot be read as weights (" in refusal("cnn", tmp_path)

@@ -89,7 +89,7 @@ def test_the_first_unreadable_image_is_named(tmp_path: Path, make_jpeg: Callable
     good = make_jpeg(0)
     rows = write_shard(tmp_path, [good, good[: len(good) // 2], good, b"no image at all"])
     where = f"{tmp_path / SHARD} at byte {rows['offset'][1]} (train/A/1.jpg): "
-    expected = f"^{re.escape(where)}.+; check the data again with: dvc repro -f split_check$"
+    expected = f"^{re.escape(where)}.+; check the data with: dvc repro -f split_check$"
     with pytest.raises(UserError, match=expected):
         decode_all(rows, tmp_path, 16, n_workers)
 
@@ -102,7 +102,7 @@ def test_a_row_beyond_the_end_of_its_file_is_named(tmp_path: Path, make_jpeg: Ca
 
 def test_a_missing_file_is_named(tmp_path: Path, make_jpeg: Callable[..., bytes]) -> None:
     rows = write_shard(tmp_path, [make_jpeg(0)]).assign(file="gone.zip")
-    with pytest.raises(UserError, match=r"gone\.zip: No such file or directory; bring the data back with: dvc repro download"):
+    with pytest.raises(UserError, match=r"gone\.zip: No such file or directory; restore the data with: dvc repro download"):
         decode_all(rows, tmp_path, 16, 1)
 
 
@@ -235,7 +235,7 @@ def test_a_worker_that_is_killed_is_an_error_of_one_line_and_closing_ends_the_ot
     workers = {process.pid for process in multiprocessing.active_children()} - before
     assert len(workers) == 2
     os.kill(min(workers), signal.SIGKILL)
-    said = r"^a worker that decodes images died \(.*\); mostly memory ran out: lower runtime\.workers or train\.batch_size$"
+    said = r"^a worker that decodes images died \(.*\), usually out of memory; lower runtime\.workers or train\.batch_size$"
     with pytest.raises(UserError, match=said):
         list(batches)
     source.close()
@@ -301,7 +301,7 @@ def test_whatever_torch_says_when_a_worker_dies_is_one_line(
     batches = Streaming(write_shard(tmp_path, [noise_png(0)]), tmp_path, 16, 2, CPU).batches([torch.tensor([0])] * 2)
     assert next(batches).shape == (1, 3, 16, 16)
     with pytest.raises(
-        UserError, match=f"^a worker that decodes images died {re.escape(f'({said})')}; mostly memory ran out: "
+        UserError, match=f"^a worker that decodes images died {re.escape(f'({said})')}, usually out of memory; "
     ):
         next(batches)
 
@@ -398,7 +398,7 @@ def test_an_image_with_a_flipped_bit_is_refused_though_it_can_be_decoded(
     for place in np.random.default_rng(0).integers(start, start + length, 200):
         content[place] ^= 1 << int(place) % 8
         (tmp_path / SHARD).write_bytes(content)
-        with pytest.raises(UserError, match=r"\(train/A/1\.jpg\): not the bytes that the split check saw"):
+        with pytest.raises(UserError, match=r"\(train/A/1\.jpg\): changed since the split check"):
             decode_all(rows, tmp_path, 16, 1)
         content[place] ^= 1 << int(place) % 8
 
@@ -442,13 +442,13 @@ def test_an_image_ahead_that_cannot_be_read_is_named_in_its_turn(tmp_path: Path)
     rows = write_shard(tmp_path, [good, good, good, good, good[: len(good) // 2], b"no image at all"])
     batches = Prefetching(rows, tmp_path, 16, 2, CPU).batches(torch.arange(6).split(2))
     assert [len(next(batches)) for _ in range(2)] == [2, 2]
-    with pytest.raises(UserError, match=r"at byte \d+ \(train/A/4\.jpg\): .+; check the data again with: dvc repro"):
+    with pytest.raises(UserError, match=r"at byte \d+ \(train/A/4\.jpg\): .+; check the data with: dvc repro"):
         next(batches)
 
 
 def test_a_file_that_is_gone_or_changed_is_named_ahead_too(tmp_path: Path) -> None:
     rows = write_shard(tmp_path, [noise_png(0)])
-    with pytest.raises(UserError, match=r"gone\.zip: No such file or directory; bring the data back with: dvc repro download"):
+    with pytest.raises(UserError, match=r"gone\.zip: No such file or directory; restore the data with: dvc repro download"):
         list(Prefetching(rows.assign(file="gone.zip"), tmp_path, 16, 2, CPU).batches([torch.tensor([0])]))
-    with pytest.raises(UserError, match=r"not the bytes that the split check saw"):
+    with pytest.raises(UserError, match=r"changed since the split check"):
         list(Prefetching(rows.assign(sha256="0" * 64), tmp_path, 16, 2, CPU).batches([torch.tensor([0])]))

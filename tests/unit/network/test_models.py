@@ -268,7 +268,7 @@ def test_asking_for_the_size_of_an_embedding_draws_nothing() -> None:
 def test_a_size_that_does_not_fit_is_refused_with_some_that_do(name: str, image_px: int, fits: str) -> None:
     with pytest.raises(
         UserError,
-        match=rf"^params\.yaml: model\.image_px is {image_px}, at which {name} does not run \(.+\); set one that fits: {fits}$",
+        match=rf"^params\.yaml: model\.image_px is {image_px}, which {name} does not support \(.+\); supported: {fits}$",
     ):
         build(name, 3, image_px)
 
@@ -295,12 +295,12 @@ def test_known_names_pass(name: str) -> None:
         ("resnet10t", r"did you mean timm/resnet10t\?"),
         ("timm/resnet10q", r"did you mean .*timm/resnet10t\?"),
         ("timm/resnet10t.nowhere", r"did you mean timm/resnet10t.*\?"),
-        ("fasterrcnn_resnet50_fpn", r"give fieldnet, cnn, one of torchvision's or timm/<name>"),
+        ("fasterrcnn_resnet50_fpn", r"use fieldnet, cnn, a network of torchvision or timm/<name>"),
     ],
 )
 def test_unknown_names_are_refused_with_close_ones(name: str, advice: str) -> None:
     with pytest.raises(
-        UserError, match=rf"^params\.yaml: model\.name is {re.escape(name)}, which is no known network; {advice}$"
+        UserError, match=rf"^params\.yaml: model\.name is {re.escape(name)}, which is not a known network; {advice}$"
     ):
         build(name, 3)
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.files import sealed
+from fieldguide.core.files import seal
 from fieldguide.core.images import UnreadableImage, decode
 from fieldguide.onnx.classifier import MAX_BATCH, Answer, OnnxClassifier, Prediction
 from support import ROOT
@@ -171,17 +171,17 @@ def test_an_unreadable_image_is_refused(classifier: OnnxClassifier, encoded: byt
 
 
 def test_a_missing_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "gone.onnx") == "No such file or directory; make it with: dvc repro export_onnx"
+    assert refusal(tmp_path / "gone.onnx") == "No such file or directory; create it with: dvc repro export_onnx"
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == "Is a directory; make it with: dvc repro export_onnx"
+    assert refusal(tmp_path) == "Is a directory; create it with: dvc repro export_onnx"
 
 
 @pytest.mark.parametrize("content", [b"", b"no onnx " * 99, bytes(range(256)) * 9], ids=["empty", "text", "bytes"])
 def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
-    expected = r"not a usable ONNX model \((?s:.+)\); make it with: dvc repro -f export_onnx"
+    expected = r"not a usable ONNX model \((?s:.+)\); create it with: dvc repro -f export_onnx"
     assert re.fullmatch(expected, refusal(tmp_path / "model.onnx"))
 
 
@@ -190,7 +190,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     source = save(tmp_path, mean_colour_network())
     content = source.read_bytes()
     source.write_bytes(content[: int(len(content) * share)])
-    assert "make it with: dvc repro -f export_onnx" in refusal(source)
+    assert "create it with: dvc repro -f export_onnx" in refusal(source)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_network_with_an_output_of_another_name_or_missing_is_refused(tmp_path
 def test_a_file_with_only_probabilities_is_refused_with_how_to_make_a_new_one(tmp_path: Path) -> None:
     model = mean_colour_network()
     del model.graph.output[1:]
-    assert refusal(save(tmp_path, model)).endswith("make it with: dvc repro -f export_onnx")
+    assert refusal(save(tmp_path, model)).endswith("create it with: dvc repro -f export_onnx")
 
 
 def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
         convert_attribute=True,
     )
     assert (tmp_path / "weights.bin").stat().st_size > 0
-    source.write_bytes(sealed(source.read_bytes()))
+    source.write_bytes(seal(source.read_bytes()))
     assert re.match(r"not a usable ONNX model \(.*external", refusal(source), re.DOTALL)
 
 

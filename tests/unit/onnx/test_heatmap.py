@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 
-from fieldguide.core.images import upscaled
+from fieldguide.core.images import upscale
 from fieldguide.onnx.heatmap import OPACITY, colours, overlay, supporting
 
 
@@ -50,8 +50,8 @@ def test_the_strongest_place_is_the_most_coloured() -> None:
 
 
 def test_scaling_up_is_bicubic_and_keeps_a_level_plane() -> None:
-    assert upscaled(np.full((3, 3), 0.25), 30) == pytest.approx(np.full((30, 30), 0.25))
-    ramp = upscaled(np.tile(np.arange(8.0), (8, 1)), 80)
+    assert upscale(np.full((3, 3), 0.25), 30) == pytest.approx(np.full((30, 30), 0.25))
+    ramp = upscale(np.tile(np.arange(8.0), (8, 1)), 80)
     assert ramp.shape == (80, 80)
     assert ramp.dtype == np.float32
     assert ramp[40, 40] == pytest.approx(40.5 / 10 - 0.5, abs=0.02)  # the centres of pixels, not their corners

@@ -458,7 +458,7 @@ def test_page_of_a_proxy(server, cache):
 def test_disk_too_small(server, cache, monkeypatch):
     monkeypatch.setattr(kaggle.shutil, "disk_usage", lambda _: SimpleNamespace(free=len(NEW) - 1))
     line = refused(lambda: kaggle.download_dataset(SLUG, version="2", cache=cache))
-    assert line == f"{cache}/datasets/{SLUG}: 0.001 GB are needed, 0.001 GB are free; free some space"
+    assert line == f"{cache}/datasets/{SLUG}: 0.001 GB are needed, 0.001 GB are free; free disk space"
     assert left_over(cache) == [f"datasets/{SLUG}/2.zip.part.json"]
     kaggle.download_dataset(SLUG, version="1", cache=cache)
 

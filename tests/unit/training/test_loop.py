@@ -620,10 +620,10 @@ def test_what_an_optimizer_remembers_comes_back_in_the_order_of_its_weight(optim
     images, targets = noisy(8, 3, px=32)
     before, after = (training(images, targets, "fieldnet", optimizer=optimizer, batch_size=4, epochs=2) for _ in range(2))
     before.epoch(0)
-    content = State(before.state(), {}).packed()
-    after.restore(State.unpacked(content).tensors)
+    content = State(before.state(), {}).pack()
+    after.restore(State.unpack(content).tensors)
     assert layouts(after) == layouts(before)
-    assert State(after.state(), {}).packed() == content
+    assert State(after.state(), {}).pack() == content
 
 
 def test_without_an_average_the_result_is_the_network_itself() -> None:

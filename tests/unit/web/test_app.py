@@ -584,7 +584,7 @@ def test_more_than_there_are_places_for_is_told_to_come_back(settings: Settings,
 
 
 def test_without_a_model_there_is_no_application(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.onnx: No such file or directory; make it with: dvc repro"):
+    with pytest.raises(UserError, match=r"none\.onnx: No such file or directory; create it with: dvc repro"):
         create_app(Settings(model=tmp_path / "none.onnx"))
 
 
