@@ -91,7 +91,7 @@ def test_the_evaluation_comes_with_its_interval(project: Path) -> None:
     assert (found.split, found.accuracy, found.n, found.n_right) == ("valid", 0.9, 10, 9)
     assert found.accuracy_low == pytest.approx(0.596, abs=0.001)  # Wilson's interval of 9 of 10
     assert found.accuracy_high == pytest.approx(0.982, abs=0.001)
-    with pytest.raises(UserError, match=r"evaluate.json: nothing is said of test; recreate it with: dvc repro -f evaluate"):
+    with pytest.raises(UserError, match=r"evaluate.json: split test is missing; recreate it with: dvc repro -f evaluate"):
         reported_accuracy(EVALUATE, "test")
 
 
@@ -139,7 +139,7 @@ def test_a_model_that_is_not_proved_never_stands_in_the_place_of_the_model(
         return probabilities_alone(model, raw, places)
 
     monkeypatch.setattr(export_onnx, "probabilities_alone", alone)
-    with pytest.raises(UserError, match=r"model\.onnx: alone it has \d of 3 test images right, evaluate reported 2 of 4"):
+    with pytest.raises(UserError, match=r"model\.onnx: \d of 3 test images are right, but evaluate reported 2 of 4"):
         export_onnx.main()
     assert seen == [(b"the model in use", True)]
     assert ONNX.read_bytes() == b"the model in use"
