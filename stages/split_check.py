@@ -58,7 +58,7 @@ def main() -> None:
         raise
     frame = pd.concat([frame, aside.assign(use=False, reason=SET_ASIDE)]).sort_index() if len(aside) else frame
     if not frame["use"].any():
-        raise UserError(f"{RAW}: no image in use, the first is out for: {frame['reason'].iloc[0]}; fix the data")
+        raise UserError(f"{RAW}: no image in use (the first: {frame['reason'].iloc[0]}); fix the data")
 
     table = pair_table(frame, pairs or [], copies)
     write_manifest(frame, MANIFEST)
@@ -80,8 +80,8 @@ def print_headline(metrics: SplitCheckMetrics, findings: Findings) -> None:
     print(f"{metrics.classes} classes; {images}, {metrics.unlabelled} unlabelled; {metrics.dropped} dropped")
     if near.across_splits is not None:
         print(f"near duplicates: {near.across_splits} across splits, {near.within_split} within: {NEAR_DUPLICATES_HTML}")
-    for kind, n_found in findings.table()["kind"].value_counts().items():
-        print(f"{n_found} x {kind}: see {FINDINGS_CSV}")
+    for kind, n in findings.table()["kind"].value_counts().items():
+        print(f"{n} x {kind}: see {FINDINGS_CSV}")
     print(f"-> {MANIFEST} {stage_metrics('split_check')} {CLASSES_CSV} {FINDINGS_CSV} {NEAR_DUPLICATES_CSV}")
 
 

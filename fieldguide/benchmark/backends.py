@@ -1,4 +1,4 @@
-"""The ways to predict that this machine has, and the machine itself."""
+"""The backends available on this machine, and its hardware."""
 
 import os
 import platform
@@ -24,20 +24,20 @@ CUDA = "CUDAExecutionProvider"
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to predict: with all threads, with one (None on an accelerator), its file's bytes, and how it starts."""
+    """A way to predict: with all threads, with one thread (None on an accelerator), and the size of its file."""
 
     predict: Predict
     one_thread: Predict | None
     n_bytes: int
-    start: tuple[str, ...] = ()  # arguments of `footprint`; none: not measured
+    start: tuple[str, ...] = ()  # arguments of `footprint`; empty: not measured
 
 
 def load_backends(
     checkpoint: Path, calibration: Path, onnx_files: Mapping[str, Path], device: torch.device, compiled: bool
 ) -> dict[str, Backend]:
-    """All ways to predict that this machine has, by name; each loads its own copy of the network.
+    """The available backends by name; each loads its own copy of the network.
 
-    onnx_files: by the name of their backend on the CPU; `compiled` adds torch.compile.
+    onnx_files: by the name of their CPU backend; `compiled` adds torch.compile.
     """
     n_threads, n_bytes, fitted = torch.get_num_threads(), checkpoint.stat().st_size, load_calibration(calibration)
 
@@ -79,7 +79,6 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def describe_hardware(device: torch.device) -> Hardware:
-    """What the figures are measured on."""
     return Hardware(
         device=device_name(device),
         cpu=cpu_model(),

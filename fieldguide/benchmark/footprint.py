@@ -1,6 +1,6 @@
-"""What a way to predict costs before its first answer: time and memory, in a process of its own.
+"""Start-up time and memory of a backend, measured in a separate process.
 
-`footprint` starts that process: python -m fieldguide.benchmark.footprint onnx MODEL | torch CHECKPOINT CALIBRATION
+`footprint` starts the process: python -m fieldguide.benchmark.footprint onnx MODEL | torch CHECKPOINT CALIBRATION
 """
 
 import json
@@ -22,16 +22,16 @@ BATCH = 32
 
 
 def footprint(*arguments: str) -> dict[str, Any]:
-    """Seconds to import, to load the file, to the first answer (sum), and peak memory in bytes after a batch of 32.
+    """Seconds to import, to load the file and to the first prediction (total), and peak memory in bytes after a batch of 32.
 
-    Raises `UserError` when the process fails.
+    Raises `UserError` if the process fails.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))}
     command = [sys.executable, "-m", "fieldguide.benchmark.footprint", *arguments]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:
-        words = (ended.stderr.strip().splitlines() or [f"it ended with {ended.returncode}"])[-1]
-        raise UserError(f"{' '.join(arguments)}: the process that measures its memory failed ({words}); free memory, try again")
+        reason = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
+        raise UserError(f"{' '.join(arguments)}: the process that measures memory failed ({reason}); free memory and try again")
     return json.loads(ended.stdout)
 
 
@@ -57,12 +57,12 @@ def main() -> None:
     predict(np.zeros((1, image_px, image_px, 3), np.uint8))
     answered = time.perf_counter()
     predict(np.zeros((BATCH, image_px, image_px, 3), np.uint8))
-    found = {"import_s": imported - began, "load_s": loaded - imported, "first_answer_s": answered - began}
-    print(json.dumps(found | {"peak_bytes": peak_bytes()}))
+    seconds = {"import_s": imported - began, "load_s": loaded - imported, "first_answer_s": answered - began}
+    print(json.dumps(seconds | {"peak_bytes": peak_bytes()}))
 
 
 def peak_bytes() -> int:
-    """The most memory that this process had; the rusage of a child counts its parent's too, where /proc tells better."""
+    """Peak memory of this process, from /proc if possible, because the rusage of a child includes its parent's memory."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

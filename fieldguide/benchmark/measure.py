@@ -1,4 +1,4 @@
-"""What is measured of each backend on the same images: latency, throughput, energy, accuracy; and whether INT8 is worth it."""
+"""Latency, throughput, energy and accuracy of each backend on the same images, and the comparison of INT8 with fp32."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,7 +13,7 @@ from fieldguide.core.artifacts import BackendMetrics, Int8Comparison, Latency, S
 from fieldguide.core.images import decode
 from fieldguide.core.params import Benchmark
 
-POINTS_LOST = 0.5  # of accuracy, in points of 100, that a smaller form may lose to be worth its speed
+POINTS_LOST = 0.5  # of accuracy, in percentage points: the largest acceptable loss of INT8
 COLUMNS = ["backend", "threads", "batch_size", "images_per_second", "slowest", "fastest"]
 
 Line = tuple[str, int, int, float, float, float]  # as `COLUMNS`
@@ -22,7 +22,7 @@ Line = tuple[str, int, int, float, float, float]  # as `COLUMNS`
 def measure_speed(
     backends: Mapping[str, Backend], pixels: np.ndarray, settings: Benchmark
 ) -> tuple[dict[str, Speed], pd.DataFrame]:
-    """Latency at batch 1 and the best throughput of each backend with all threads and with one, and the table of all sizes.
+    """Latency at batch size 1 and the best throughput of each backend with all threads and with one, and a table of all sizes.
 
     pixels: uint8 `[N, H, W, 3]`; batches larger than N repeat images.
     """
@@ -46,7 +46,7 @@ def measure_speed(
 def _timings(
     calls: Mapping[str, Predict], n_threads: int, pixels: np.ndarray, settings: Benchmark
 ) -> tuple[dict[str, Latency], dict[str, float], list[Line]]:
-    """Latency at batch 1 and the best median throughput by backend, and a line for each backend and batch size."""
+    """Latency at batch size 1 and the best median throughput by backend, and a line per backend and batch size."""
     single = interleaved_ms(calls, pixels[:1], settings.warmup_runs, settings.latency_runs)
     best = dict.fromkeys(calls, 0.0)
     lines: list[Line] = []
@@ -94,13 +94,13 @@ def _decode_and_predict(predict: Predict, image_px: int, content: bytes) -> np.n
 
 
 def accuracy_of(predict: Predict, pixels: np.ndarray, targets: np.ndarray) -> float:
-    """Share of the images whose top 1 is right, through this backend."""
+    """Top-1 accuracy of this backend."""
     parts = [predict(pixels[start : start + 64]).argmax(axis=1) for start in range(0, len(pixels), 64)]
     return float((np.concatenate(parts) == targets).mean())
 
 
 def compare_int8(fp32: BackendMetrics, int8: BackendMetrics) -> Int8Comparison:
-    """Whether the INT8 file should be taken in place of the fp32 one on this machine."""
+    """Whether the INT8 file should replace the fp32 file on this machine."""
     speedup = int8.images_per_second / fp32.images_per_second
     points_lost = 100 * (fp32.accuracy - int8.accuracy)
     return Int8Comparison(speedup=speedup, points_lost=points_lost, offered=speedup > 1 and points_lost <= POINTS_LOST)

@@ -1,4 +1,4 @@
-"""The same network through the inference of the libraries that it comes from, as a yardstick for our own."""
+"""Inference with the library that the network comes from, as a reference."""
 
 import io
 from collections.abc import Callable
@@ -14,9 +14,9 @@ Answer = Callable[[bytes], np.ndarray]  # one encoded image to probabilities [K]
 
 
 def peer(name: str, model: Classifier, image_px: int) -> tuple[str, Answer] | None:
-    """The library's name and its way from an encoded image to probabilities, eager torch; None for our own networks.
+    """The library's name and a function from an encoded image to probabilities in eager torch; None for fieldguide's networks.
 
-    Decoding, resizing and scaling are the library's, at the size of the network; the temperature of a calibration is not.
+    Decodes, resizes and normalises as the library does, at the network's input size, without calibration.
     """
     if name in NETWORKS:
         return None
@@ -35,7 +35,7 @@ def peer(name: str, model: Classifier, image_px: int) -> tuple[str, Answer] | No
 
     @torch.inference_mode()
     def answer(encoded: bytes) -> np.ndarray:
-        with Image.open(io.BytesIO(encoded)) as image:  # as both libraries' own examples do
+        with Image.open(io.BytesIO(encoded)) as image:  # as in the examples of both libraries
             pixels = transform(image.convert("RGB"))
         return network(pixels[None].to(device)).softmax(dim=1)[0].cpu().numpy()
 

@@ -1,4 +1,4 @@
-"""Timing that can be trusted: warm-up first, the device synchronised, candidates interleaved, percentiles reported."""
+"""Timing with warm-up, device synchronisation, interleaved candidates and percentiles."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,18 +11,18 @@ import torch
 
 from fieldguide.core.artifacts import Latency, Percentiles
 
-ROUNDS = 10  # blocks into which the timed calls of a backend are divided
+ROUNDS = 10  # blocks of timed calls per backend
 PAUSE_S = 0.05  # measured on 2 cores: without it, torch at batch 1 took 3 times as long beside ONNX Runtime as alone
 BLOCK_WARMUP_RUNS = 2
 
-ENERGY_UJ = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # of the processor package, where the system lets it be read
+ENERGY_UJ = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # of the processor package, if readable
 
 T = TypeVar("T")
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] to probabilities [B, K]
 
 
 def timed_ms(call: Callable[[], object]) -> float:
-    """Milliseconds of one call; waits for the accelerator on both sides."""
+    """Milliseconds of one call; synchronises the accelerator before and after it."""
     _synchronize()
     start = time.perf_counter()
     call()
@@ -35,8 +35,8 @@ def interleaved_ms(
 ) -> dict[str, np.ndarray]:
     """Times of each backend on the same input: `[runs]` each.
 
-    Taken in turn, block by block, so that a machine that slows down slows all. Each block begins with a pause and calls
-    that are not counted: the threads of the backend before it spin on for a while and would be measured with it.
+    Backends alternate block by block, so that a slower machine affects all of them. Each block starts with a pause and untimed
+    calls, because the threads of the previous backend keep spinning for a while.
     """
     for predict in backends.values():
         for _ in range(warmup_runs):
@@ -57,20 +57,20 @@ def percentiles(times_ms: np.ndarray) -> Percentiles:
 
 
 def latency(times_ms: np.ndarray) -> Latency:
-    """The percentiles, and the lowest and the highest of the medians of the blocks in which the times were taken."""
+    """The percentiles, and the lowest and the highest median of the blocks."""
     medians = [float(np.median(block)) for block in np.array_split(times_ms, min(ROUNDS, len(times_ms)))]
     return Latency(**percentiles(times_ms).model_dump(), p50_rounds=(min(medians), max(medians)))
 
 
 def joules(call: Callable[[], object]) -> float | None:
-    """The energy that the processor took during a call; None where it cannot be read."""
+    """The energy that the processor used during a call; None if it cannot be read."""
     try:
         before = int(ENERGY_UJ.read_text())
         call()
         after = int(ENERGY_UJ.read_text())
     except (OSError, ValueError):
         return None
-    return (after - before) / 1e6 if after > before else None  # the counter starts anew now and then
+    return (after - before) / 1e6 if after > before else None  # the counter wraps around
 
 
 def _synchronize() -> None:

@@ -1,4 +1,4 @@
-"""The same photograph more than once: between splits it inflates the test, under two names it teaches a contradiction."""
+"""Copies of a photograph: across splits they are leaks, under different labels they are conflicts."""
 
 from collections.abc import Iterable
 
@@ -7,27 +7,27 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-TRUST = {"train": 0, "valid": 1, "test": 2}  # a leak is taken out of the split with the lowest
+TRUST = {"train": 0, "valid": 1, "test": 2}  # a leak is removed from the split with the lowest trust
 
 
 def exact_pairs(digests: Iterable[str]) -> list[tuple[int, int]]:
-    """Each byte-identical copy with the first of its kind, as positions; "" stands for what has no copies."""
+    """Each byte-identical copy with the first image of that digest, as positions; ignores empty digests."""
     first: dict[str, int] = {}
     pairs = [(first.setdefault(digest, place), place) for place, digest in enumerate(digests) if digest]
     return [pair for pair in pairs if pair[0] != pair[1]]
 
 
 def photographs(n_rows: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
-    """A number for each row, equal where a chain of pairs (positions of rows) joins them: int64 `[n_rows]`."""
-    joined = np.array(list(pairs), np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(joined), bool), (joined[:, 0], joined[:, 1])), shape=(n_rows, n_rows))
+    """The connected component of each row in the graph of `pairs` (positions of rows): int64 `[n_rows]`."""
+    edges = np.array(list(pairs), np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(n_rows, n_rows))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
 def leaks(groups: pd.DataFrame, by: str) -> pd.DataFrame:
     """Pairs of the same image in two splits: `row`, and `twin` in the most trusted split (both indices of the manifest).
 
-    Rows are the same image where the column `by` has equal values.
+    Rows with equal values in the column `by` are the same image.
     """
     pairs = []
     for _, group in groups[groups["split"].isin(TRUST.keys())].groupby(by, sort=False):
@@ -37,7 +37,7 @@ def leaks(groups: pd.DataFrame, by: str) -> pd.DataFrame:
 
 
 def label_conflicts(groups: pd.DataFrame, by: str) -> pd.Series:
-    """For each image that stands under more than one class name: these names, by its value of the column `by`."""
+    """The class names of each image that has more than one, by its value of the column `by`."""
     labelled = groups[groups["label"].notna()]
     names = labelled.groupby(by)["class_name"].unique()
     return names[names.map(len) > 1].map(sorted)

@@ -1,4 +1,4 @@
-"""A page of photographs side by side: one HTML file with the pictures inside, for a person to judge what a table claims."""
+"""An HTML page of near duplicates side by side, with embedded images, to be checked by a person."""
 
 import base64
 import html
@@ -27,14 +27,14 @@ figure { margin: 0; } img { width: 100%; height: auto; } figcaption { font-size:
 
 
 class Picture(NamedTuple):
-    """uint8 `[H, W, 3]`, RGB, and what is said below it."""
+    """uint8 `[H, W, 3]`, RGB, and its caption."""
 
     pixels: np.ndarray
     caption: str
 
 
 def pairs_page(frame: pd.DataFrame, pairs: pd.DataFrame, raw: Path) -> str:
-    """The pairs of `pair_table` that are one photograph, side by side, label conflicts and leaks first."""
+    """The pairs of `pair_table` that are the same photograph, side by side, label conflicts and leaks first."""
     pairs = pairs[pairs["same"]]
 
     def picture(row: int) -> Picture:
@@ -55,7 +55,7 @@ def pairs_page(frame: pd.DataFrame, pairs: pd.DataFrame, raw: Path) -> str:
 
 
 def page(title: str, introduction: str, groups: Iterable[tuple[str, list[Picture]]]) -> str:
-    """HTML of groups of pictures, each under its heading; asks no other host for anything."""
+    """HTML of groups of pictures with headings, without external resources."""
     sections = "".join(
         f"<section><h2>{html.escape(heading)}</h2>{''.join(map(_figure, pictures))}</section>\n" for heading, pictures in groups
     )

@@ -1,4 +1,4 @@
-"""Every image decoded once: size, hashes, a fingerprint and its share of the mean image; then near duplicates among them."""
+"""Decodes every image once, for size, hashes, fingerprint and mean image, and finds near duplicates."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +13,14 @@ from fieldguide.checks.near_duplicates import Fingerprint, NearDuplicate, finger
 from fieldguide.core.images import UnreadableImage, inspect, read_encoded, resize
 from fieldguide.core.names import SPLITS
 
-INSPECTED_PX = 256  # a larger JPEG is decoded at a scale that leaves both sides at least this; enough for all comparisons
+INSPECTED_PX = 256  # a larger JPEG is decoded at a smaller scale with at least this side; enough for all comparisons
 MEAN_PX = 64
 
 Place = tuple[str, int, int]  # file under data/raw, offset and length of the encoded bytes
 
 
 class Inspected(NamedTuple):
-    """What one decoding of an image tells; `reason` says why it could not be decoded."""
+    """The facts about an image; `reason` says why it could not be decoded."""
 
     width: int | None
     height: int | None
@@ -34,9 +34,9 @@ class Inspected(NamedTuple):
 def inspect_images(
     frame: pd.DataFrame, raw: Path, n_workers: int
 ) -> tuple[pd.DataFrame, list[Fingerprint | None], dict[str, np.ndarray]]:
-    """Adds `width`, `height`, `sha256`, `phash` and `reason`; a fingerprint for each image; the mean image of each split.
+    """The table with `width`, `height`, `sha256`, `phash` and `reason`; fingerprints; the mean image of each split.
 
-    The mean images are uint8 `[MEAN_PX, MEAN_PX, 3]`; that of images whose split is still to be cut is called `all`.
+    The mean images are uint8 `[MEAN_PX, MEAN_PX, 3]`; the key of images without a split is `all`.
     """
     places = _places(frame)
     rows, fingerprints = [], []
@@ -89,6 +89,6 @@ def find_near_duplicates(
     """Near duplicates among readable images that are not byte-identical, as positions of the table's rows."""
     rows = np.flatnonzero(frame["reason"].eq("") & ~frame.duplicated("sha256"))
     places = _places(frame)
-    readable = [found for row in rows if (found := fingerprints[row]) is not None]
+    readable = [one for row in rows if (one := fingerprints[row]) is not None]
     pairs = near_duplicates(readable, lambda k: read_rgb(raw, places[rows[k]]), n_workers)
     return [pair._replace(i=int(rows[pair.i]), j=int(rows[pair.j])) for pair in pairs]

@@ -1,10 +1,10 @@
-"""The same photograph under other bytes: re-compressed, resized, a little cropped or turned, mirrored, relit, marked.
+"""Near duplicates: the same photograph re-compressed, resized, slightly cropped or rotated, mirrored, relit or watermarked.
 
-Candidates come from perceptual hashes: each image is hashed as it is and in 41 mirrored, cropped and turned versions,
-so that a small Hamming distance is enough and nothing is compared with everything. Candidates grow with the square of
-the images, so most are put aside on a small thumbnail, in a seventh of the time; what is left is aligned on pixels and
-correlated tile by tile in fine detail, where two animals in one pose on one ground differ. Needs OpenCV (its contributed
-modules have the hash) and NumPy only; nothing here reads files.
+Candidates come from perceptual hashes: each image is hashed unchanged and in 41 mirrored, cropped and rotated versions, so that
+a small Hamming distance suffices and not all pairs are compared. Candidates grow with the square of the number of images, so
+most are rejected on small thumbnails, which takes a seventh of the time. The others are aligned and their fine detail is
+correlated tile by tile, which separates two animals in the same pose on the same background. Needs only OpenCV (the hash is in
+its contrib modules) and NumPy; does not read files.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,24 +20,24 @@ import numpy as np
 
 MAX_DISTANCE = 10  # bits of 64; planted copies and candidates per image by distance: benchmarks/near_duplicates.py
 THUMBNAIL_PX, SMALL_PX, HASHED_PX, FINE_PX, TILE_PX = 64, 32, 32, 128, 8
-FINE_SHARE = 4 / 7  # of the smaller side: above this scale, noise and JPEG blocks of a 224 px image outweigh detail
-PROMISING, CLEAR = 0.35, 0.9  # similarity from which an alignment is refined, and at which it is left
-POSSIBLE, PLAUSIBLE = 0.5, 0.65  # correlation, similarity of small thumbnails from which images are read again;
-# the least of 425 real copies were 0.57 and 0.70, of 6,321 planted ones 0.49 (a bar; the next 0.58) and 0.68
-LIKELY = 0.5  # similarity of thumbnails from which the finest scale is tried: the least of a planted crop was 0.61
-SAME = {64: 0.90, FINE_PX: 0.79}  # similarity by scale; of pairs looked at, different <= 0.76, same >= 0.82
-STRUCTURED, CONTRARY, AGREE = 0.5, 0.3, 0.5  # structure against the mean tile; correlations
-MIN_CONTRAST = 3.0  # grey levels, standard deviation; a flatter image has noise for a hash
-MAX_STRETCH = 1.5  # no copy of the kinds above is stretched more by the alignment
-CROWD = 64  # images of one and the same hash that are compared with each other; more are compared with the first
-CHUNK_PAIRS = 1 << 20  # bounds the memory of the search
+FINE_SHARE = 4 / 7  # of the smaller side: at a finer scale, noise and JPEG blocks of a 224 px image exceed the detail
+PROMISING, CLEAR = 0.35, 0.9  # similarity from which an alignment is refined, and from which it is not
+POSSIBLE, PLAUSIBLE = 0.5, 0.65  # minimum correlation and similarity of small thumbnails;
+# the lowest of 425 real copies were 0.57 and 0.70, of 6,321 planted ones 0.49 (a bar; the next 0.58) and 0.68
+LIKELY = 0.5  # minimum similarity of thumbnails for the finest scale: the lowest of a planted crop was 0.61
+SAME = {64: 0.90, FINE_PX: 0.79}  # similarity by scale; of inspected pairs, different <= 0.76, same >= 0.82
+STRUCTURED, CONTRARY, AGREE = 0.5, 0.3, 0.5  # structure relative to the mean tile; correlations
+MIN_CONTRAST = 3.0  # standard deviation in grey levels; the hash of a flatter image is noise
+MAX_STRETCH = 1.5  # by an alignment; copies of the kinds above need less
+CROWD = 64  # images with equal hashes that are compared with each other; further ones are compared with the first only
+CHUNK_PAIRS = 1 << 20  # limits the memory of the search
 CHUNK_QUERIES = 1 << 20  # likewise
-BLOCK_PAIRS = 2048  # candidates that are judged together: bounds the images in memory
+BLOCK_PAIRS = 2048  # candidates that are judged together: limits the images in memory
 ECC_STEPS, ECC_SMALL_STEPS, ECC_EPSILON, ECC_BLUR_PX = 20, 6, 1e-3, 5
 EDGE = cv2.BORDER_REPLICATE
-LOOKUP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP  # maps lead from the pixels of the result to those of the source
+LOOKUP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP  # maps go from pixels of the result to pixels of the source
 
-Map = np.ndarray  # float64 [3, 3]: where a point of the second image lies in the first; both span -1..1
+Map = np.ndarray  # float64 [3, 3]: from points of the second image to points of the first; both span -1..1
 ReadRgb = Callable[[int], np.ndarray]
 Verdict = Literal["same", "mirrored", "different"]
 DIFFERENT: Verdict = "different"
@@ -45,46 +45,45 @@ DIFFERENT: Verdict = "different"
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """1.4 KB that stand for an image."""
+    """1.4 KB that represent an image."""
 
-    hashes: np.ndarray  # uint64 [P], one for each of `PROBES`; the first is that of the image as it is
-    thumbnail: np.ndarray  # uint8 [32, 32], grey, stretched to the square
+    hashes: np.ndarray  # uint64 [P], one for each of `PROBES`; the first is that of the unchanged image
+    thumbnail: np.ndarray  # uint8 [32, 32], grey, stretched to a square
     side_px: int  # the smaller side of the image
 
 
 class Fit(NamedTuple):
-    """One image laid on the other."""
+    """An alignment of one image with the other."""
 
     similarity: float
     place: Map
     agree: np.ndarray  # uint8 [px, px], 1 in tiles that correlate
-    n_contrary: int  # blocks of 2 x 2 tiles that have structure in both images, but another
+    n_contrary: int  # blocks of 2 x 2 tiles with different structure in the two images
 
 
 class NearDuplicate(NamedTuple):
-    """Two images whose hashes are near, i < j, and whether they are the same photograph."""
+    """Two images with similar hashes, i < j, and whether they are the same photograph."""
 
     i: int
     j: int
-    distance: int  # bits of 64, between one of them as it is and the best fitting version of the other
+    distance: int  # bits of 64, between one unchanged image and the nearest version of the other
     similarity: float  # mean correlation of fine detail after alignment, -1..1
     verdict: Verdict
 
     @property
     def is_same(self) -> bool:
-        """Whether both show one photograph."""
         return self.verdict != DIFFERENT
 
 
 def _view(degrees: float, scale: float, x: float, y: float, mirrored: bool) -> Map:
-    """The window of that scale around (x, y), turned, and from behind if mirrored."""
+    """The window of that scale around (x, y), rotated, and mirrored if asked."""
     cosine, sine = scale * cos(radians(degrees)), scale * sin(radians(degrees))
     sign = -1 if mirrored else 1
     return np.array([[sign * cosine, -sine, x], [sign * sine, cosine, y], [0, 0, 1]])
 
 
 def _probes() -> Iterator[tuple[Map, int | None]]:
-    """What is looked at, and the grey level beyond the edge (None: that of the edge); first the image as it is."""
+    """The views to hash, and the grey level beyond the edge (None: that of the edge); first the unchanged image."""
     for mirrored in (False, True):
         yield from ((_view(0, scale, 0, 0, mirrored), None) for scale in (1, 0.95))
         yield from ((_view(0, 0.9, x, y, mirrored), None) for x in (-0.1, 0, 0.1) for y in (-0.1, 0, 0.1))
@@ -95,12 +94,12 @@ def _probes() -> Iterator[tuple[Map, int | None]]:
 
 
 def _pixels(px: int) -> np.ndarray:
-    """From coordinates -1..1 to pixel centres of an image of `px` pixels: float64 [3, 3]."""
+    """The map from coordinates -1..1 to pixel centres of an image of `px` pixels: float64 [3, 3]."""
     return np.array([[px / 2, 0, (px - 1) / 2], [0, px / 2, (px - 1) / 2], [0, 0, 1]])
 
 
 def _warp(place: Map, source_px: int, result_px: int) -> np.ndarray:
-    """The map in pixels, as OpenCV takes it: float32 [2, 3]."""
+    """The map in pixels, for OpenCV: float32 [2, 3]."""
     return (_pixels(source_px) @ place @ np.linalg.inv(_pixels(result_px)))[:2].astype(np.float32)
 
 
@@ -110,7 +109,7 @@ PROBE_WARPS = tuple(_warp(view, THUMBNAIL_PX, HASHED_PX) for view, _ in PROBES)
 
 
 def fingerprint(rgb: np.ndarray) -> Fingerprint:
-    """Of uint8 [H, W, 3], the whole image, not its centre square. May run in threads."""
+    """The fingerprint of uint8 [H, W, 3], the full image, not its centre square. Thread-safe."""
     thumbnail = _grey(rgb, THUMBNAIL_PX)
     hasher = cv2.img_hash.PHash.create()
     hashes = np.empty((len(PROBES), 8), np.uint8)
@@ -121,7 +120,7 @@ def fingerprint(rgb: np.ndarray) -> Fingerprint:
 
 
 def _grey(rgb: np.ndarray, px: int) -> np.ndarray:
-    """uint8 [px, px], the whole image stretched to the square."""
+    """uint8 [px, px], the full image stretched to a square."""
     return _shrunk(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), px)
 
 
@@ -130,20 +129,20 @@ def _shrunk(grey: np.ndarray, px: int) -> np.ndarray:
 
 
 def candidate_pairs(hashes: np.ndarray, queries: np.ndarray | None, max_distance: int) -> np.ndarray:
-    """All pairs at most `max_distance` bits apart, and no others: int64 [M, 2], sorted.
+    """All pairs at most `max_distance` bits apart: int64 [M, 2], sorted.
 
-    They are (query, hash), or i < j of `hashes` [N], uint64, where `queries` is None. Multi-index hashing (Norouzi,
-    Punjani and Fleet 2012): the bits are dealt to m blocks; of two near hashes at least one block is very near, so the
-    hashes are looked up by each block with few bits flipped. Time is linear in N until N is about 2 ** (64 / m), then
-    buckets fill. Every pair is listed, so hashes that repeat thousands of times cost what they cost.
+    They are (query, hash), or i < j of `hashes` [N], uint64, if `queries` is None. Multi-index hashing (Norouzi, Punjani and
+    Fleet 2012): the bits are distributed over m blocks; of two similar hashes at least one block is nearly equal, so hashes
+    are looked up by each block with a few bits flipped. Time is linear in N until N is about 2 ** (64 / m). All pairs are
+    listed, which is slow for a hash that occurs thousands of times.
     """
     own = queries is None
     asked = hashes if queries is None else queries
     n_blocks = _cheapest_blocks(len(hashes), max_distance)
     near, spare = divmod(max_distance, n_blocks)
-    found = [np.empty((0, 2), np.int64)]
+    hits = [np.empty((0, 2), np.int64)]
     for block in range(n_blocks):
-        bits = range(block, 64, n_blocks)  # dealt in turn: neighbours in a perceptual hash depend on each other
+        bits = range(block, 64, n_blocks)  # interleaved: neighbouring bits of a perceptual hash are correlated
         keys, asked_keys = _block_keys(hashes, bits), _block_keys(asked, bits)
         order, asked_order = np.argsort(keys, kind="stable"), np.argsort(asked_keys, kind="stable")
         sizes = np.bincount(keys, minlength=1 << len(bits))
@@ -155,8 +154,8 @@ def candidate_pairs(hashes: np.ndarray, queries: np.ndarray | None, max_distance
                 lengths = np.where(asked_keys < keys, sizes[keys], 0) if own and flips else sizes[keys]
                 for rows, columns in _expanded(starts[keys], lengths):
                     hit = np.bitwise_count(asked_sorted[rows] ^ bucketed[columns]) <= max_distance
-                    found.append(np.stack([asked_order[rows[hit]], order[columns[hit]]], axis=1))
-    pairs = np.concatenate(found)
+                    hits.append(np.stack([asked_order[rows[hit]], order[columns[hit]]], axis=1))
+    pairs = np.concatenate(hits)
     if own:
         pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
     flat = np.unique(pairs[:, 0] * len(hashes) + pairs[:, 1])
@@ -164,7 +163,7 @@ def candidate_pairs(hashes: np.ndarray, queries: np.ndarray | None, max_distance
 
 
 def _cheapest_blocks(n_hashes: int, max_distance: int) -> int:
-    """The number of blocks for which a query makes the fewest look-ups and comparisons."""
+    """The number of blocks with the fewest look-ups and comparisons per query."""
 
     def cost(n_blocks: int) -> float:
         near, spare = divmod(max_distance, n_blocks)
@@ -176,7 +175,7 @@ def _cheapest_blocks(n_hashes: int, max_distance: int) -> int:
 
 
 def _block_keys(hashes: np.ndarray, bits: range) -> np.ndarray:
-    """The given bits of each hash as a number: int64 [N]."""
+    """The given bits of each hash as an integer: int64 [N]."""
     keys = np.zeros(len(hashes), np.int64)
     for place, bit in enumerate(bits):
         keys |= (hashes >> np.uint64(bit) & np.uint64(1)).astype(np.int64) << place
@@ -196,39 +195,39 @@ def _expanded(starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndar
 
 
 def near_duplicates(fingerprints: Sequence[Fingerprint], read_rgb: ReadRgb, n_workers: int) -> list[NearDuplicate]:
-    """Every pair that small thumbnails leave possible, with its verdict, by i and j; the same for any `n_workers`.
+    """Every pair that small thumbnails do not reject, with its verdict, by i and j; independent of `n_workers`.
 
-    `read_rgb(i)` decodes an image again, uint8 [H, W, 3]: from threads, and only for pairs that thumbnails do not tell
-    apart. Images almost without contrast are left out, as only noise tells them apart; byte-identical files should come
-    once. Two frames of a burst are different photographs unless nothing in them moved; so are two specimens set alike.
+    `read_rgb(i)` decodes an image again, uint8 [H, W, 3], in threads. Images almost without contrast are left out, because they
+    differ only in noise; pass byte-identical files once. Two frames of a burst are different photographs unless nothing moved,
+    and so are two specimens mounted alike.
     """
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # many small images: our own threads gain more
+    cv2.setNumThreads(1)  # many small images: threads over images gain more
     try:
         with ThreadPoolExecutor(n_workers) as pool:
             candidates = _candidates(fingerprints)
             starts = range(0, len(candidates), BLOCK_PAIRS)
             blocks = (candidates[start : start + BLOCK_PAIRS] for start in starts)
-            possible = [pair for found in pool.map(lambda block: _possible(fingerprints, block), blocks) for pair in found]
+            possible = [pair for part in pool.map(lambda block: _possible(fingerprints, block), blocks) for pair in part]
             pairs: list[NearDuplicate] = []
             for start in range(0, len(possible), BLOCK_PAIRS):
                 block = possible[start : start + BLOCK_PAIRS]
                 images = sorted({image for row, _ in block for image in row[:2]})
                 greys = dict(zip(images, pool.map(lambda image: _grey(read_rgb(image), FINE_PX), images), strict=True))
-                pairs += pool.map(lambda pair, greys=greys: _judged(fingerprints, greys, *pair), block)
+                pairs += pool.map(lambda pair, greys=greys: _judge(fingerprints, greys, *pair), block)
         pairs.sort(key=lambda pair: (pair.i, pair.j, pair.verdict == "different", -pair.similarity, pair.distance))
         return [next(group) for _, group in groupby(pairs, key=lambda pair: pair[:2])]
     finally:
         cv2.setNumThreads(threads)
 
 
-Candidate = tuple[int, int, int, int]  # (i, j, probe, distance): the version `probe` of i is near j as it is
+Candidate = tuple[int, int, int, int]  # (i, j, probe, distance): the version `probe` of i is near the unchanged j
 
 
 def _candidates(fingerprints: Sequence[Fingerprint]) -> np.ndarray:
     """Rows as in `Candidate`: int32 [M, 4].
 
-    For each pair the nearest, and the nearest mirrored: subjects are symmetric, and only pixels tell a mirrored copy.
+    For each pair the nearest and the nearest mirrored version: subjects are symmetric, so hashes cannot detect mirroring.
     """
     textured = np.array([k for k, each in enumerate(fingerprints) if each.thumbnail.std() >= MIN_CONTRAST], np.int32)
     if len(textured) == 0:
@@ -239,13 +238,13 @@ def _candidates(fingerprints: Sequence[Fingerprint]) -> np.ndarray:
     rank[np.argsort(group, kind="stable")] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     kept, crowd = np.flatnonzero(rank < CROWD), np.flatnonzero(rank >= CROWD)
 
-    found = [np.stack([first[group[crowd]], crowd, np.zeros_like(crowd)], axis=1).astype(np.int32)]
+    triples = [np.stack([first[group[crowd]], crowd, np.zeros_like(crowd)], axis=1).astype(np.int32)]
     for start in range(0, len(kept), CHUNK_QUERIES // len(PROBES)):
         asking = kept[start : start + CHUNK_QUERIES // len(PROBES)]
         asked, near = candidate_pairs(hashes[kept, 0], hashes[asking].ravel(), MAX_DISTANCE).T
         rows = np.stack([asking[asked // len(PROBES)], kept[near], asked % len(PROBES)], axis=1).astype(np.int32)
-        found.append(rows[rows[:, 0] != rows[:, 1]])
-    i, j, probe = np.concatenate(found).T
+        triples.append(rows[rows[:, 0] != rows[:, 1]])
+    i, j, probe = np.concatenate(triples).T
     distance = np.bitwise_count(hashes[i, probe] ^ hashes[j, 0])
     pair = (np.minimum(i, j) * np.int64(len(hashes)) + np.maximum(i, j)) * 2 + MIRRORED[probe]
     order = np.lexsort((i, probe, distance, pair))
@@ -254,19 +253,19 @@ def _candidates(fingerprints: Sequence[Fingerprint]) -> np.ndarray:
 
 
 def _possible(fingerprints: Sequence[Fingerprint], candidates: np.ndarray) -> list[tuple[Candidate, Map]]:
-    """The candidates whose small thumbnails correlate, and where they fit."""
-    found = []
+    """The candidates whose small thumbnails correlate, with their alignments."""
+    possible = []
     for i, j, probe, distance in candidates.tolist():
         one, other, view = fingerprints[i].thumbnail, fingerprints[j].thumbnail, PROBES[probe][0]
         places = view, _aligned(one, other, view, steps=ECC_SMALL_STEPS)
         correlation, place = max(((_correlation(one, other, place), place) for place in places), key=itemgetter(0))
         if correlation >= POSSIBLE and _similarity(_detail(one), _detail(other), place).similarity >= PLAUSIBLE:
-            found.append(((i, j, probe, distance), place))
-    return found
+            possible.append(((i, j, probe, distance), place))
+    return possible
 
 
 def _correlation(one: np.ndarray, other: np.ndarray, place: Map) -> float:
-    """Of two thumbnails, uint8 [32, 32], without their slow changes and their edge."""
+    """The correlation of two high-pass filtered thumbnails, uint8 [32, 32], without their edges."""
     moved = cv2.warpAffine(one, _warp(place, SMALL_PX, SMALL_PX), (SMALL_PX, SMALL_PX), flags=LOOKUP, borderMode=EDGE)
     levels = (grey.astype(np.float32) for grey in (moved, other))
     inner = ((grey - cv2.GaussianBlur(grey, (0, 0), 2))[2:-2, 2:-2] for grey in levels)
@@ -274,18 +273,18 @@ def _correlation(one: np.ndarray, other: np.ndarray, place: Map) -> float:
     return float((one * other).sum() / np.sqrt((one * one).sum() * (other * other).sum() + 1e-9))
 
 
-def _judged(fingerprints: Sequence[Fingerprint], greys: dict[int, np.ndarray], row: Candidate, place: Map) -> NearDuplicate:
-    """A candidate compared at the scale of thumbnails and, where it may be the same, at the finest; `greys` [128, 128]."""
+def _judge(fingerprints: Sequence[Fingerprint], greys: dict[int, np.ndarray], row: Candidate, place: Map) -> NearDuplicate:
+    """Compares a candidate at the scale of thumbnails and, if it may be the same, at the finest scale; `greys` [128, 128]."""
     i, j, probe, distance = row
     fit = _fit(_shrunk(greys[i], THUMBNAIL_PX), _shrunk(greys[j], THUMBNAIL_PX), (PROBES[probe][0], place))
     similarity, verdict = fit.similarity, DIFFERENT
     if similarity >= LIKELY:
         side_px = min(fingerprints[i].side_px, fingerprints[j].side_px)
-        similarity, verdict = _verified(greys[i], greys[j], fit.place, side_px)
+        similarity, verdict = _verify(greys[i], greys[j], fit.place, side_px)
     return NearDuplicate(min(i, j), max(i, j), distance, round(similarity, 3), verdict)
 
 
-def _verified(one: np.ndarray, other: np.ndarray, place: Map, side_px: int) -> tuple[float, Verdict]:
+def _verify(one: np.ndarray, other: np.ndarray, place: Map, side_px: int) -> tuple[float, Verdict]:
     """Similarity and verdict at the finest scale that the smaller image supports."""
     coarsest, finest = SAME
     px = int(np.clip(side_px * FINE_SHARE, coarsest, finest)) // TILE_PX * TILE_PX
@@ -296,7 +295,7 @@ def _verified(one: np.ndarray, other: np.ndarray, place: Map, side_px: int) -> t
 
 
 def _fit(one: np.ndarray, other: np.ndarray, starts: Sequence[Map]) -> Fit:
-    """The best of the starts, refined; then again only where they agree: white corners or a bar drag the alignment."""
+    """The best of the starts, refined; then again only where the images agree, because corners or a bar bias the alignment."""
     details = _detail(one), _detail(other)
     best = max((_similarity(*details, start) for start in starts), key=itemgetter(0))
     if best.similarity >= PROMISING:
@@ -307,19 +306,19 @@ def _fit(one: np.ndarray, other: np.ndarray, starts: Sequence[Map]) -> Fit:
 
 
 def _detail(grey: np.ndarray) -> np.ndarray:
-    """Structures of about 2 to 8 pixels without the light they lie in: float32 [px, px]."""
+    """Structures of about 2 to 8 pixels, without illumination: float32 [px, px]."""
     levels = grey.astype(np.float32)
     return cv2.GaussianBlur(levels, (0, 0), 0.7) - cv2.GaussianBlur(levels, (0, 0), 3)
 
 
 def _aligned(one: np.ndarray, other: np.ndarray, start: Map, mask: np.ndarray | None = None, steps: int = ECC_STEPS) -> Map:
-    """The affine map of highest correlation near `start` (Evangelidis and Psarakis 2008); `start` if none is found."""
+    """The affine map of highest correlation near `start` (Evangelidis and Psarakis 2008); `start` if there is none."""
     px = len(one)
-    seen: Any = mask  # None, too, though the types of OpenCV say otherwise
+    seen: Any = mask  # None is allowed, contrary to OpenCV's types
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, steps, ECC_EPSILON)
     try:
         _, warp = cv2.findTransformECC(other, one, _warp(start, px, px), cv2.MOTION_AFFINE, criteria, seen, ECC_BLUR_PX)
-    except cv2.error:  # its way of saying that the iteration diverges
+    except cv2.error:  # the iteration diverges
         return start
     place = np.linalg.inv(_pixels(px)) @ np.vstack([warp, [0, 0, 1]]) @ _pixels(px)
     stretch = np.linalg.svd(place[:2, :2], compute_uv=False) if np.isfinite(place).all() else np.zeros(2)
@@ -329,8 +328,8 @@ def _aligned(one: np.ndarray, other: np.ndarray, start: Map, mask: np.ndarray | 
 def _similarity(one: np.ndarray, other: np.ndarray, place: Map) -> Fit:
     """Mean over the tiles of the correlation of details.
 
-    A tile weighs as much as there is structure on both sides, at most as the mean tile: plain ground counts little, and
-    no single edge decides. A watermark puts structure on one side; another animal replaces structure.
+    A tile is weighted by the structure that both images have there, at most as the mean tile: plain background counts little,
+    and no single edge decides. A watermark adds structure to one image; another animal replaces structure.
     """
     px = len(one)
     warp = _warp(place, px, px)

@@ -1,4 +1,4 @@
-"""What is wrong with the data: each fault is found, listed, and acted on by a stated policy (report, drop, fail)."""
+"""Faults in the data: each is listed, and handled by a policy (report, drop, fail)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,36 +17,36 @@ from fieldguide.sources.index import united_classes
 
 FINDING_COLUMNS = ["kind", "split", "class_name", "id", "detail", "action"]
 ACTIONS = {"report": "kept", "drop": "dropped", "fail": "stopped"}
-N_NAMED = 10  # findings that a stop names
-SIMILAR_NAMES = 0.85  # share of letters, in order, that two names have in common (difflib's ratio); a guess
-FAR_AREA, FAR_ASPECT = 16.0, 2.5  # times larger or smaller, times wider or taller than the median image; guesses
+N_NAMED = 10  # findings in an error message
+SIMILAR_NAMES = 0.85  # difflib's ratio of two similar names; a guess
+FAR_AREA, FAR_ASPECT = 16.0, 2.5  # factors between an odd and the median image; guesses
 
 
 @dataclass
 class Findings:
-    """The faults found so far, each a row of metrics/findings.csv."""
+    """The faults, each a row of metrics/findings.csv."""
 
     rows: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, kind: str, rows: pd.DataFrame, details: list[str], action: str) -> list[dict[str, str]]:
-        """One finding for each row of the manifest."""
+        """Adds one finding per row of the manifest."""
         places = zip(rows["split"], rows["class_name"], rows["id"], details, strict=True)
-        found = [dict(zip(FINDING_COLUMNS, (kind, *place, action), strict=True)) for place in places]
-        self.rows += found
-        return found
+        findings = [dict(zip(FINDING_COLUMNS, (kind, *place, action), strict=True)) for place in places]
+        self.rows += findings
+        return findings
 
     def add_class(self, kind: str, split: str, class_name: str, detail: str, action: str) -> dict[str, str]:
-        """A finding about a class."""
-        found = dict(zip(FINDING_COLUMNS, (kind, split, class_name, "", detail, action), strict=True))
-        self.rows.append(found)
-        return found
+        """Adds a finding about a class."""
+        finding = dict(zip(FINDING_COLUMNS, (kind, split, class_name, "", detail, action), strict=True))
+        self.rows.append(finding)
+        return finding
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=FINDING_COLUMNS)
 
 
 def number_classes(frame: pd.DataFrame, findings: Findings) -> pd.DataFrame:
-    """Class folders that differ only in case as one class, and labels by the order of the names."""
+    """Merges class folders that differ only in case, and numbers the classes in the order of their names."""
     names = united_classes(frame)
     other = frame[frame["class_name"] != names].drop_duplicates(["split", "class_name"])
     for row in named_tuples(other):
@@ -56,15 +56,15 @@ def number_classes(frame: pd.DataFrame, findings: Findings) -> pd.DataFrame:
 
 
 def check(frame: pd.DataFrame, policy: SplitCheck, findings: Findings) -> tuple[pd.DataFrame, int]:
-    """The table with `use` and `reason`, and the number of photographs under two names; adds to `findings`.
+    """The table with `use` and `reason`, and the number of photographs with two labels; adds to `findings`.
 
-    frame: the manifest's columns without `use`, `reason` telling why an image is unreadable, and `photograph`, equal for
-    rows that show the same one. Raises `UserError` where a policy says fail.
+    frame: the manifest's columns without `use`; `reason` says why an image is unreadable; `photograph` is equal for rows that
+    show the same photograph. Raises `UserError` for a fault whose policy is fail.
     """
     unreadable = frame["reason"].ne("")
     frame = frame.assign(use=~unreadable)
-    found = findings.add("unreadable", frame[unreadable], frame.loc[unreadable, "reason"].tolist(), "left out")
-    stop_if("fail", policy.unreadable, "unreadable", found)
+    faults = findings.add("unreadable", frame[unreadable], frame.loc[unreadable, "reason"].tolist(), "left out")
+    stop_if("fail", policy.unreadable, "unreadable", faults)
     n_conflicts = _act_on_conflicts(frame, policy.label_conflicts, findings)
     _act_on_leaks(frame, policy.leaks, findings)
     _act_on_missing_classes(frame, policy.missing_classes, findings)
@@ -74,32 +74,32 @@ def check(frame: pd.DataFrame, policy: SplitCheck, findings: Findings) -> tuple[
     return frame, n_conflicts
 
 
-def stop_if(trigger: str, policy: str, name: str, found: list[dict[str, str]]) -> None:
-    """Raises when the policy `split_check.<name>` is `trigger` and there is something."""
-    if policy == trigger and found:
-        first = found[0]
-        others = "".join(f"; {finding['id'] or finding['class_name']}" for finding in found[1:N_NAMED])
-        more = " ... (all are in metrics/findings.csv)" if len(found) > N_NAMED else ""
+def stop_if(trigger: str, policy: str, name: str, faults: list[dict[str, str]]) -> None:
+    """Raises `UserError` if the policy `split_check.<name>` is `trigger` and there are faults."""
+    if policy == trigger and faults:
+        first = faults[0]
+        others = "".join(f"; {fault['id'] or fault['class_name']}" for fault in faults[1:N_NAMED])
+        more = " ... (see metrics/findings.csv for all)" if len(faults) > N_NAMED else ""
         raise UserError(
-            f"{len(found)} finding(s) of kind {first['kind']}: {first['id'] or first['class_name']} in {first['split']}"
+            f"{len(faults)} finding(s) of kind {first['kind']}: {first['id'] or first['class_name']} in {first['split']}"
             f" ({first['detail']}){others}{more}; fix the data or set split_check.{name}"
         )
 
 
 def repeated(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows in use whose photograph another row in use shows too."""
+    """The rows in use whose photograph occurs in another row in use."""
     used = frame[frame["use"]]
     return used[used.duplicated("photograph", keep=False)]
 
 
 def _act_on_leaks(frame: pd.DataFrame, policy: str, findings: Findings) -> None:
-    """Marks the rows of `frame` whose photograph a more trusted split also holds; lists those that await a label too."""
+    """Marks the rows of `frame` whose photograph is also in a more trusted split; lists copies of unlabelled photographs."""
     copies = repeated(frame)
     pairs = leaks(copies, by="photograph")
     rows, twins = pairs["row"], pairs["twin"]
     details = same_as(frame, rows, twins)
-    found = findings.add("leak", frame.loc[rows], details, ACTIONS[policy])
-    stop_if("fail", policy, "leaks", found)
+    faults = findings.add("leak", frame.loc[rows], details, ACTIONS[policy])
+    stop_if("fail", policy, "leaks", faults)
     frame.loc[rows, "reason"] = [LEAK + detail for detail in details]
     if policy == "drop":
         frame.loc[rows, "use"] = False
@@ -107,9 +107,9 @@ def _act_on_leaks(frame: pd.DataFrame, policy: str, findings: Findings) -> None:
         for row, twin in zip(rows, twins, strict=True):
             same = copies.index[copies["photograph"] == copies.at[twin, "photograph"]].difference(list(rows))
             frame.loc[same, "reason"] = [LEAK + detail for detail in same_as(frame, same, [row] * len(same))]
-    awaiting = copies[copies["split"] == "unlabelled"].drop_duplicates("photograph").set_index("photograph")
-    ids = awaiting["id"].to_dict()
-    labelled = copies[copies["photograph"].isin(awaiting.index) & copies["label"].notna()]
+    unlabelled = copies[copies["split"] == "unlabelled"].drop_duplicates("photograph").set_index("photograph")
+    ids = unlabelled["id"].to_dict()
+    labelled = copies[copies["photograph"].isin(unlabelled.index) & copies["label"].notna()]
     others = [f"same photograph as unlabelled {ids[row.photograph]}" for row in named_tuples(labelled)]
     findings.add("also unlabelled", labelled, others, "kept")
 
@@ -125,38 +125,38 @@ def same_as(frame: pd.DataFrame, rows: Iterable[int], others: Iterable[int]) -> 
 
 
 def _act_on_conflicts(frame: pd.DataFrame, policy: str, findings: Findings) -> int:
-    """Marks the photographs that stand under more than one name; drop takes all their rows out of train. Their number."""
+    """Marks the photographs with more than one label; drop removes all their rows from train. Returns their number."""
     copies = repeated(frame)
     conflicts = label_conflicts(copies, by="photograph")
     rows = copies[copies["photograph"].isin(conflicts.index) & copies["label"].notna()].sort_values(["photograph", "id"])
-    found = []
+    faults = []
     for row, (_, place) in zip(named_tuples(rows), rows.iterrows(), strict=True):
         detail = "also under " + ", ".join(name for name in conflicts[row.photograph] if name != row.class_name)
         action = ACTIONS[policy] if row.split == "train" else "kept"
-        found += findings.add("label conflict", place.to_frame().T, [detail], action)
+        faults += findings.add("label conflict", place.to_frame().T, [detail], action)
         frame.loc[row.Index, "reason"] = f"label conflict: {detail}"
-    stop_if("fail", policy, "label_conflicts", found)
+    stop_if("fail", policy, "label_conflicts", faults)
     if policy == "drop":
         frame.loc[rows.index[rows["split"] == "train"], "use"] = False
     return len(conflicts)
 
 
 def _act_on_missing_classes(frame: pd.DataFrame, policy: str, findings: Findings) -> None:
-    """Lists the classes without an image in use in a split; drop leaves them out of all splits."""
-    found = [
+    """Lists the classes without an image in use in a split; drop removes them from all splits."""
+    faults = [
         findings.add_class("missing class", split, name, "no image in use", ACTIONS[policy])
         for split, names in missing_classes(frame).items()
         for name in names
     ]
-    stop_if("fail", policy, "missing_classes", found)
+    stop_if("fail", policy, "missing_classes", faults)
     if policy == "drop":
-        gone = frame["use"] & frame["class_name"].isin({finding["class_name"] for finding in found}) & frame["label"].notna()
-        frame.loc[gone, "reason"] = "class is missing in a split"
-        frame.loc[gone, "use"] = False
+        dropped = frame["use"] & frame["class_name"].isin({fault["class_name"] for fault in faults}) & frame["label"].notna()
+        frame.loc[dropped, "reason"] = "class is missing in a split"
+        frame.loc[dropped, "use"] = False
 
 
 def missing_classes(frame: pd.DataFrame) -> dict[str, list[str]]:
-    """For each labelled split of the data the classes that have no image in use there."""
+    """The classes without an image in use, for each labelled split of the data."""
     labelled = frame[frame["label"].notna()]
     names = set(labelled["class_name"])
     used = labelled[labelled["use"]]
@@ -165,7 +165,7 @@ def missing_classes(frame: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _list_few_images(frame: pd.DataFrame, few: int, findings: Findings) -> None:
-    """Lists classes whose valid or test figures rest on fewer than `few` images."""
+    """Lists classes with fewer than `few` images in valid or test."""
     for split in ("valid", "test"):
         counts = frame[(frame["split"] == split) & frame["use"]].groupby("class_name").size()
         for name, n_images in counts[counts < few].items():
@@ -173,7 +173,7 @@ def _list_few_images(frame: pd.DataFrame, few: int, findings: Findings) -> None:
 
 
 def _list_similar_names(frame: pd.DataFrame, findings: Findings) -> None:
-    """Lists names of one split that another spells almost so: two classes, unless a person says otherwise."""
+    """Lists names of one split that are similar to a name of another; they stay two classes."""
     labelled = frame[frame["label"].notna()]
     names = {str(split): set(rows["class_name"]) for split, rows in labelled.groupby("split")}
     for split, other in _ordered_pairs(names):
@@ -189,7 +189,7 @@ def _ordered_pairs(names: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
 
 
 def _list_odd_sizes(frame: pd.DataFrame, findings: Findings) -> None:
-    """Lists images far from the rest in area or in shape."""
+    """Lists outliers in area or aspect ratio."""
     sized = frame[frame["width"].notna()]
     width, height = (sized[side].to_numpy(dtype=np.float64) for side in ("width", "height"))
     area, aspect = np.log(width * height), np.log(width / height)

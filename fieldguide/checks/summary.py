@@ -1,4 +1,4 @@
-"""What the split check found, as tables and figures."""
+"""Tables and metrics of the split check."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ def split_check_metrics(
     findings: Findings,
     n_conflicts: int,
 ) -> SplitCheckMetrics:
-    """The content of metrics/split_check.json; `pairs` is None where near duplicates were not looked for."""
+    """The content of metrics/split_check.json; `pairs` is None if the search for near duplicates is off."""
     across = within = None
     if pairs is not None:
         same = [pair for pair in pairs if pair.is_same]
@@ -45,7 +45,7 @@ def split_check_metrics(
 
 
 def pair_table(frame: pd.DataFrame, pairs: list[NearDuplicate], copies: list[tuple[int, int]]) -> pd.DataFrame:
-    """Every pair of candidates with its verdict, and the byte-identical ones; pairs that matter most first."""
+    """Every candidate pair with its verdict, and byte-identical pairs; label conflicts and leaks first."""
     places = ["split", "class_name", "id"]
     listed = [(*pair[:4], pair.verdict) for pair in pairs] + [(i, j, 0, 1.0, "identical") for i, j in copies]
     table = pd.DataFrame(listed, columns=["i", "j", "distance", "similarity", "verdict"])
@@ -60,7 +60,7 @@ def pair_table(frame: pd.DataFrame, pairs: list[NearDuplicate], copies: list[tup
 
 
 def class_counts(frame: pd.DataFrame) -> pd.DataFrame:
-    """Images in use: a row per class, a column per split."""
+    """Number of images in use: a row per class, a column per split."""
     labelled = frame[frame["label"].notna()]
     in_use = {split: (labelled["split"] == split) & labelled["use"] for split in SPLITS}
     return labelled.assign(**in_use).groupby(["label", "class_name"])[list(SPLITS)].sum().reset_index()

@@ -1,4 +1,4 @@
-"""A trained network's answers for every image, and what is fitted on them."""
+"""Predictions of a trained network for every image, and the calibration fitted on them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,12 +26,12 @@ from fieldguide.network.inference import batches_of, views
 from fieldguide.network.loader import Prefetching, Resident, Source
 from fieldguide.network.models import Classifier
 
-N_NOISE = 100  # pictures of each kind of noise
+N_NOISE = 100  # images of each kind of noise
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A trained network on its device, and how it is to be run."""
+    """A trained network on its device, with its settings."""
 
     model: Classifier
     facts: Checkpoint
@@ -44,7 +44,7 @@ class TrainedNetwork:
         return self.model.head.weight.device
 
     def images(self, rows: pd.DataFrame) -> Source:
-        """The images of `rows`; decoding runs ahead of the network."""
+        """The images of `rows`, with prefetching."""
         return Prefetching(rows, self.raw, self.facts.image_px, self.runtime.n_workers, self.device)
 
     def views(self, source: Source, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -58,9 +58,9 @@ class TrainedNetwork:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network answers for the images of one split.
+    """Predictions for the images of one split.
 
-    logits: float32 `[N, K]`, the mean over the views; first_view: int64 `[N]`, the classes by the first view, the image alone;
+    logits: float32 `[N, K]`, the mean over the views; first_view: int64 `[N]`, the classes without test-time augmentation;
     known: float32 `[N]`, known scores.
     """
 
@@ -81,7 +81,7 @@ class Answers:
 def answer_all(
     network: TrainedNetwork, rows: dict[str, pd.DataFrame]
 ) -> tuple[dict[str, Answers], dict[str, np.ndarray], Calibration]:
-    """The answers for each table of rows, the known scores of out-of-distribution pictures by kind, and the calibration.
+    """Predictions for each table of rows, known scores of out-of-distribution images by kind, and the calibration.
 
     The calibration is fitted on train (class means) and valid (temperature, thresholds). Train has no known scores.
     """
@@ -120,9 +120,9 @@ def answer_all(
 def answer(
     network: TrainedNetwork, source: Source, name: str, known: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> Answers:
-    """The answers for its images; `known` turns logits `[B, K]` and embeddings `[B, F]` of a batch into scores `[B]`."""
+    """Predictions for all images; `known` maps logits `[B, K]` and embeddings `[B, F]` of a batch to scores `[B]`."""
     n_images, n_classes = len(source), len(network.facts.class_names)
-    answers = Answers(  # at once: parts kept from each batch would lie among its freed buffers, 20 kB of memory an image
+    answers = Answers(  # allocated at once: parts kept from each batch fragment memory, 20 kB per image
         np.empty((n_images, n_classes), np.float32), np.empty(n_images, np.int64), np.empty(n_images, np.float32)
     )
     start = 0

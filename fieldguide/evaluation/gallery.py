@@ -1,4 +1,4 @@
-"""Which photographs a person should see of an evaluation: wrong answers, right ones, and the pairs most often confused."""
+"""The gallery of an evaluation: wrong and right predictions, and the pairs most often confused."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ N_PAIRS = 8
 N_MISTAKEN, N_TYPICAL = 4, 2  # photographs of a pair: mistaken ones, and right ones of either class
 
 Photographs = Callable[[str, np.ndarray, int], np.ndarray]
-"""Split, rows (int `[n]`) and a side to these photographs: uint8 `[n, side, side, 3]`."""
+"""(split, rows (int `[n]`), side) to photographs: uint8 `[n, side, side, 3]`."""
 Activations = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
-"""Split, rows and a class for each, int `[n]`, to class activation maps: float `[n, h, w]`, of any scale."""
+"""(split, rows, a class for each), int `[n]`, to class activation maps: float `[n, h, w]`, of any scale."""
 
 
 def build_gallery(network: TrainedNetwork, evaluation: Evaluation) -> Gallery:
-    """The gallery of an evaluation, with where the network looked if it can tell."""
+    """The gallery of an evaluation, with activation maps if the network has them."""
     facts, device = network.facts, network.device
     exported = ExportableNetwork(network.model, evaluation.calibration, facts.image_px).eval().to(device)
 
@@ -48,7 +48,7 @@ def build_gallery(network: TrainedNetwork, evaluation: Evaluation) -> Gallery:
 
 
 def select_gallery(evaluation: Evaluation, photographs: Photographs, activations: Activations | None) -> Gallery:
-    """Wrong answers by falling confidence, right ones spread from the surest to the least sure, and confused pairs."""
+    """Wrong predictions in descending confidence, right ones from the highest to the lowest confidence, and confused pairs."""
     names = tuple(map(common_name, evaluation.facts.class_names))
     shown = {
         split: _Shown(split, names, evaluation.targets(split), evaluation.probabilities(split), photographs, activations)
@@ -67,7 +67,7 @@ def select_gallery(evaluation: Evaluation, photographs: Photographs, activations
 
 @dataclass(frozen=True)
 class _Shown:
-    """The answers of one split, and how its photographs are had."""
+    """The predictions of one split, and access to its photographs."""
 
     split: str
     names: Sequence[str]
@@ -89,15 +89,15 @@ class _Shown:
         return self.predicted == self.targets
 
     def surest(self, rows: np.ndarray) -> np.ndarray:
-        """`rows` by falling confidence."""
+        """`rows` in descending order of confidence."""
         return rows[np.argsort(-self.confidence[rows], kind="stable")]
 
     def mistaken(self, truth: int, predicted: int) -> np.ndarray:
-        """Rows of one class that were answered as another (or the same), the surest first."""
+        """Rows of class `truth` that were predicted as `predicted`, in descending order of confidence."""
         return self.surest(np.flatnonzero((self.targets == truth) & (self.predicted == predicted)))
 
     def photographs(self, rows: np.ndarray, activation: bool = False) -> list[GalleryPhotograph]:
-        """Those of `rows`, int `[n]`, in their order."""
+        """The photographs of `rows`, int `[n]`, in their order."""
         if not len(rows):
             return []
         pixels = self.decode(self.split, rows, THUMBNAIL_PX)
@@ -119,7 +119,7 @@ class _Shown:
 
 
 def _pairs(evaluation: Evaluation, shown: dict[str, _Shown]) -> list[GalleryPair]:
-    """The most frequent pairs of valid and test together, with the surest mistakes and right answers of either class."""
+    """The most frequent confusions of valid and test together, with the most confident examples."""
     table = confused_pairs(evaluation)
     splits = [split for split in shown if split != "train"]
     sums = table[table["split"].isin(splits)].groupby(["truth", "predicted"])["n"].sum()

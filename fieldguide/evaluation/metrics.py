@@ -1,4 +1,4 @@
-"""Figures of merit from predictions: NumPy in, plain numbers out.
+"""Metrics of predictions: NumPy arrays in, plain numbers out.
 
 `probabilities` are float `[N, K]`, `targets` and `predicted` int `[N]`, `right` bool `[N]`, `confidence` (the largest
 probability) float `[N]`.
@@ -20,7 +20,7 @@ SEED = 0  # of the bootstrap
 
 
 def split_metrics(logits: np.ndarray, targets: np.ndarray, temperature: float, ece_bins: int) -> dict[str, float]:
-    """What `evaluate.json` says of one split; logits: float `[N, K]`, not yet divided by the temperature.
+    """The metrics of one split in `evaluate.json`; logits: float `[N, K]`, not divided by the temperature.
 
     `loss` (nats) and `ece` are those of the calibrated probabilities, `…_uncalibrated` those at temperature 1. Accuracy has
     Wilson's 95 % interval, macro F1 the bootstrap's; F1 is scikit-learn's over the classes that occur in truth or prediction.
@@ -77,12 +77,12 @@ def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray, n
 
 
 def confidence_bins(confidence: np.ndarray, n_bins: int) -> np.ndarray:
-    """The equal-width bin, (low, high] as in that paper, of each value in 0..1: int64 `[N]`."""
+    """The equal-width bin, (low, high] as in Guo et al. 2017, of each value in 0..1: int64 `[N]`."""
     return np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
 
 
 def paired_difference(right: np.ndarray, other_right: np.ndarray) -> tuple[float, float, float]:
-    """How much more accurate one is than the other on the same images, and the 95 % interval of that.
+    """The difference in accuracy on the same images, and its 95 % interval.
 
     Bonett and Price's adjusted Wald interval (2012), recommended for paired proportions by Fagerland et al. (2014).
     """
@@ -95,7 +95,7 @@ def paired_difference(right: np.ndarray, other_right: np.ndarray) -> tuple[float
 
 
 def macro_f1_interval(targets: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of macro F1 over the images; the same for the same answers."""
+    """The 95 % percentile bootstrap interval of macro F1 over the images; deterministic."""
     generator = np.random.default_rng(SEED)
     n, n_classes = len(targets), int(max(targets.max(), predicted.max())) + 1
     scores = np.empty(N_RESAMPLES)
@@ -111,22 +111,22 @@ def macro_f1_interval(targets: np.ndarray, predicted: np.ndarray) -> tuple[float
 
 
 def accuracy_at(coverage: float, confidence: np.ndarray, right: np.ndarray) -> float:
-    """Accuracy over the most certain images, of which there are `coverage` of all, rounded up."""
-    n_kept = math.ceil(coverage * len(right) - 1e-9)  # 0.95 * 20 is a little more than 19
+    """Accuracy on the share `coverage` of the images with the highest confidence, rounded up."""
+    n_kept = math.ceil(coverage * len(right) - 1e-9)  # in floats 0.95 * 20 > 19
     return float(right[np.argsort(-confidence, kind="stable")[:n_kept]].mean())
 
 
 def risk_coverage_area(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Mean share of wrong answers among the n most certain, over n from 1 to N (AURC; Geifman et al. 2019): less is better."""
+    """Mean error rate on the n most confident images, over n from 1 to N (AURC; Geifman et al. 2019): lower is better."""
     n_wrong = np.cumsum(~right[np.argsort(-confidence, kind="stable")])
     return float((n_wrong / np.arange(1, len(right) + 1)).mean())
 
 
 def coverage_table(confidence: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Accuracy of each split over the most certain share of its images, for each hundredth of them.
+    """Accuracy of each split on the most confident share of its images, in steps of 1 %.
 
-    Columns: coverage; then for each split its accuracy under the split's name and, as `<split>_probability`, the least
-    confidence among these images.
+    Columns: coverage; for each split its accuracy under the split's name and, as `<split>_probability`, the lowest confidence
+    among these images.
     """
     shares = np.arange(1, 101) / 100
     table = pd.DataFrame({"coverage": shares})
@@ -147,9 +147,9 @@ def per_class_table(targets: np.ndarray, predicted: np.ndarray, names: np.ndarra
 
 
 def ood_metrics(known: np.ndarray, ood: np.ndarray, threshold: float) -> dict[str, float]:
-    """How a score tells known images from out-of-distribution ones: AUROC, and the shares on either side of `threshold`.
+    """How well a score separates known from out-of-distribution images: AUROC, and the shares on either side of `threshold`.
 
-    known, ood: scores `[N]` and `[M]`, higher being more surely known.
+    known, ood: scores `[N]` and `[M]`; higher is more likely known.
     """
     is_known = np.repeat([1, 0], [len(known), len(ood)])
     return {

@@ -1,4 +1,4 @@
-"""Pictures that show none of the classes, drawn: what a network that knows its limits refuses."""
+"""Synthetic out-of-distribution images."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 
 def ood_images(image_px: int, n_images: int) -> dict[str, torch.Tensor]:
-    """Three kinds by name, each uint8 `[n_images, 3, image_px, image_px]`, the same at each call."""
+    """Three kinds by name, each uint8 `[n_images, 3, image_px, image_px]`; deterministic."""
     generator = np.random.default_rng(0)
     shape = (n_images, 3, image_px, image_px)
     coarse = torch.from_numpy(generator.random((n_images, 3, 6, 6)))

@@ -19,7 +19,7 @@ from fieldguide.network.inference import N_VIEWS
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A trained network measured: rows of the manifest and answers by labelled split, and the calibration."""
+    """Rows of the manifest and predictions by labelled split, and the calibration."""
 
     facts: Checkpoint
     rows: dict[str, pd.DataFrame]
@@ -28,7 +28,7 @@ class Evaluation:
 
     @property
     def held_out(self) -> str:
-        """The split on which the network is measured."""
+        """The split on which the network is evaluated."""
         return held_out_split(self.rows)
 
     def targets(self, split: str) -> np.ndarray:
@@ -36,12 +36,12 @@ class Evaluation:
         return self.facts.classes.targets(self.rows[split])
 
     def probabilities(self, split: str) -> np.ndarray:
-        """Calibrated: float64 `[N, K]`."""
+        """Calibrated probabilities: float64 `[N, K]`."""
         return self.answers[split].probabilities(self.calibration.temperature)
 
 
 def evaluate_metrics(evaluation: Evaluation, ood: dict[str, np.ndarray], evaluate: Evaluate) -> EvaluateMetrics:
-    """Figures of every labelled split; `ood`: known scores of out-of-distribution pictures by kind."""
+    """Metrics of every labelled split; `ood`: known scores of out-of-distribution images by kind."""
     calibration, rows = evaluation.calibration, evaluation.rows
     splits: dict[str, SplitMetrics] = {}
     gains: dict[str, float] = {}
@@ -74,7 +74,7 @@ def _ood(known: np.ndarray, scores: np.ndarray, threshold: float) -> OodMetrics:
 
 
 def clean_metrics(evaluation: Evaluation) -> CleanMetrics:
-    """Accuracy, its interval and F1 of the test images that are in no other split."""
+    """Metrics of the test images that are in no other split."""
     clean = ~leaked(evaluation.rows["test"])
     targets, predicted = evaluation.targets("test")[clean], evaluation.answers["test"].predicted[clean]
     if not len(targets):
@@ -92,7 +92,7 @@ def clean_metrics(evaluation: Evaluation) -> CleanMetrics:
 
 
 def verdict_metrics(answers: Answers, targets: np.ndarray, calibration: Calibration) -> dict[str, float | None]:
-    """Shares of a split's images that are accepted as known, and called sure; and how often the sure answers are right."""
+    """Shares of a split's images with the verdicts known and sure, and the accuracy of the sure ones."""
     verdict = verdicts(answers.probabilities(calibration.temperature).max(axis=1), answers.known, calibration)
     sure = verdict == "sure"
     right = answers.predicted == targets
@@ -104,9 +104,9 @@ def verdict_metrics(answers: Answers, targets: np.ndarray, calibration: Calibrat
 
 
 def headline(metrics: EvaluateMetrics, split: str) -> str:
-    """Accuracy and what the calibration is worth, on the split on which the network is measured; two lines."""
+    """Accuracy and calibration of a split, in two lines."""
     figures, fitted = metrics.splits[split], metrics.calibration
-    right = "" if figures.accuracy_when_sure is None else f", of these right {figures.accuracy_when_sure:.2%}"
+    right = "" if figures.accuracy_when_sure is None else f" (accuracy {figures.accuracy_when_sure:.2%})"
     return (
         f"{split} accuracy {figures.accuracy:.2%}, 95 % interval {figures.accuracy_low:.1%} to"
         f" {figures.accuracy_high:.1%} (n={figures.n}); macro F1 {figures.macro_f1:.4f}"

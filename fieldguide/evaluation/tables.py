@@ -1,4 +1,4 @@
-"""The tables of an evaluation: answers of every image, figures per class, and what charts are drawn from."""
+"""The tables of an evaluation: predictions of every image, metrics per class, and data of the charts."""
 
 import numpy as np
 import pandas as pd
@@ -25,13 +25,13 @@ N_ANSWERS = 5  # in predictions.csv
 
 
 def save_submission(answers: Answers, facts: Checkpoint, rows: pd.DataFrame) -> None:
-    """The answer for every unlabelled image in the competition's form (`id,label`); only the head where there is none."""
+    """Writes the prediction for every unlabelled image in the competition's format (`id,label`); the table may be empty."""
     table = pd.DataFrame({"id": rows["id"], "label": np.array(facts.labels)[answers.predicted]})
     write_table(table, SUBMISSION_CSV)
 
 
 def save_tables(evaluation: Evaluation, ece_bins: int) -> None:
-    """Writes every table but the submission."""
+    """Writes all tables except the submission."""
     save_predictions(evaluation)
     save_per_class(evaluation)
     save_coverage(evaluation)
@@ -41,7 +41,7 @@ def save_tables(evaluation: Evaluation, ece_bins: int) -> None:
 
 
 def save_predictions(evaluation: Evaluation) -> None:
-    """Every image of valid and test, in the manifest's order; a network of fewer than five classes leaves cells empty."""
+    """Writes every image of valid and test, in the manifest's order; with fewer than five classes some cells are empty."""
     names = np.array([*evaluation.facts.class_names, ""])
     parts = []
     for split in _not_trained_on(evaluation):
@@ -63,7 +63,7 @@ def save_predictions(evaluation: Evaluation) -> None:
 
 
 def save_per_class(evaluation: Evaluation) -> None:
-    """Precision, recall, F1 and support of every class in valid and test."""
+    """Writes precision, recall, F1 and support of every class in valid and test."""
     parts = []
     for split in _not_trained_on(evaluation):
         names = np.array(evaluation.facts.class_names)
@@ -74,16 +74,16 @@ def save_per_class(evaluation: Evaluation) -> None:
 
 
 def save_coverage(evaluation: Evaluation) -> None:
-    """Accuracy of valid and test when the least certain images are refused."""
+    """Writes the accuracy of valid and test by coverage."""
     splits = _not_trained_on(evaluation)
     confidence = {split: evaluation.probabilities(split).max(axis=1) for split in splits}
     right = {split: evaluation.answers[split].predicted == evaluation.targets(split) for split in splits}
     columns = ["coverage", *(f"{split}{what}" for split in ("valid", "test") for what in ("", "_probability"))]
-    write_table(coverage_table(confidence, right).reindex(columns=columns), COVERAGE_CSV)  # a plot needs both, if empty
+    write_table(coverage_table(confidence, right).reindex(columns=columns), COVERAGE_CSV)  # the plot needs both, even if empty
 
 
 def save_confusions(evaluation: Evaluation) -> None:
-    """Truth and prediction of every image of each split; only the head where a split has no labels."""
+    """Writes truth and prediction of every image of each split; an empty table for a split without labels."""
     names = np.array(evaluation.facts.class_names, dtype=object)
     for split in SPLITS:
         columns: dict[str, object] = {"truth": [], "predicted": []}
@@ -93,15 +93,15 @@ def save_confusions(evaluation: Evaluation) -> None:
 
 
 def save_reliability(evaluation: Evaluation, n_bins: int) -> None:
-    """How often answers of each confidence are right, in every split."""
+    """Writes the reliability of every split."""
     tables = [reliability(evaluation, split, n_bins).assign(split=split) for split in evaluation.rows]
     write_table(pd.concat(tables), RELIABILITY_CSV)
 
 
 def reliability(evaluation: Evaluation, split: str, n_bins: int) -> pd.DataFrame:
-    """For each equal bin (low, high] of the confidence: n, mean confidence, share right and its 95 % interval.
+    """For each equal-width bin (low, high] of the confidence: n, mean confidence, accuracy and its 95 % interval.
 
-    NaN where a bin is empty.
+    NaN in empty bins.
     """
     probabilities = evaluation.probabilities(split)
     confidence, is_right = probabilities.max(axis=1), probabilities.argmax(axis=1) == evaluation.targets(split)
@@ -127,16 +127,16 @@ def reliability(evaluation: Evaluation, split: str, n_bins: int) -> pd.DataFrame
 
 
 def save_confused_pairs(evaluation: Evaluation) -> None:
-    """`confused_pairs` with the names of the classes."""
+    """Writes `confused_pairs` with the names of the classes."""
     table, names = confused_pairs(evaluation), np.array(evaluation.facts.class_names, dtype=object)
     named = {column: names[table[column].to_numpy(dtype=int)] for column in ("truth", "predicted")}
     write_table(table.assign(**named), CONFUSED_PAIRS_CSV)
 
 
 def confused_pairs(evaluation: Evaluation) -> pd.DataFrame:
-    """Which class (by number) was mistaken for which in each split, and the share of the truth that this is.
+    """The off-diagonal entries of the confusion matrix of each split, with their share of the true class; classes by number.
 
-    The held-out split first, the most frequent pairs of each split first.
+    The held-out split and the most frequent pairs come first.
     """
     tables = []
     for split in reversed(evaluation.rows):

@@ -1,6 +1,6 @@
-"""`models/model.onnx`, the second waist, in use: images to ranked names.
+"""Inference with `models/model.onnx`, the second waist: images to ranked class names.
 
-Needs NumPy, Pillow and onnxruntime only: no torch, DVC or MLflow. For example:
+Needs only NumPy, Pillow and onnxruntime. For example:
 
     classifier = OnnxClassifier(Path("models/model.onnx"))
     for prediction in classifier.predict([Path("a.jpg"), Path("b.jpg")], k=3):
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # after the import it would be too late
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
@@ -27,8 +27,8 @@ from fieldguide.onnx.heatmap import supporting
 
 METADATA_KEY = "fieldguide"
 INPUT_NAME = "images"
-OUTPUT_NAMES = ("probabilities", "embedding", "known_score", "activation")  # the last where the network permits it
-MAX_BATCH = 32  # images that `predict` and `embed` have in memory at a time
+OUTPUT_NAMES = ("probabilities", "embedding", "known_score", "activation")  # the last if the network has activation maps
+MAX_BATCH = 32  # images that `predict` and `embed` hold in memory
 ONNX_ERRORS = (
     ort.Fail,
     ort.InvalidArgument,
@@ -41,7 +41,7 @@ ONNX_ERRORS = (
 
 @dataclass(frozen=True)
 class Answer:
-    """One class, its calibrated probability and its number among the outputs."""
+    """A class, its calibrated probability and its output number."""
 
     name: str
     probability: float
@@ -50,11 +50,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of one image: the most probable classes, best first, and how far to trust them.
+    """The most probable classes of an image, best first, and a verdict.
 
-    verdict: sure, unsure (the top probability is below the file's `unsure_below`) or unknown (none of the classes: the known
-    score is below `unknown_below`). activation: float32 `[h, w]`, 0..1, where in the centre square the first answer was seen;
-    None where it was not asked for or the network does not tell.
+    verdict: sure, unsure (the top probability is below the file's `unsure_below`) or unknown (the known score is below
+    `unknown_below`: none of the classes). activation: float32 `[h, w]`, 0..1, the class activation map of the first answer in
+    the centre square; None if it was not requested or the network has none.
     """
 
     answers: tuple[Answer, ...]
@@ -64,13 +64,13 @@ class Prediction:
 
 
 class OnnxClassifier:
-    """An exported model: `class_names`, `image_px`, `metadata`, and predictions. May be used from several threads."""
+    """An exported model with `class_names`, `image_px`, `metadata`, and predictions. Thread-safe."""
 
     def __init__(self, source: Path | bytes, n_threads: int = 0, provider: str = "CPUExecutionProvider") -> None:
-        """Loads the file's bytes, so that it can pull in no other file; `n_threads` 0 is ONNX Runtime's choice.
+        """Loads the model from bytes, so that it cannot refer to other files; `n_threads` 0 is ONNX Runtime's default.
 
-        `provider` is one of ONNX Runtime's; what it cannot compute falls to the CPU.
-        Raises `UserError` for a file that is missing or was not made by the export stage.
+        The CPU computes operators that `provider`, one of ONNX Runtime's, does not support. Raises `UserError` for a file that
+        is missing or was not written by the export stage.
         """
         name = source if isinstance(source, Path) else "the model"
         options = onnxruntime.SessionOptions()
@@ -78,9 +78,9 @@ class OnnxClassifier:
         options.log_severity_level = 3
         try:
             content = source.read_bytes() if isinstance(source, Path) else source
-            whole = is_intact(content)
-            if not whole and is_damaged(content):
-                raise UserError(f"{name}: its bytes are not those that were exported; create it with: dvc repro -f export_onnx")
+            intact = is_intact(content)
+            if not intact and is_damaged(content):
+                raise UserError(f"{name}: damaged, its checksum does not match; create it with: dvc repro -f export_onnx")
             self.session = onnxruntime.InferenceSession(content, options, providers=[provider])
             self.metadata: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map[METADATA_KEY])
             self.class_names: tuple[str, ...] = tuple(self.metadata["class_names"])
@@ -88,42 +88,42 @@ class OnnxClassifier:
             calibration = self.metadata["calibration"]
             self.unsure_below, self.unknown_below = float(calibration["unsure_below"]), float(calibration["unknown_below"])
             self._check()
-            if not whole:
-                raise ValueError("it carries no seal")
+            if not intact:
+                raise ValueError("it has no checksum")
         except OSError as error:
             raise UserError(f"{name}: {error.strerror}; create it with: dvc repro export_onnx") from error
         except KeyError as error:
-            raise UserError(f"{name}: metadata lack {error}; make the file with: dvc repro -f export_onnx") from error
+            raise UserError(f"{name}: metadata lack {error}; create it with: dvc repro -f export_onnx") from error
         except (*ONNX_ERRORS, TypeError, ValueError) as error:
             raise UserError(f"{name}: not a usable ONNX model ({error}); create it with: dvc repro -f export_onnx") from error
         self.file_bytes = len(content)
 
     @property
     def has_activation(self) -> bool:
-        """Whether the network tells where it looked."""
+        """Whether the network has class activation maps."""
         return len(self.session.get_outputs()) == len(OUTPUT_NAMES)
 
     def _check(self) -> None:
-        """Raises `ValueError` unless the graph takes and gives what the metadata say."""
-        taken, given = self.session.get_inputs(), self.session.get_outputs()
+        """Raises `ValueError` unless inputs and outputs of the graph match the metadata."""
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         n_classes, side = len(self.class_names), self.image_px
-        found = [(value.name, value.type, value.shape[1:]) for value in (*taken, *given)]
-        inner = [shape for _, _, shape in found[2:]]
-        wanted = [
+        actual = [(value.name, value.type, value.shape[1:]) for value in (*inputs, *outputs)]
+        inner = [shape for _, _, shape in actual[2:]]
+        expected = [
             (INPUT_NAME, "tensor(uint8)", [side, side, 3]),
             ("probabilities", "tensor(float)", [n_classes]),
             ("embedding", "tensor(float)", inner[0] if inner and len(inner[0]) == 1 else ["F"]),
             ("known_score", "tensor(float)", []),
         ]
-        if len(given) == len(OUTPUT_NAMES):
-            wanted.append(
+        if len(outputs) == len(OUTPUT_NAMES):
+            expected.append(
                 ("activation", "tensor(float)", [n_classes, *inner[2][1:]] if len(inner[2]) == 3 else ["K", "h", "w"])
             )
-        if found != wanted:
-            raise ValueError(f"inputs and outputs are {found}, its metadata ask for {wanted}")
+        if actual != expected:
+            raise ValueError(f"inputs and outputs are {actual}, but its metadata require {expected}")
 
     def run(self, pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
-        """The outputs named, of `OUTPUT_NAMES`, for uint8 `[N, image_px, image_px, 3]`, RGB.
+        """The given outputs, of `OUTPUT_NAMES`, for uint8 `[N, image_px, image_px, 3]`, RGB.
 
         float32: probabilities `[N, K]`, embedding `[N, F]`, known_score `[N]`, activation `[N, K, h, w]`.
         """
@@ -134,7 +134,7 @@ class OnnxClassifier:
         return self.run(pixels, ["probabilities"])[0]
 
     def predict_pixels(self, pixels: np.ndarray, k: int = 5, activation: bool = False) -> list[Prediction]:
-        """A prediction with the `k` best classes for each of uint8 `[N, image_px, image_px, 3]`, RGB, in one batch."""
+        """Predictions with the `k` best classes for uint8 `[N, image_px, image_px, 3]`, RGB, in one batch."""
         wanted = ["probabilities", "known_score", *(["activation"] if activation and self.has_activation else [])]
         probabilities, scores, *maps = self.run(pixels, wanted)
         ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
@@ -153,18 +153,18 @@ class OnnxClassifier:
         return [
             prediction
             for start in range(0, len(images), MAX_BATCH)
-            for prediction in self.predict_pixels(self._decoded(images[start : start + MAX_BATCH]), k, activation)
+            for prediction in self.predict_pixels(self._decode(images[start : start + MAX_BATCH]), k, activation)
         ]
 
     def embed(self, images: Sequence[Path | bytes]) -> np.ndarray:
-        """What the network's head sees of each image, a file or its bytes: float32 `[N, F]`; raises as `predict` does."""
+        """The embedding of each image, a file or its bytes: float32 `[N, F]`; raises as `predict` does."""
         parts = [
-            self.run(self._decoded(images[start : start + MAX_BATCH]), ["embedding"])[0]
+            self.run(self._decode(images[start : start + MAX_BATCH]), ["embedding"])[0]
             for start in range(0, max(len(images), 1), MAX_BATCH)
         ]
         return np.concatenate(parts)
 
-    def _decoded(self, images: Sequence[Path | bytes]) -> np.ndarray:
+    def _decode(self, images: Sequence[Path | bytes]) -> np.ndarray:
         """uint8 `[N, image_px, image_px, 3]`."""
         pixels = np.empty((len(images), self.image_px, self.image_px, 3), np.uint8)
         for slot, image in zip(pixels, images, strict=True):
@@ -178,10 +178,10 @@ class OnnxClassifier:
 
 
 def has_provider(provider: str) -> bool:
-    """Whether the onnxruntime that is installed can compute by it."""
+    """Whether the installed onnxruntime has this execution provider."""
     return provider in onnxruntime.get_available_providers()
 
 
 def runtime_version() -> str:
-    """The version of the onnxruntime that is installed, whichever package brought it."""
+    """The version of the installed onnxruntime, from any of its packages."""
     return str(onnxruntime.__version__)

@@ -1,4 +1,4 @@
-"""torch to `model.onnx`: uint8 pictures in, answers out, with all that a user of the file needs in its metadata."""
+"""torch to `model.onnx`: uint8 images in, predictions out, with metadata for users of the file."""
 
 import contextlib
 import io
@@ -22,14 +22,14 @@ from fieldguide.network.models import Classifier, averaged_map
 from fieldguide.onnx.classifier import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES
 
 PRODUCER = "fieldguide"
-EXAMPLE_BATCH = 2  # a dynamic dimension must not be 1 in the example, or the exporter fixes it
-MAX_BYTES = 2**31 - 1  # of a protobuf message; a larger model would need a second file
+EXAMPLE_BATCH = 2  # the exporter would make a dynamic dimension of size 1 static
+MAX_BYTES = 2**31 - 1  # of a protobuf message; a larger model needs a second file
 
 
 class ExportableNetwork(nn.Module):
-    """What the file computes: scaling of bytes, the network, its views, calibration, and where it looked.
+    """The computation of the ONNX file: normalisation, network, test-time augmentation, calibration and activation maps.
 
-    `activation` (Zhou et al. 2016, arXiv:1512.04150) is there where the head is linear on the mean of a map.
+    `activation` (Zhou et al. 2016, arXiv:1512.04150) exists if the embedding is the mean of a feature map.
     """
 
     def __init__(self, model: Classifier, calibration: Calibration, image_px: int) -> None:
@@ -54,7 +54,7 @@ class ExportableNetwork(nn.Module):
         embedding, feature_map = self._features((views - self.model.pixel_mean) / self.model.pixel_std)
         if self.mirror:
             embedding = embedding.unflatten(0, (2, -1)).mean(dim=0)
-        logits = self.model.head(embedding)  # linear: of the mean it is the mean
+        logits = self.model.head(embedding)  # linear: equals the mean of the logits
         outputs = ((logits / self.temperature).softmax(dim=1), embedding, self.known_score(logits, embedding))
         if feature_map is None:
             return outputs
@@ -62,7 +62,7 @@ class ExportableNetwork(nn.Module):
         return (*outputs, F.conv2d(unmirrored, self.model.head.weight[:, :, None, None]))
 
     def _features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The embedding `[N, F]`, and the map `[N, F, h, w]` of which it is the mean, where there is one."""
+        """The embedding `[N, F]`, and the feature map `[N, F, h, w]` whose mean it is, if there is one."""
         if self.map_name is None:
             return self.model.features(pixels), None
         maps: list[torch.Tensor] = []
@@ -77,10 +77,7 @@ class ExportableNetwork(nn.Module):
 def torch_probabilities(
     model: Classifier, calibration: Calibration, compiled: bool = False
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The file's probabilities by torch itself, on the model's device, transfers included, and nothing else computed.
-
-    The function takes uint8 `[N, H, W, 3]`, RGB, and gives float32 `[N, K]`.
-    """
+    """A function from uint8 `[N, H, W, 3]`, RGB, to probabilities, float32 `[N, K]`, by torch on the model's device."""
     device = next(model.parameters()).device
     model = model.eval().to(memory_format=torch.channels_last)
     network = torch.compile(model) if compiled else model
@@ -97,10 +94,10 @@ def torch_probabilities(
 
 
 def export(exported: ExportableNetwork, image_px: int, opset: int, metadata: dict[str, Any], target: Path) -> None:
-    """Writes the checked ONNX file, atomically; equal networks give equal bytes.
+    """Writes the ONNX file, atomically; equal networks give equal bytes.
 
-    `metadata` becomes one JSON text under the key `fieldguide` of the file's metadata. Raises `UserError` for a network
-    that does not fit one file.
+    `metadata` is stored as JSON under the key `fieldguide` of the file's metadata. Raises `UserError` for a network that is
+    too large for one file.
     """
     example = torch.zeros(EXAMPLE_BATCH, image_px, image_px, 3, dtype=torch.uint8)
     with _silence():
@@ -114,24 +111,24 @@ def export(exported: ExportableNetwork, image_px: int, opset: int, metadata: dic
             dynamo=True,
             optimize=True,
         )
-    assert program is not None  # as it is where `dynamo` is on
+    assert program is not None  # with dynamo=True
     save_model(_without_traces(program.model_proto), metadata, target)
 
 
 def save_model(proto: onnx.ModelProto, metadata: dict[str, Any], target: Path) -> None:
-    """Checks the model and writes it with its metadata, sealed, atomically."""
+    """Checks the model and writes it with metadata and checksum, atomically."""
     if proto.ByteSize() > MAX_BYTES:
-        raise UserError(f"{target}: {proto.ByteSize():,} bytes, more than one ONNX file holds; take a smaller model.name")
-    sealing = metadata | {"seal": UNSEALED}
+        raise UserError(f"{target}: {proto.ByteSize():,} bytes, too large for one ONNX file; use a smaller model.name")
+    text = json.dumps(metadata | {"seal": UNSEALED}, ensure_ascii=False)
     del proto.metadata_props[:]
-    proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=json.dumps(sealing, ensure_ascii=False)))
+    proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=text))
     onnx.checker.check_model(proto, full_check=True)
     write_bytes(target, seal(proto.SerializeToString(deterministic=True)))
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Without the exporter's warnings, log and progress; all is as it was after the block."""
+    """Suppresses the exporter's warnings, log and progress in the block."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -144,7 +141,7 @@ def _silence() -> Iterator[None]:
 
 
 def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without the exporter's notes, which name files of the machine that it ran on."""
+    """The model without the exporter's annotations, which contain local paths."""
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")

@@ -1,4 +1,4 @@
-"""Where a network looked: a class activation map laid over the photograph. NumPy and images.py only."""
+"""A class activation map as an overlay on the photograph. Needs only NumPy and Pillow."""
 
 import numpy as np
 
@@ -12,33 +12,33 @@ INFERNO = np.array(  # 17 of matplotlib's 256 colours, evenly spaced; perceptual
     ],
     np.float32,
 )  # fmt: skip
-OPACITY = 0.7  # of the colour where the activation is 1
+OPACITY = 0.7  # of the colour at activation 1
 
 
 def colours(levels: np.ndarray) -> np.ndarray:
-    """Float 0..1, any shape `[...]`, to RGB 0..255 of the colour map: float32 `[..., 3]`."""
+    """Float 0..1, any shape `[...]`, to the RGB values of the colour map, 0..255: float32 `[..., 3]`."""
     places = np.linspace(0, 1, len(INFERNO))
     return np.stack([np.interp(levels, places, INFERNO[:, channel]) for channel in range(3)], axis=-1).astype(np.float32)
 
 
 def supporting(activation: np.ndarray) -> np.ndarray:
-    """What speaks for the class, as a share of its largest value, any shape; all 0 where nothing does."""
+    """The positive part of an activation map, divided by its maximum, any shape; 0 if nothing is positive."""
     positive = np.maximum(activation, 0)
     return positive / max(float(positive.max()), np.finfo(np.float32).tiny)
 
 
 def overlay(rgb: np.ndarray, activation: np.ndarray) -> np.ndarray:
-    """The photograph under its activation map: uint8 `[H, W, 3]`.
+    """The photograph with its activation map as an overlay: uint8 `[H, W, 3]`.
 
-    rgb: uint8 `[H, W, 3]`; activation: float `[h, w]`, 0..1, of the centre square, which is what the network saw. The rest
-    of the photograph stays as it is. The stronger the activation, the less of the photograph shows through.
+    rgb: uint8 `[H, W, 3]`; activation: float `[h, w]`, 0..1, of the centre square, which is the network's input. The rest of
+    the photograph is unchanged. The overlay is more opaque at stronger activations.
     """
     height, width = rgb.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     levels = np.clip(upscale(activation, side), 0, 1)
     alpha = OPACITY * levels[..., None]
-    laid = rgb.copy()
-    square = laid[top : top + side, left : left + side]
+    result = rgb.copy()
+    square = result[top : top + side, left : left + side]
     square[:] = np.rint(square * (1 - alpha) + colours(levels) * alpha).astype(np.uint8)
-    return laid
+    return result

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself in its metadata: how to use it, how accurate it is, what it came from, on which terms."""
+"""The metadata of an ONNX file: usage, accuracy, provenance and licence."""
 
 import hashlib
 import json
@@ -17,8 +17,8 @@ from fieldguide.core.paths import CALIBRATION, CHECKPOINT, LOCK
 from fieldguide.network.calibration import Calibration
 from fieldguide.network.checkpoint import Checkpoint
 
-UPSTREAM = ("download", "split_check", "train", "evaluate")  # the stages whose record in dvc.lock says where a model is from
-CODE = ("fieldguide/network/models.py", "fieldguide/onnx/export.py")  # what computes the answers
+UPSTREAM = ("download", "split_check", "train", "evaluate")  # stages whose entries in dvc.lock give a model's provenance
+CODE = ("fieldguide/network/models.py", "fieldguide/onnx/export.py")  # files that define the computation
 
 
 def reported_accuracy(source: Path, split: str) -> SplitAccuracy:
@@ -39,7 +39,7 @@ def split_accuracy(split: str, n_right: int, n: int) -> SplitAccuracy:
 def onnx_metadata(
     facts: Checkpoint, calibration: Calibration, reported: SplitAccuracy, settings: Model, receipt: Receipt
 ) -> dict[str, Any]:
-    """What a user of the file must know; names no date and no folder, so that equal networks give equal files."""
+    """The metadata for users of the file. Contains no date and no path, so that equal networks give equal files."""
     return {
         "class_names": facts.class_names,
         "labels": facts.labels,
@@ -70,29 +70,29 @@ def onnx_metadata(
 
 
 def pipeline_hash() -> str | None:
-    """SHA-256 of what dvc.lock records of the stages before this one; None where it does not know this checkpoint.
+    """SHA-256 of the entries of earlier stages in dvc.lock; None if they do not contain this checkpoint.
 
-    Not of the whole file, in which this stage's own result is to stand.
+    It is not the hash of the file, which will contain the output of this stage.
     """
     try:
         stages = yaml.safe_load(LOCK.read_text())["stages"]
         recorded = {name: stages[name] for name in UPSTREAM}
-        made = {out["path"]: out["md5"] for out in recorded["train"]["outs"]}[str(CHECKPOINT)]
+        md5 = {out["path"]: out["md5"] for out in recorded["train"]["outs"]}[str(CHECKPOINT)]
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         return None
-    if made != file_hash(CHECKPOINT, "md5"):
+    if md5 != file_hash(CHECKPOINT, "md5"):
         return None
     return hashlib.sha256(json.dumps(recorded, sort_keys=True).encode()).hexdigest()
 
 
 def git_blob(source: Path) -> str:
-    """The name under which git keeps the file's content: `git log --find-object=` finds its commits, made before or after."""
+    """Git's hash of the file's content; `git log --find-object=` finds its commits."""
     content = source.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def licence(settings: Model, of_data: str) -> str:
-    """Under which terms the weights are, as far as the pipeline can know."""
+    """The licence of the weights, as far as the pipeline can know it."""
     trained = f"trained here on data of licence: {of_data or 'not stated'}"
     if settings.weights == "none":
         return trained
@@ -102,6 +102,6 @@ def licence(settings: Model, of_data: str) -> str:
         import timm
 
         published = timm.get_pretrained_cfg(settings.name.removeprefix("timm/"))
-        assert published is not None  # its weights were taken
+        assert published is not None  # its weights were loaded
         return f"{trained}; began with weights of timm, {published.license or 'see ' + str(published.hf_hub_id)}"
     return f"{trained}; began with weights of torchvision (BSD-3-Clause), made on ImageNet (for research)"

@@ -1,6 +1,6 @@
-"""The model file alone: its probabilities in a process that never loads torch, and the proof that they are those of torch.
+"""Comparison of the ONNX file, run in a process without torch, with the probabilities of torch.
 
-`probabilities_alone` starts that process: python -m fieldguide.onnx.proof MODEL RAW ROWS OUT
+`probabilities_alone` starts the process: python -m fieldguide.onnx.proof MODEL RAW ROWS OUT
 """
 
 import csv
@@ -19,8 +19,8 @@ from fieldguide.core.images import decode, encoded_reader
 from fieldguide.core.paths import ONNX
 from fieldguide.onnx.classifier import OnnxClassifier
 
-BATCH_SIZES = (1, 2, 7, 64)  # the batch must be dynamic
-TIE = 1e-4  # a lead of the first answer over the second below which rounding may exchange them
+BATCH_SIZES = (1, 2, 7, 64)  # several, because the batch must be dynamic
+TIE = 1e-4  # a smaller difference of the two highest probabilities is within rounding
 CHUNK = 448  # images decoded at a time; a multiple of each batch size
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -28,9 +28,9 @@ Place = tuple[str, int, int]  # file under data/raw, offset and length of the en
 
 
 def probabilities_alone(model: Path, raw: Path, places: Iterable[Place]) -> np.ndarray:
-    """What another process, with the model file and the encoded bytes only, answers: float32 `[len(BATCH_SIZES), N, K]`.
+    """Probabilities by a process without torch, at each batch size: float32 `[len(BATCH_SIZES), N, K]`.
 
-    Raises `UserError` when it fails.
+    Raises `UserError` if the process fails.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))}
     with tempfile.TemporaryDirectory() as folder:
@@ -40,17 +40,19 @@ def probabilities_alone(model: Path, raw: Path, places: Iterable[Place]) -> np.n
         command = [sys.executable, "-m", "fieldguide.onnx.proof", str(model), str(raw), str(rows), str(out)]
         ended = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
         if ended.returncode:
-            raise UserError(f"{model}: could not be used alone ({ended.stderr.strip()[-500:]}); try another export.opset")
+            raise UserError(
+                f"{model}: could not be run without torch ({ended.stderr.strip()[-500:]}); try another export.opset"
+            )
         return np.load(out)
 
 
 def prove(
     expected: np.ndarray, alone: np.ndarray, targets: np.ndarray, reported: SplitAccuracy, max_abs_difference: float
 ) -> Agreement:
-    """How the file agrees with torch; raises `UserError` unless it answers as torch does, and as `reported`.
+    """The agreement of the file with torch; raises `UserError` if its predictions or the `reported` accuracy differ.
 
     expected: torch's probabilities, float32 `[N, K]`; alone: those of the file at each batch size, `[batch sizes, N, K]`.
-    A top 1 counts as the same, too, where torch's own lead over its second is below `TIE`.
+    Ignores the top 1 where torch's two highest probabilities differ by less than `TIE`.
     """
     lead = np.diff(np.sort(expected, axis=1)[:, -2:], axis=1)[:, 0]
     ties = lead < TIE
@@ -64,7 +66,7 @@ def prove(
     n_right = int((alone[-1].argmax(axis=1) == targets).sum())
     if reported.n != len(targets) or abs(n_right - reported.n_right) > ties.sum():
         raise UserError(
-            f"{ONNX}: alone it has {n_right} of {len(targets)} {reported.split} images right, evaluate reported "
+            f"{ONNX}: {n_right} of {len(targets)} {reported.split} images are right, but evaluate reported "
             f"{reported.n_right} of {reported.n}; no file was written, run: dvc repro -f evaluate"
         )
     return Agreement(
@@ -82,11 +84,11 @@ def main() -> None:
         places = [(file, int(offset), int(length)) for file, offset, length in csv.reader(stream)]
     np.save(out, probabilities(OnnxClassifier(model), raw, places))
     if "torch" in sys.modules:
-        raise UserError("torch was loaded, so that this says nothing about the file alone; report it")
+        raise UserError("torch was imported, which makes the comparison invalid; report this as a bug")
 
 
 def probabilities(classifier: OnnxClassifier, raw: Path, places: list[Place]) -> np.ndarray:
-    """Those of every image, from its encoded bytes, at each of `BATCH_SIZES`: float32 `[len(BATCH_SIZES), N, K]`."""
+    """Probabilities of every image at each batch size: float32 `[len(BATCH_SIZES), N, K]`."""
     answers = np.empty((len(BATCH_SIZES), len(places), len(classifier.class_names)), np.float32)
     with encoded_reader(raw, [file for file, _, _ in places]) as read:
         for start in range(0, len(places), CHUNK):

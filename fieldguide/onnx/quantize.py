@@ -1,7 +1,7 @@
-"""The model file made smaller: fp16 for GPUs, static INT8 for CPUs with dot products of bytes (VNNI).
+"""Smaller model files: fp16 for GPUs, static INT8 for CPUs with INT8 dot products (VNNI).
 
-What comes after the embedding (head, softmax, known score, activation) is computed in fp32 in both: it costs next to
-nothing, and scores have a range that half precision lacks.
+Both compute everything after the embedding (head, softmax, known score, activation) in fp32: it costs almost nothing, and the
+range of scores exceeds half precision.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from fieldguide.onnx.export import save_model
 from fieldguide.onnx.metadata import split_accuracy
 from fieldguide.onnx.proof import BATCH_SIZES
 
-METHODS = {  # of choosing the range of an activation: what is kept of its distribution on the calibration images
+METHODS = {  # calibration methods, which choose the range of an activation from its distribution on the calibration images
     "entropy": (CalibrationMethod.Entropy, {}),
     "percentile": (CalibrationMethod.Percentile, {"CalibPercentile": 99.99}),
 }
-BATCH = 4  # calibration images at a time, whose activations are all held at once
+BATCH = 4  # calibration images at a time; all their activations are in memory
 
 
 class Labelled(NamedTuple):
@@ -40,7 +40,7 @@ class Labelled(NamedTuple):
 
 
 def write_fp16(source: Path, target: Path, metadata: dict[str, Any], held_out: Labelled) -> SmallerForm:
-    """The fp16 form of `source`, and what it is worth on the held-out images."""
+    """Writes the fp16 form of `source`; returns its accuracy on the held-out images and its size."""
     accuracy, n_bytes = _write(to_fp16(source), target, metadata | {"precision": "fp16"}, held_out)
     return SmallerForm(accuracy=accuracy, bytes=n_bytes)
 
@@ -48,7 +48,7 @@ def write_fp16(source: Path, target: Path, metadata: dict[str, Any], held_out: L
 def write_int8(
     source: Path, target: Path, metadata: dict[str, Any], calibration: np.ndarray, valid: Labelled, held_out: Labelled
 ) -> Int8Form:
-    """The INT8 form of `source` whose ranges, found on `calibration`, uint8 `[N, H, W, 3]`, are by the best method on valid."""
+    """Writes the INT8 form of `source`, calibrated on `calibration`, uint8 `[N, H, W, 3]`, by the best method on valid."""
     forms = {method: to_int8(source, calibration, method) for method in METHODS}
     scores = {method: _score(form, metadata, valid) for method, form in forms.items()}
     method = max(scores, key=lambda name: scores[name])
@@ -58,7 +58,7 @@ def write_int8(
 
 
 def _write(form: onnx.ModelProto, target: Path, metadata: dict[str, Any], held_out: Labelled) -> tuple[float, int]:
-    """Writes a form, with its own accuracy in its metadata; that accuracy, and its bytes."""
+    """Writes a form with its own accuracy in the metadata; returns that accuracy, and the size in bytes."""
     n_right, _ = _score(form, metadata, held_out)
     accuracy = split_accuracy(metadata["evaluate"]["split"], n_right, len(held_out.targets))
     save_model(form, metadata | {"evaluate": accuracy.as_dict()}, target)
@@ -66,7 +66,7 @@ def _write(form: onnx.ModelProto, target: Path, metadata: dict[str, Any], held_o
 
 
 def _score(form: onnx.ModelProto, metadata: dict[str, Any], images: Labelled) -> tuple[int, float]:
-    """The number of right answers, and minus the mean cross-entropy, which decides between equals."""
+    """The number of right predictions, and minus the mean cross-entropy, which breaks ties."""
     with tempfile.TemporaryDirectory() as folder:
         save_model(form, metadata, Path(folder, "form.onnx"))
         classifier = OnnxClassifier(Path(folder, "form.onnx"))
@@ -80,7 +80,7 @@ def _score(form: onnx.ModelProto, metadata: dict[str, Any], images: Labelled) ->
 
 
 class _Images(CalibrationDataReader):
-    """Calibration images in batches, as ONNX Runtime asks for them."""
+    """Calibration images in batches, for ONNX Runtime."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels = pixels
@@ -98,18 +98,18 @@ class _Images(CalibrationDataReader):
 
 
 def to_int8(source: Path, pixels: np.ndarray, method: str) -> onnx.ModelProto:
-    """Weights int8 per channel, activations uint8 with ranges found on `pixels`, uint8 `[N, H, W, 3]`; QDQ format."""
+    """Weights int8 per channel, activations uint8 with ranges calibrated on `pixels`, uint8 `[N, H, W, 3]`; QDQ format."""
     calibrate_method, options = METHODS[method]
     model = onnx.load(source)
     with tempfile.TemporaryDirectory() as folder, _silence():
         target = Path(folder, "int8.onnx")
         quantize_static(
-            source,  # not the loaded model, of which it would empty the weights
+            source,  # not the loaded model, whose weights it would clear
             target,
             _Images(pixels),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=True,  # without VNNI, sums of two products of 8 bits saturate (ONNX Runtime, "Quantize ONNX models")
+            reduce_range=True,  # without VNNI, sums of two 8-bit products saturate (ONNX Runtime, "Quantize ONNX models")
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=calibrate_method,
@@ -120,26 +120,26 @@ def to_int8(source: Path, pixels: np.ndarray, method: str) -> onnx.ModelProto:
 
 
 def to_fp16(source: Path) -> onnx.ModelProto:
-    """Weights and activations in half precision; inputs and outputs as before."""
+    """Weights and activations in half precision; inputs and outputs keep their types."""
     model = onnx.load(source)
     with _silence():
         converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=after_embedding(model)))
     _drop_repeated_casts(converted.model.graph)
-    converted.topological_sort()  # the casts were put at the end
+    converted.topological_sort()  # the converter appends its casts
     return _plain(converted.model, model)
 
 
 def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
-    """The converter casts a value once for each of its uses, every time to the same name."""
-    made: set[str] = set()
+    """Removes repeated casts: the converter adds one per use of a value, each with the same output name."""
+    outputs: set[str] = set()
     for node in list(graph.node):
-        if node.op_type == "Cast" and node.output[0] in made:
+        if node.op_type == "Cast" and node.output[0] in outputs:
             graph.node.remove(node)
-        made |= set(node.output)
+        outputs |= set(node.output)
 
 
 def after_embedding(model: onnx.ModelProto) -> list[str]:
-    """The names of the nodes that use the embedding, directly or not, and of that which computes the activation."""
+    """The names of the nodes that depend on the embedding, and of the node that computes the activation."""
     known = {"embedding"}
     names = []
     for node in model.graph.node:  # in the order of computation
@@ -150,9 +150,9 @@ def after_embedding(model: onnx.ModelProto) -> list[str]:
 
 
 def _plain(model: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProto:
-    """The model named as its original, without notes of the tools that made it."""
+    """The model with the producer of the original, without annotations of the tools."""
     model.producer_name, model.producer_version = original.producer_name, original.producer_version
-    del model.graph.value_info[:]  # whose types the tools leave as they were
+    del model.graph.value_info[:]  # the tools do not update its types
     for node in model.graph.node:
         node.ClearField("doc_string")
     return model
@@ -160,7 +160,7 @@ def _plain(model: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProto
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Without the tools' warnings and prints."""
+    """Suppresses the tools' warnings and prints in the block."""
     level = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
-"""Photographs from a zip or a folder that a user has, and the one uncompressed zip in which raw data lie.
+"""Photographs from a user's zip or folder, and the uncompressed zip in which raw data are stored.
 
-An uncompressed zip opens in any file manager, costs DVC one file instead of many, and each image in it lies at an
-offset that the manifest names. Nothing is ever unpacked to a path that an archive chooses: members are read one by one.
+An uncompressed zip opens in any file manager, is one file for DVC instead of many, and each image in it has an offset for the
+manifest. Members are read one by one: nothing is unpacked to a path that an archive chooses.
 """
 
 import lzma
@@ -20,7 +20,7 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.files import atomic_path
 from fieldguide.sources.layout import is_hidden, is_image, wrapper_of
 
-ZIP_ERRORS = (  # what zipfile raises on damaged archives
+ZIP_ERRORS = (  # raised by zipfile for damaged archives
     zipfile.BadZipFile,
     NotImplementedError,
     OSError,
@@ -30,13 +30,13 @@ ZIP_ERRORS = (  # what zipfile raises on damaged archives
     zlib.error,
     lzma.LZMAError,
 )
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first date: a packed file's bytes must not depend on the clock
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first date, so that a zip does not depend on the clock
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # zip specification (APPNOTE 4.3.7)
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The wanted files of a zip or folder, under names without a wrapping folder."""
+    """The selected files of a zip or folder, with names relative to the wrapping folder."""
 
     where: str
     names: tuple[str, ...]
@@ -48,18 +48,18 @@ class Archive:
 
 @contextmanager
 def open_archive(path: Path, max_bytes: int, keep: Callable[[str], bool] = is_image) -> Iterator[Archive]:
-    """The files of `path` that `keep` accepts by their names, by default the images.
+    """The files of `path` whose names `keep` accepts, by default the images.
 
-    Raises `UserError` for what is missing, no zip, unsafe, or larger than `max_bytes`.
+    Raises `UserError` if `path` is missing, not a zip, unsafe, or larger than `max_bytes`.
     """
     try:
         archive = None if path.is_dir() else zipfile.ZipFile(path)
     except FileNotFoundError as error:
-        raise UserError(f"data.path: {path} does not exist; give a zip or a folder") from error
+        raise UserError(f"data.path: {path} does not exist; use a zip or a folder") from error
     except OSError as error:
-        raise UserError(f"data.path: {path} cannot be read ({error.strerror}); permit it or give another") from error
+        raise UserError(f"data.path: {path} cannot be read ({error.strerror}); fix the permissions") from error
     except ZIP_ERRORS as error:
-        raise UserError(f"data.path: {path} is not a whole zip ({error}); download it again or give a folder") from error
+        raise UserError(f"data.path: {path} is not a valid zip ({error}); download it again or use a folder") from error
     if archive is None:
         yield _source(path, *_folder_members(path, keep), max_bytes, keep)
         return
@@ -71,7 +71,7 @@ Members = tuple[dict[str, int], set[str], Callable[[str], bytes]]  # bytes by na
 
 
 def _zip_members(archive: zipfile.ZipFile, path: Path, keep: Callable[[str], bool]) -> Members:
-    """All members; what is wrong with one stops only if `keep` wants it, a path that leaves its folder always."""
+    """All members; raises `UserError` for a fault of a selected member, and for any path outside the archive."""
     members: dict[str, zipfile.ZipInfo] = {}
     folders = set()
     for info in archive.infolist():
@@ -81,19 +81,19 @@ def _zip_members(archive: zipfile.ZipFile, path: Path, keep: Callable[[str], boo
             continue
         if keep(name):
             if stat.S_ISLNK(info.external_attr >> 16):
-                raise UserError(f"{path}: member {name} is a link, which is refused; pack the file itself")
+                raise UserError(f"{path}: member {name} is a link, which is not supported; pack the file itself")
             if info.flag_bits & 1:
-                raise UserError(f"{path}: member {name} is encrypted; give an archive without a password")
+                raise UserError(f"{path}: member {name} is encrypted; use an archive without a password")
             if name in members:
-                raise UserError(f"{path}: member {name} is there twice; pack the archive anew")
+                raise UserError(f"{path}: member {name} occurs twice; create the archive again")
             if not _writable(name):
-                raise UserError(f"{path}: member {name!r} has characters that are refused; rename it and pack anew")
+                raise UserError(f"{path}: the name of member {name!r} has control characters; rename it in a new archive")
         members[name] = info
 
     def read(name: str) -> bytes:
         try:
             with archive.open(members[name]) as stream:
-                return stream.read(members[name].file_size)  # never more than it claims
+                return stream.read(members[name].file_size)  # never more than declared
         except ZIP_ERRORS as error:
             raise UserError(f"{path}: member {name} is damaged ({error}); download the archive again") from error
 
@@ -101,30 +101,30 @@ def _zip_members(archive: zipfile.ZipFile, path: Path, keep: Callable[[str], boo
 
 
 def _folder_members(path: Path, keep: Callable[[str], bool]) -> Members:
-    """All files; a link or an odd name stops only if `keep` wants it, a link to a folder always: photographs may be there."""
+    """All files; raises `UserError` for a link or an invalid name of a selected file, and for any link to a folder."""
     sizes: dict[str, int] = {}
     folders: set[str] = set()
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); permit it or leave it out")
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); fix the permissions or remove it")
 
     for parent, subfolders, files in os.walk(path, onerror=refuse):
         for entry in subfolders + [entry for entry in files if keep(entry)]:
             if os.path.islink(os.path.join(parent, entry)) and not is_hidden(PurePosixPath(entry)):
-                raise UserError(f"{os.path.join(parent, entry)}: is a link, which is refused; put the files themselves there")
+                raise UserError(f"{os.path.join(parent, entry)}: is a link, which is not supported; replace it by the files")
         folders.update(Path(parent, entry).relative_to(path).as_posix() for entry in subfolders if _writable(entry))
         for entry in files:
             file = Path(parent, entry)
             name = file.relative_to(path).as_posix()
             if keep(name) and not _writable(name):
-                raise UserError(f"{str(file)!r}: a name with characters that are refused; rename it")
+                raise UserError(f"{str(file)!r}: the name has control characters; rename it")
             sizes[name] = file.lstat().st_size
 
     def read(name: str) -> bytes:
         try:
             return (path / name).read_bytes()
         except OSError as error:
-            raise UserError(f"{path / name}: cannot be read ({error.strerror}); permit it or leave it out") from error
+            raise UserError(f"{path / name}: cannot be read ({error.strerror}); fix the permissions or remove it") from error
 
     return sizes, folders, read
 
@@ -137,24 +137,21 @@ def _source(
     max_bytes: int,
     keep: Callable[[str], bool],
 ) -> Archive:
-    """The common end of both: only wanted files, the wrapping folder stripped, the size bound held."""
+    """The selected files without their wrapping folder; raises `UserError` if there are none or they are too large."""
     wanted = sorted(filter(keep, sizes))
     if not wanted:
         if keep is is_image:
-            raise UserError(f"{path}: holds no image (jpg, png, webp, bmp, gif, tiff); give another in data.path")
-        raise UserError(
-            f"{path}: holds no TFRecord shard, or none of data.resolution where the data set has several;"
-            " give another data.path, or the resolution that is there"
-        )
+            raise UserError(f"{path}: contains no image (jpg, png, webp, bmp, gif, tiff); change data.path")
+        raise UserError(f"{path}: contains no TFRecord shard, or none of data.resolution; change data.path or data.resolution")
     n_bytes = sum(sizes[name] for name in wanted)
     if n_bytes > max_bytes:
         size, bound = f"{n_bytes / 1e9:.3g} GB", f"{max_bytes / 1e9:g}"
-        raise UserError(f"{path}: {size} to unpack, more than data.max_gigabytes ({bound}); raise the bound")
+        raise UserError(f"{path}: {size} to unpack, more than data.max_gigabytes ({bound}); increase it")
     wrapper = wrapper_of(wanted)
     inner = {
         str(PurePosixPath(name).relative_to(wrapper)): name
         for name in wanted
-        if PurePosixPath(name).is_relative_to(wrapper)  # a loose picture beside the wrapping folder is ignored
+        if PurePosixPath(name).is_relative_to(wrapper)  # ignores images beside the wrapping folder
     }
     inside = (PurePosixPath(name) for name in folders)
     return Archive(
@@ -168,37 +165,37 @@ def _source(
 
 
 def _safe_name(name: str, path: Path) -> str:
-    """The member's name with forward slashes; a name that could leave its folder is refused, never renamed."""
+    """The member's name with forward slashes; raises `UserError` for a name that could leave its folder."""
     posix = name.replace("\\", "/")
     parts = posix.rstrip("/").split("/")
     if posix.startswith("/") or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
-        raise UserError(f"{path}: member {name!r} has an unsafe path, which is refused; pack the archive anew")
+        raise UserError(f"{path}: member {name!r} has an unsafe path; create the archive again")
     return "/".join(parts)
 
 
 def _writable(name: str) -> bool:
-    """Whether a name holds neither control characters nor what is no Unicode; joiners and wide spaces are letters to some."""
+    """Whether a name is valid Unicode without control characters; joiners and wide spaces are allowed."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def pack(members: Iterable[tuple[str, bytes]], target: Path) -> int:
-    """Writes an uncompressed zip of (name, content), atomically; the same members give the same bytes. Returns their number."""
+    """Writes an uncompressed zip of (name, content), atomically and reproducibly; returns the number of members."""
     n_members = 0
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members:
             info = zipfile.ZipInfo(name, EPOCH)
-            info.create_system, info.external_attr = 3, 0o644 << 16  # as on Unix, wherever it runs
+            info.create_system, info.external_attr = 3, 0o644 << 16  # as on Unix, on every system
             archive.writestr(info, content)
             n_members += 1
     return n_members
 
 
 def stored_members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, length) of every member of a zip made by `pack`, in its order; `offset` is that of the content."""
+    """(name, offset, length) of every member of a zip written by `pack`, in its order; `offset` is that of the content."""
     try:
         archive = zipfile.ZipFile(path)
     except ZIP_ERRORS as error:
-        raise UserError(f"{path}: not a whole zip ({error}); recreate it with: dvc repro -f download") from error
+        raise UserError(f"{path}: not a valid zip ({error}); recreate it with: dvc repro -f download") from error
     with archive, path.open("rb") as stream:
         for info in archive.infolist():
             assert info.compress_type == zipfile.ZIP_STORED

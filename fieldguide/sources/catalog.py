@@ -1,11 +1,11 @@
-"""The data sets known by name: what they are, where from, in which layout they come, and what to expect in them."""
+"""The known data sets: title, origin, layout and number of images."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Layout = Literal["folders", "tfrecords"]
 
-# In the competition's order; two names end in a space in its own list
+# In the competition's order; the competition's list has a trailing space in two names
 FLOWER_NAMES = (
     "pink primrose|hard-leaved pocket orchid|canterbury bells|sweet pea|wild geranium|tiger lily|moon orchid"
     "|bird of paradise|monkshood|globe thistle|snapdragon|colt's foot|king protea|spear thistle|yellow iris"
@@ -25,7 +25,7 @@ FLOWER_NAMES = (
 
 @dataclass(frozen=True)
 class Release:
-    """How many images one release of a data set has; `test` may be unlabelled."""
+    """Number of images in a release of a data set; `test` may be unlabelled."""
 
     name: str
     train: int
@@ -35,7 +35,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One entry. `class_names` by label number, empty where the data tell the names themselves."""
+    """A known data set. `class_names` by label number, empty if the data contain the names."""
 
     title: str
     layout: Layout
@@ -80,7 +80,7 @@ CATALOG = {
 
 
 def matching_release(dataset: Dataset, train: int, valid: int, test: int) -> str:
-    """The release with exactly these counts, or in words that none has; empty where the catalog knows no counts."""
+    """The release with exactly these counts, or a message that none has; empty if the catalog has no counts."""
     if not dataset.releases:
         return ""
     for release in dataset.releases:

@@ -1,4 +1,4 @@
-"""Raw data, in whatever format, to one row per image: the last place that knows the format."""
+"""Raw data of any format to a table with one row per image; later code does not depend on the format."""
 
 from pathlib import Path
 
@@ -15,20 +15,19 @@ INDEX_COLUMNS = ["split", "label", "class_name", "id", "file", "offset", "length
 
 
 def index_folders(images_zip: Path) -> pd.DataFrame:
-    """One row for each image in the packed zip: split ("" where it is still to be cut), class, place of its bytes."""
+    """One row per image in images.zip: split ("" if not yet drawn), class, position of its bytes."""
     rows = []
     for name, offset, length in stored_members(images_zip):
         place = split_and_class(name) or class_alone(name)
-        assert place is not None, name  # the download keeps no others
+        assert place is not None, name  # `download` ignores other files
         rows.append((place[0], None, place[1], name, images_zip.name, offset, length))
     return pd.DataFrame(rows, columns=INDEX_COLUMNS)
 
 
 def index_shards(receipt: Receipt, raw: Path) -> pd.DataFrame:
-    """One row for each record of the shards, whose checksums are verified; a test split may be without labels.
+    """One row per record of the shards, after verifying its checksums; the test split may be unlabelled.
 
-    Raises `UserError` for shards without a record; with shard, record and byte for what is damaged, for a label that is
-    missing or unknown, and for an id that stands twice.
+    Raises `UserError` for damage, a missing or unknown label, a repeated id, and for shards without records.
     """
     names = CATALOG[receipt.dataset].class_names
     features = {f"{kind}_feature": name for kind, name in receipt.features}
@@ -46,18 +45,18 @@ def index_shards(receipt: Receipt, raw: Path) -> pd.DataFrame:
             own_id = record.id if receipt.features.id else f"{file}/{record.index}"
             rows.append((kept, record.label, name, own_id, file, record.offset, record.length))
     if not rows:
-        raise UserError(f"{raw}: {len(receipt.files)} shards hold no record at all; give others in data.path")
+        raise UserError(f"{raw}: {len(receipt.files)} shards contain no record; change data.path")
     frame = pd.DataFrame(rows, columns=INDEX_COLUMNS).astype({"label": "Int64"})
     if frame["id"].duplicated().any():
         twice = frame[frame["id"].duplicated()].iloc[0]
-        raise UserError(f"{raw / twice['file']}: id {twice['id']!r} stands in two records; set data.features.id")
+        raise UserError(f"{raw / twice['file']}: id {twice['id']!r} occurs in two records; set data.features.id")
     return frame
 
 
 def united_classes(frame: pd.DataFrame) -> pd.Series:
     """The class name of every row; folders that differ only in case, surrounding space or Unicode form are one class.
 
-    It takes the spelling of most images, without the space.
+    Its name is the most frequent spelling, stripped.
     """
     folded = frame["class_name"].map(class_key)
     counts = frame.groupby([folded.rename("folded"), "class_name"]).size().reset_index(name="n")

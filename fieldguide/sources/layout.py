@@ -1,4 +1,4 @@
-"""What a path inside a data set means: which split and class an image belongs to, and what is none of its files."""
+"""Meaning of the paths in a data set: split and class of an image, and files to ignore."""
 
 import re
 import unicodedata
@@ -23,19 +23,19 @@ RESOLUTION = re.compile(r"tfrecords-jpeg-(\d+)x\d+")  # the folders of the flowe
 
 
 def is_image(name: str) -> bool:
-    """Whether a member is an image by its suffix; hidden files and what macOS leaves in archives are not."""
+    """Whether a member has an image suffix and is not hidden."""
     path = PurePosixPath(name)
     return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path)
 
 
 def is_shard(name: str) -> bool:
-    """Whether a member is a TFRecord shard by its name."""
+    """Whether a member has the name of a TFRecord shard."""
     path = PurePosixPath(name)
     return SHARD.fullmatch(path.name) is not None and not is_hidden(path)
 
 
 def resolution_of(name: str) -> int | None:
-    """The side in pixels that a shard's folder states (`tfrecords-jpeg-192x192/…`: 192), else None."""
+    """The side in pixels in the name of a shard's folder (`tfrecords-jpeg-192x192/…`: 192), or None."""
     match = RESOLUTION.search(name)
     return int(match[1]) if match else None
 
@@ -45,10 +45,7 @@ def is_hidden(path: PurePosixPath) -> bool:
 
 
 def wrapper_of(names: Iterable[str]) -> PurePosixPath:
-    """The folder to strip: what all names inside folders share, up to the first that is a split's name.
-
-    Loose files beside a wrapping folder do not count.
-    """
+    """The wrapping folder: the common parent of all names in folders, above any folder named after a split."""
     parents = [parts for name in names if (parts := PurePosixPath(name).parts[:-1])]
     depth = 0
     while parents and all(len(parts) > depth for parts in parents):
@@ -68,23 +65,23 @@ def split_and_class(name: str) -> tuple[str, str] | None:
 
 
 def class_alone(name: str) -> tuple[str, str] | None:
-    """`("", "MONARCH")` for `MONARCH/7.jpg`, in a folder that holds classes and no splits; None for a loose image."""
+    """`("", "MONARCH")` for `MONARCH/7.jpg`, in a folder of classes without splits; None for an image outside classes."""
     parts = PurePosixPath(name).parts
     return ("", parts[0]) if len(parts) > 1 else None
 
 
 def class_name(folder: str) -> str:
-    """A class folder's name without surrounding space, in composed Unicode (macOS writes decomposed names)."""
+    """The stripped name of a class folder in composed Unicode (macOS writes decomposed names)."""
     return unicodedata.normalize("NFC", folder).strip()
 
 
 def class_key(folder: str) -> str:
-    """What is equal for the folders of one class."""
+    """A key that is equal for the folders of one class."""
     return class_name(folder).casefold()
 
 
 def shard_split(name: str) -> str | None:
-    """`train` for `train/00-192x192-798.tfrec` and for `train-00000-of-00010`; None where neither tells a split."""
+    """`train` for `train/00-192x192-798.tfrec` and for `train-00000-of-00010`; None for a name without a split."""
     path = PurePosixPath(name)
     match = SHARD_SPLIT.fullmatch(path.name)
     for part in (*path.parts[:-1], *([match[1]] if match else [])):
@@ -94,7 +91,7 @@ def shard_split(name: str) -> str | None:
 
 
 def check_splits(present: Iterable[str], needed: Iterable[str], where: str) -> None:
-    """Raises `UserError` for the first split that is needed and not there; "" stands for class folders without splits."""
+    """Raises `UserError` for the first missing split; "" stands for class folders without splits."""
     for split in needed:
         if split not in present:
             missing = f"{split} split" if split else "class folder with images"
@@ -102,23 +99,23 @@ def check_splits(present: Iterable[str], needed: Iterable[str], where: str) -> N
 
 
 def check_classes(places: Iterable[tuple[str, str]], where: str) -> None:
-    """Raises `UserError` for (split, class folder) that cannot be meant: nameless, a split's name, one class alone."""
+    """Raises `UserError` for a class folder without a name or with the name of a split, and for a single class."""
     places = set(places)
     for split, folder in sorted(places):
         if not class_name(folder):
             raise UserError(f"{where}: class folder {folder!r} has no name; rename it")
         if not split and folder.casefold() in SPLIT_NAMES:
-            raise UserError(f"{where}: {folder} holds images and no class folders; put them into {folder}/<CLASS>/")
+            raise UserError(f"{where}: {folder} contains images without class folders; move them to {folder}/<CLASS>/")
     keys = {class_key(folder) for _, folder in places}
     if len(keys) < 2:
-        raise UserError(f"{where}: one class alone ({', '.join(sorted(keys))}); a classifier needs two or more class folders")
+        raise UserError(f"{where}: only one class ({', '.join(sorted(keys))}); a classifier needs at least two class folders")
 
 
 def check_class_folders(names: Iterable[str], folders: Iterable[str], where: str, depth: int) -> None:
-    """Raises `UserError` for a class folder (its path has `depth` parts) that holds no image."""
+    """Raises `UserError` for a class folder (its path has `depth` parts) without images."""
     filled = {PurePosixPath(*PurePosixPath(name).parts[:depth]) for name in names}
     for folder in sorted(folders):
         path = PurePosixPath(folder)
         is_class = len(path.parts) == depth and (depth == 1 or path.parts[0].casefold() in SPLIT_NAMES)
         if is_class and not is_hidden(path) and path not in filled:
-            raise UserError(f"{where}: class folder {folder} holds no image; add images or remove the folder")
+            raise UserError(f"{where}: class folder {folder} contains no image; add images or remove the folder")

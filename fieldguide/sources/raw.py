@@ -1,4 +1,4 @@
-"""data/raw: photographs as one uncompressed images.zip or TFRecord shards as they are, and a receipt of where they are from."""
+"""data/raw: photographs as one uncompressed images.zip or as TFRecord shards, and a receipt of their origin."""
 
 import os
 from collections import Counter
@@ -32,20 +32,20 @@ from fieldguide.sources.layout import (
 )
 from fieldguide.sources.tfrecord import count_in_name
 
-IN_PROGRESS = RAW / ".begun"  # is there while the stage writes: all files beside it are the stage's own
+IN_PROGRESS = RAW / ".begun"  # exists while the stage writes: all files beside it belong to the stage
 
 
 class Origin(NamedTuple):
-    """Where raw data lie before they are copied."""
+    """The origin of raw data."""
 
     path: Path  # a zip, a folder or one shard
     source: str
     version: str
-    files: frozenset[str]  # the only ones wanted; none: all
+    files: frozenset[str]  # the files to copy; if empty, all
 
 
-class Brought(NamedTuple):
-    """What was written to data/raw."""
+class RawData(NamedTuple):
+    """The files written to data/raw."""
 
     paths: list[Path]
     ignored: dict[str, int]  # files of the source, by the reason
@@ -53,12 +53,12 @@ class Brought(NamedTuple):
 
 
 def bring_raw_data(data: Data, runtime: Runtime) -> Receipt:
-    """Replaces the content of data/raw by the data that `data` names, and returns their receipt, which is written too."""
+    """Replaces the content of data/raw by the data that `data` names; writes and returns their receipt."""
     try:
         RAW.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{RAW}: could not be created ({error.strerror}); remove what is in its place or fix the permissions"
+            f"{RAW}: could not be created ({error.strerror}); remove the file of that name or fix the permissions"
         ) from error
     refuse_foreign_files()
     receipt = download(data, runtime)
@@ -69,27 +69,27 @@ def bring_raw_data(data: Data, runtime: Runtime) -> Receipt:
 
 
 def refuse_foreign_files() -> None:
-    """Raises `UserError` where something lies in data/raw that this stage did not bring, as it replaces all of it.
+    """Raises `UserError` for files in data/raw that this stage did not write, because it replaces the folder.
 
-    Hidden files are a system's own (`.DS_Store`), not a user's.
+    Ignores hidden files (`.DS_Store`).
     """
     if IN_PROGRESS.exists():
         return
     own = {RECEIPT}
-    with suppress(UserError):  # none yet, or damaged; one of another version counts, so it is not read as a `Receipt`
+    with suppress(UserError):  # missing or damaged; not read as a `Receipt`, to accept other versions
         own |= {RAW / name for name in read_json(RECEIPT).get("files", {})}
-    there = (path for path in RAW.rglob("*") if not path.is_dir() and not is_hidden(PurePosixPath(path.relative_to(RAW))))
-    foreign = sorted(set(there) - own)
+    files = (path for path in RAW.rglob("*") if not path.is_dir() and not is_hidden(PurePosixPath(path.relative_to(RAW))))
+    foreign = sorted(set(files) - own)
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if foreign[1:] else ""
         raise UserError(
-            f"{foreign[0]}{more} was not brought by this stage, which replaces all of {RAW}; move it out of there and give its"
-            " new place: -S data.path=/photos"
+            f"{foreign[0]}{more} was not written by this stage, which replaces {RAW}; move it elsewhere and set its new path:"
+            " -S data.path=/photos"
         )
 
 
 def pack_images(members: Iterable[tuple[str, bytes]], n_images: int) -> None:
-    """Writes images.zip: whole, or after an error not at all."""
+    """Writes images.zip, atomically."""
     IN_PROGRESS.touch()
     try:
         pack(tqdm(members, total=n_images, unit="image", disable=None), IMAGES_ZIP)
@@ -99,9 +99,9 @@ def pack_images(members: Iterable[tuple[str, bytes]], n_images: int) -> None:
 
 
 def remove_old_files(new: Iterable[Path]) -> None:
-    """What lies in data/raw beside `new`, and folders that are empty then."""
+    """Removes all files of data/raw except `new`, and empty folders."""
     kept = {IN_PROGRESS, *new}
-    for path in sorted(RAW.rglob("*"), reverse=True):  # a folder after what is in it
+    for path in sorted(RAW.rglob("*"), reverse=True):  # a folder after its content
         if path.is_dir() and not path.is_symlink():
             with suppress(OSError):
                 path.rmdir()
@@ -110,7 +110,7 @@ def remove_old_files(new: Iterable[Path]) -> None:
 
 
 def download(data: Data, runtime: Runtime) -> Receipt:
-    """Writes the data that `data` names to data/raw, beside what is there, and returns their receipt."""
+    """Writes the data that `data` names to data/raw and returns their receipt; removes nothing."""
     if data.dataset == "sample" and not data.path:
         return make_receipt(data, "fieldguide/sources/sample.py", "", pack_sample(data, runtime))
     origin = locate(data)
@@ -118,22 +118,22 @@ def download(data: Data, runtime: Runtime) -> Receipt:
     keep = is_image if folders else _wanted_shard(data, origin.files)
     with open_archive(origin.path, int(data.max_gigabytes * 1e9), keep) as archive:
         check_free_space(RAW, archive.n_bytes)
-        brought = (pack_folders if folders else copy_shards)(archive, data)
-    return make_receipt(data, origin.source, origin.version, brought)
+        raw = (pack_folders if folders else copy_shards)(archive, data)
+    return make_receipt(data, origin.source, origin.version, raw)
 
 
 def locate(data: Data) -> Origin:
-    """The zip or folder that the user gives, or the download; raises `UserError` where `data` names none."""
+    """The zip or folder in `data.path`, or the download; raises `UserError` if there is neither."""
     dataset = CATALOG[data.dataset]
     if data.version and (data.path or not dataset.kaggle_dataset):
-        raise UserError(f"params.yaml: data.version is {data.version}, but only a download from Kaggle's data sets has one")
+        raise UserError(f"params.yaml: data.version is {data.version}, but only a Kaggle data set has versions; set it to ''")
     if data.path:
         path = project_root() / os.path.expanduser(data.path)
         inside = path.resolve().is_relative_to(RAW.resolve())
         around = CATALOG[data.dataset].layout != "folders" and RAW.resolve().is_relative_to(path.resolve())
         if inside or around:
             raise UserError(
-                f"data.path: {path} {'lies in' if inside else 'holds'} {RAW}, which this stage replaces; give another place"
+                f"data.path: {path} {'is inside' if inside else 'contains'} {RAW}, which this stage replaces; move the data"
             )
         return Origin(path, path.name, "", frozenset())
     if dataset.kaggle_dataset:
@@ -143,11 +143,11 @@ def locate(data: Data) -> Origin:
         wanted = _wanted_shard(data, frozenset())
         got = kaggle.download_competition(dataset.kaggle_competition, keep=wanted, cache=download_cache())
         return Origin(got.path, got.source, got.version, frozenset(got.files))
-    raise UserError(f"params.yaml: data.path is empty, dataset {data.dataset} needs it: -S data.path=/photos")
+    raise UserError(f"params.yaml: data.path is empty, but dataset {data.dataset} needs it: -S data.path=/photos")
 
 
 def _wanted_shard(data: Data, files: frozenset[str]) -> Callable[[str], bool]:
-    """Shards; of the competition's only those of the resolution asked for, and of `files` where it names any."""
+    """A filter for shards: of the competition only those of `data.resolution`; of `files` if it is not empty."""
 
     several = bool(CATALOG[data.dataset].kaggle_competition)
 
@@ -158,53 +158,51 @@ def _wanted_shard(data: Data, files: frozenset[str]) -> Callable[[str], bool]:
     return wanted
 
 
-def pack_folders(archive: Archive, data: Data) -> Brought:
-    """The photographs of class folders as one zip; own photographs may come without splits, which are cut later."""
+def pack_folders(archive: Archive, data: Data) -> RawData:
+    """Writes the photographs of class folders as one zip; the split check draws splits that the data do not have."""
     own = data.dataset == "folder"
     split = any(split_and_class(name) for name in archive.names)
     place = split_and_class if split or not own else class_alone
-    places = {name: found for name in archive.names if (found := place(name))}
-    check_splits({found[0] for found in places.values()}, _needed_splits(own, split), archive.where)
+    places = {name: split_class for name in archive.names if (split_class := place(name))}
+    check_splits({split for split, _ in places.values()}, _needed_splits(own, split), archive.where)
     check_classes(places.values(), archive.where)
     check_class_folders(places, archive.folders, archive.where, depth=2 if split else 1)
     if all(len(PurePosixPath(name).parts) > (3 if split else 2) for name in places):
         print(
-            f"each image lies in a folder of its class folder, the first as {next(iter(places))}; if the inner folders are the"
-            " classes, give the folder that holds them in data.path"
+            f"all images are in subfolders of their class folders, for example {next(iter(places))}; if the subfolders are the"
+            " classes, set data.path to their parent"
         )
     pack_images(((name, archive.read(name)) for name in places), len(places))
-    counts = Counter(found[0] or "not yet split" for found in places.values())
+    counts = Counter(split_name or "not yet split" for split_name, _ in places.values())
     ignored = {"outside_classes": len(archive.names) - len(places), "other_files": archive.n_ignored}
-    return Brought([IMAGES_ZIP], ignored, counts)
+    return RawData([IMAGES_ZIP], ignored, counts)
 
 
 def _needed_splits(own: bool, split: bool) -> tuple[str, ...]:
-    """Own photographs need train alone, or none at all; "" stands for class folders without splits."""
-    if own:
-        return ("train",) if split else ("",)
-    return SPLITS
+    """The user's photographs need only train, or no splits; "" stands for class folders without splits."""
+    return SPLITS if not own else ("train",) if split else ("",)
 
 
-def copy_shards(archive: Archive, data: Data) -> Brought:
-    """TFRecord shards as they are; their checksums are held by the split check, which reads every record."""
+def copy_shards(archive: Archive, data: Data) -> RawData:
+    """Copies TFRecord shards; the split check, which reads every record, verifies their checksums."""
     splits = {name: shard_split(name) for name in archive.names}
     for name, split in splits.items():
         if split is None:
-            raise UserError(f"{archive.where}: {name} tells no split; put the shards into train, val and test folders")
+            raise UserError(f"{archive.where}: {name} has no split in its path; move the shards to folders train, val and test")
     for split in ("train", "valid"):
         if split not in splits.values():
-            raise UserError(f"{archive.where}: no {split} shards; put the shards into train, val and test folders")
+            raise UserError(f"{archive.where}: no {split} shards; move the shards to folders train, val and test")
     IN_PROGRESS.touch()
     for name in tqdm(archive.names, unit="shard", disable=None):
         write_bytes(RAW / name, archive.read(name))
     counts: Counter[str] = Counter()
     for name, split in splits.items():
         counts[str(split)] += count_in_name(Path(name).name) or 0
-    return Brought([RAW / name for name in archive.names], {"other_files": archive.n_ignored}, counts)
+    return RawData([RAW / name for name in archive.names], {"other_files": archive.n_ignored}, counts)
 
 
-def pack_sample(data: Data, runtime: Runtime) -> Brought:
-    """Draws the synthetic photographs."""
+def pack_sample(data: Data, runtime: Runtime) -> RawData:
+    """Draws and packs the synthetic photographs."""
     size = data.sample
     counts = Counter(train=size.train_images, valid=size.valid_images, test=size.test_images)
     photographs = sample.photographs(
@@ -217,12 +215,12 @@ def pack_sample(data: Data, runtime: Runtime) -> Brought:
         workers=runtime.n_workers,
     )
     pack_images(photographs, size.species * counts.total())
-    return Brought([IMAGES_ZIP], {}, Counter({split: size.species * n for split, n in counts.items()}))
+    return RawData([IMAGES_ZIP], {}, Counter({split: size.species * n for split, n in counts.items()}))
 
 
-def make_receipt(data: Data, source: str, version: str, brought: Brought) -> Receipt:
-    """The receipt of files that lie under data/raw."""
-    dataset, counts = CATALOG[data.dataset], brought.counts
+def make_receipt(data: Data, source: str, version: str, raw: RawData) -> Receipt:
+    """The receipt of the files under data/raw."""
+    dataset, counts = CATALOG[data.dataset], raw.counts
     return Receipt(
         dataset=data.dataset,
         title=dataset.title,
@@ -234,9 +232,8 @@ def make_receipt(data: Data, source: str, version: str, brought: Brought) -> Rec
         version=version,
         release=matching_release(dataset, counts["train"], counts["valid"], counts["test"]),
         images=dict(sorted(counts.items())),
-        ignored=brought.ignored,
+        ignored=raw.ignored,
         files={
-            path.relative_to(RAW).as_posix(): RawFile(bytes=path.stat().st_size, sha256=file_hash(path))
-            for path in brought.paths
+            path.relative_to(RAW).as_posix(): RawFile(bytes=path.stat().st_size, sha256=file_hash(path)) for path in raw.paths
         },
     )

@@ -1,7 +1,7 @@
-"""Index of a TFRecord shard without TensorFlow: where each image lies in the file, its label and id, checksums held.
+"""Index of a TFRecord shard without TensorFlow: offset, label and id of each image, with verified checksums.
 
-A source of the manifest: each `Record` becomes a row, so that the loader reads an image inside a shard by the same line
-as any other. A shard is one record after another, little-endian (tensorflow.org/tutorials/load_data/tfrecord):
+Each `Record` becomes a row of the manifest, so that the loader reads images in shards like all others. A shard is a sequence of
+records, little-endian (tensorflow.org/tutorials/load_data/tfrecord):
     int64 length | uint32 masked CRC32C of it | `length` bytes, a tf.train.Example | uint32 masked CRC32C of these
 """
 
@@ -19,15 +19,15 @@ from google_crc32c import value as crc32c
 
 from fieldguide.core.errors import UserError
 
-HEADER = struct.Struct("<qI")  # TensorFlow's length is unsigned; read as signed, an impossible one shows as negative
+HEADER = struct.Struct("<qI")  # TensorFlow's length is unsigned; read as signed, an impossible length is negative
 CHECKSUM = struct.Struct("<I")
-LONGEST_RECORD_BYTES = (1 << 31) - 1  # protobuf's own limit: no tf.train.Example can be longer
+LONGEST_RECORD_BYTES = (1 << 31) - 1  # protobuf's limit for a message
 GZIP_MAGIC = b"\x1f\x8b"
 NAMED_COUNT = re.compile(r".*[0-9]-(0|[1-9][0-9]*)\.tfrec")  # not train-00001.tfrec, train-00000-of-01024.tfrec
 KINDS = {"image": ("bytes_list",), "label": ("int64_list",), "id": ("bytes_list", "int64_list")}
 TYPES = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64", None: "no value"}
-HEAD_BYTES = 256  # a guess: enough to tell the image from what stands before it
-LISTED_FEATURES = 12  # a guess: enough to find the right name, still one line
+HEAD_BYTES = 256  # a guess: enough to identify the image
+LISTED_FEATURES = 12  # a guess: enough to find the right name, but still one line
 AGAIN = "download the shard again"
 # tensorflow/core/example/feature.proto and example.proto
 SCHEMA = """
@@ -50,7 +50,7 @@ message_type { name: "Example" field { name: "features" number: 1 label: LABEL_O
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image of a shard: `length` encoded bytes at `offset` of the file."""
+    """An image of a shard: `length` encoded bytes at `offset` in the file."""
 
     index: int  # position in the shard, from 0
     offset: int  # bytes from the start of the file to the encoded image
@@ -60,19 +60,19 @@ class Record:
 
 
 def count_in_name(name: str) -> int | None:
-    """The number of records at the end of a file name as Kaggle writes it (`00-192x192-798.tfrec`: 798), else None."""
+    """The number of records at the end of a file name, as Kaggle writes it (`00-192x192-798.tfrec`: 798), or None."""
     match = NAMED_COUNT.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def read_shard(path: Path, *, image_feature: str, label_feature: str, id_feature: str) -> Iterator[Record]:
-    """The records of `path` in order, one at a time in memory, each yielded once both of its checksums hold.
+    """The records of `path` in order, one at a time in memory, after verifying both checksums.
 
-    All labels are None when no record has `label_feature`: the caller knows whether this split may be unlabelled.
-    An `id_feature` of "" makes ids `<shard's stem>/<index>`; one that is named must be there, so that a misspelt name
-    cannot invent ids. Raises `UserError` with path, record number and the record's byte offset for damage, a feature
-    that is missing, of a wrong type or not one value, a negative label, labels in some records only; after the last
-    record, for a number of records other than the file name's. Without that number, a cut between records is not seen.
+    All labels are None if no record has `label_feature`. With an empty `id_feature` ids are `<shard's stem>/<index>`;
+    otherwise the feature must exist. Raises `UserError` with path, record number and byte offset for damage, for a feature
+    that is missing, of a wrong type or not a single value, for a negative label, and for labels in only some of the records;
+    after the last record, for a number of records that differs from the file name's. A file cut between records is detected
+    only by that number.
     """
     index, labelled = -1, None
     try:
@@ -85,38 +85,38 @@ def read_shard(path: Path, *, image_feature: str, label_feature: str, id_feature
                     raise UserError(f"{where}: label must be >= 0, got {label}; set data.features.label")
                 if labelled not in (None, label is not None):
                     wrong = "is missing, while the records before have it" if labelled else "is in no record before"
-                    raise UserError(f"{where}: feature {label_feature!r} {wrong}; label all of the shard or nothing")
+                    raise UserError(f"{where}: feature {label_feature!r} {wrong}; label all records of the shard or none")
                 labelled = label is not None
                 name = str(_value(features, "id", id_feature, where)) if id_feature else f"{path.stem}/{index}"
                 yield Record(index, start + HEADER.size + _position(payload, image), len(image), label, name)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; make it readable or {AGAIN}") from error
+        raise UserError(f"{path}: {error.strerror or error}; fix the permissions or {AGAIN}") from error
     stated = count_in_name(path.name)
     if stated not in (None, index + 1):
-        wrong = f"{path}: its name states {stated} records, it holds {index + 1}"
-        raise UserError(f"{wrong}; {AGAIN}, or rename it if {stated} is no count")
+        wrong = f"{path}: its name states {stated} records, but it contains {index + 1}"
+        raise UserError(f"{wrong}; {AGAIN}, or rename it if {stated} is not a count")
 
 
 def _payloads(shard: BinaryIO, path: Path) -> Iterator[tuple[str, int, bytes]]:
-    """Record by record: its name in errors, its byte offset, its payload; checksums hold, nothing is past the end."""
+    """For each record its name in errors, byte offset and payload, after verifying checksums and lengths."""
     size = os.fstat(shard.fileno()).st_size
     start = index = 0
     while start < size:
         where = f"{path}: record {index} at byte {start}"
         header = shard.read(HEADER.size)
         if len(header) < HEADER.size:
-            raise UserError(f"{where}: cut short, {len(header)} bytes are left of a header of {HEADER.size}; {AGAIN}")
+            raise UserError(f"{where}: truncated, {len(header)} of {HEADER.size} bytes of the header; {AGAIN}")
         length, stored = HEADER.unpack(header)
         if start == 0 and header.startswith(GZIP_MAGIC) and stored != _masked_crc(header[:8]):
-            raise UserError(f"{path}: compressed by gzip, so that no offset points at an image; gunzip it")
+            raise UserError(f"{path}: compressed by gzip; decompress it (gunzip)")
         _check(f"{where}: the length's", stored, header[:8])
         if not 0 <= length <= LONGEST_RECORD_BYTES:
             raise UserError(f"{where}: length must be in [0, {LONGEST_RECORD_BYTES}], got {length}; {AGAIN}")
         if length + CHECKSUM.size > (left := size - start - HEADER.size):
-            raise UserError(f"{where}: cut short, {left} bytes are left of {length + CHECKSUM.size}; {AGAIN}")
+            raise UserError(f"{where}: truncated, {left} of {length + CHECKSUM.size} bytes; {AGAIN}")
         payload, checksum = shard.read(length), shard.read(CHECKSUM.size)
         if len(checksum) < CHECKSUM.size:
-            raise UserError(f"{where}: the file of {size} bytes was cut while it was read; {AGAIN}")
+            raise UserError(f"{where}: the file of {size} bytes was truncated while reading; {AGAIN}")
         _check(f"{where}: the content's", CHECKSUM.unpack(checksum)[0], payload)
         yield where, start, payload
         start += HEADER.size + length + CHECKSUM.size
@@ -130,32 +130,32 @@ def _masked_crc(content: bytes) -> int:
 
 
 def _check(what: str, stored: int, content: bytes) -> None:
-    """Raises `UserError` unless `content` has the masked CRC32C that is stored beside it."""
+    """Raises `UserError` unless `content` has the stored masked CRC32C."""
     if (computed := _masked_crc(content)) != stored:
-        raise UserError(f"{what} CRC32C is {computed:#010x}, stored is {stored:#010x}; {AGAIN}")
+        raise UserError(f"{what} CRC32C is {computed:#010x}, but {stored:#010x} is stored; {AGAIN}")
 
 
 @cache
 def _example_class() -> Any:
-    """The message class of tf.train.Example, in a pool of its own so that TensorFlow may be imported beside it."""
+    """The message class of tf.train.Example, in a separate pool so that TensorFlow can be imported too."""
     pool = descriptor_pool.DescriptorPool()
     pool.Add(text_format.Parse(SCHEMA, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))
 
 
 def _features(payload: bytes, where: str) -> Any:
-    """The map from name to tf.train.Feature in a serialized tf.train.Example."""
+    """The features of a serialized tf.train.Example by name."""
     try:
         return _example_class().FromString(payload).features.feature
     except (message.DecodeError, UnicodeDecodeError) as error:  # the latter from protobuf without its C library
-        raise UserError(f"{where}: {len(payload)} bytes that are no tf.train.Example; write it as one") from error
+        raise UserError(f"{where}: not a tf.train.Example ({len(payload)} bytes); {AGAIN}") from error
 
 
 def _value(features: Any, role: str, name: str, where: str) -> Any:
-    """The only value of feature `name`, UTF-8 decoded for an id; None for a label that is absent or of no kind."""
+    """The single value of feature `name`, decoded from UTF-8 for an id; None for a label that is absent or empty."""
     feature, remedy = f"{where}: feature {name!r}", f"set data.features.{role}"
     kind = features[name].WhichOneof("kind") if name in features else None  # features[name] would add a missing one
-    if kind is None:  # TensorFlow, too, takes a feature of no kind for an absent one
+    if kind is None:  # as in TensorFlow, a feature without a kind is absent
         if role == "label":
             return None
         there = [f"{key!r} ({TYPES[features[key].WhichOneof('kind')]})" for key in sorted(features)]
@@ -167,7 +167,7 @@ def _value(features: Any, role: str, name: str, where: str) -> Any:
     values = getattr(features[name], kind).value
     if len(values) != 1 or values[0] == b"":
         got = "an empty one" if len(values) == 1 else len(values)
-        raise UserError(f"{feature} must hold 1 value, got {got}; {remedy}")
+        raise UserError(f"{feature} must have 1 value, got {got}; {remedy}")
     try:
         return values[0].decode() if role == "id" and kind == "bytes_list" else values[0]
     except UnicodeDecodeError as error:
@@ -175,6 +175,6 @@ def _value(features: Any, role: str, name: str, where: str) -> Any:
 
 
 def _position(payload: bytes, image: bytes) -> int:
-    """Where the bytes of `image`, parsed from `payload`, lie in it; of two copies the first: it reads the same."""
-    start = payload.index(image[:HEAD_BYTES])  # to search for all of a long image costs more than to read it
+    """Offset of `image` in `payload`, from which it was parsed."""
+    start = payload.index(image[:HEAD_BYTES])  # searching for a long image is slower than reading it
     return start if payload.startswith(image, start) else payload.index(image)

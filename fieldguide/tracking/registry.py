@@ -27,7 +27,7 @@ NAME = "fieldguide"  # of the registered model
 CHAMPION = "champion"  # the alias of the version in use
 SCHEME = "models:/"
 FILE = "model.onnx"  # in the folder of a logged model
-UNKNOWN = (400, 404)  # of HTTP: the store is there, and the model is not
+UNKNOWN = (400, 404)  # HTTP statuses of a store without this model
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ExportedRun:
 
     @property
     def md5(self) -> str:
-        """Of the ONNX file."""
+        """MD5 of the ONNX file."""
         return self.model.tags[_store_module().ONNX_TAG]
 
 
@@ -163,7 +163,7 @@ class Registry:
             file_md5 = file_hash(file, "md5")
             if md5 and file_md5 != md5:
                 raise UserError(
-                    f"{artifact}: its MD5 is {file_md5}, it was logged with {md5}; log it again: dvc repro -f -s export_onnx"
+                    f"{artifact}: its MD5 is {file_md5}, but {md5} was logged; log it again: dvc repro -f -s export_onnx"
                 )
             cached = models_cache() / f"{file_md5}.onnx"
             with atomic_path(cached) as temporary:
@@ -179,7 +179,7 @@ def open_registry() -> Iterator[Registry]:
         import mlflow  # noqa: F401
     database = project_root() / "mlflow.db"
     if not os.environ.get("MLFLOW_TRACKING_URI") and not database.exists():
-        raise UserError(f"{database}: there is no tracking store; make a run with dvc repro, or set MLFLOW_TRACKING_URI")
+        raise UserError(f"{database}: no tracking store; create a run with dvc repro, or set MLFLOW_TRACKING_URI")
     with store.open_store() as opened:
         yield Registry(opened)
 

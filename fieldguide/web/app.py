@@ -1,4 +1,4 @@
-"""The Flask application: routes, what they check and how they answer."""
+"""The Flask application: routes, checks of requests, and responses."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ from fieldguide.web.uploads import FIELD, READABLE, MemoryRequest, Upload, forma
 
 TOP_K = 5
 PICTURE_PX = 480  # side of the photograph on a plate
-ANSWER_WITHIN_S = 30  # of waiting for the network, after which it must be stuck
+ANSWER_WITHIN_S = 30  # timeout for the network
 YEAR_S = 31_536_000
 ACCEPT = "image/jpeg,image/png,image/webp,image/bmp,image/gif,image/tiff"  # without HEIC: phones then send JPEG
 HEADERS = {
@@ -52,7 +52,7 @@ pages = Blueprint("pages", __name__)
 
 @dataclass(frozen=True)
 class Plate:
-    """What the page shows of one photograph: an answer with its pictures as `data:` addresses, or a problem."""
+    """A photograph on the page: a prediction with its pictures as `data:` URLs, or a problem."""
 
     number: int
     file: str | None
@@ -63,7 +63,7 @@ class Plate:
 
 
 class Guide:
-    """All that outlives a request: the model, the queue before it, and what is counted."""
+    """The state of the application: the model, its queue, and metrics."""
 
     def __init__(self, settings: Settings) -> None:
         """Loads the model; raises `UserError`."""
@@ -76,15 +76,15 @@ class Guide:
         )
         self.slots = Slots(settings.max_images, settings.within_s)
         metrics.places.set_function(lambda: self.slots.n_taken)
-        self.cores = threading.BoundedSemaphore(settings.workers)  # held to decode or to compute: more at a time is slower
-        self.batcher = Batcher(settings.workers, settings.max_batch, TOP_K, self.cores, self._decoded, self._hear)
+        self.cores = threading.BoundedSemaphore(settings.workers)  # acquired to decode or compute: more at a time is slower
+        self.batcher = Batcher(settings.workers, settings.max_batch, TOP_K, self.cores, self._decode, self._record)
         self.examples = Examples(settings.manifest, settings.raw)
         self.draining = False
 
     def answers(self, model: Model, uploads: list[Upload], activation: bool = False) -> list[Prediction | Problem]:
-        """An answer or a problem for each image, in order."""
-        begun = [self.batcher.submit(model.classifier, upload.encoded, activation) for upload in uploads]
-        answers = [self._finished(item) for item in begun]
+        """A prediction or a problem for each image, in order."""
+        futures = [self.batcher.submit(model.classifier, upload.encoded, activation) for upload in uploads]
+        answers = [self._result(future) for future in futures]
         for answer in answers:
             if isinstance(answer, Problem):
                 self.metrics.refused.labels(answer.code).inc()
@@ -93,22 +93,22 @@ class Guide:
         return answers
 
     def pixels(self, encoded: bytes, side: int) -> np.ndarray:
-        """The centre square, uint8 `[side, side, 3]`, as soon as a core is free; raises `Problem`."""
+        """The centre square, uint8 `[side, side, 3]`; waits for a free core; raises `Problem`."""
         with self.cores:
-            return self._decoded(encoded, side)
+            return self._decode(encoded, side)
 
-    def _decoded(self, encoded: bytes, side: int) -> np.ndarray:
+    def _decode(self, encoded: bytes, side: int) -> np.ndarray:
         kind = format_of(encoded)
         try:
             if ends_early(encoded, kind):
-                raise Problem("unreadable", "The image cannot be read: the data end early.")
+                raise Problem("unreadable", "The image cannot be read: it is truncated.")
             return decode(encoded, side, self.settings.max_pixels)
         except TooManyPixels as error:
             raise Problem("too_large", f"The image has {error}.") from error
         except UnreadableImage as error:
             raise Problem("unreadable", f"The image cannot be read: {error}.") from error
 
-    def _hear(self, n_images: int, seconds: float) -> None:
+    def _record(self, n_images: int, seconds: float) -> None:
         self.metrics.batches.observe(n_images)
         self.slots.learn(seconds / n_images / self.settings.workers)
 
@@ -117,9 +117,9 @@ class Guide:
         self.batcher.close()
 
     @staticmethod
-    def _finished(result: Future[Prediction]) -> Prediction | Problem:
+    def _result(future: Future[Prediction]) -> Prediction | Problem:
         try:
-            return result.result(timeout=ANSWER_WITHIN_S)
+            return future.result(timeout=ANSWER_WITHIN_S)
         except Problem as problem:
             return problem
         except NoAnswer:
@@ -127,19 +127,18 @@ class Guide:
 
 
 def guide() -> Guide:
-    """The application's own."""
     return current_app.extensions["guide"]
 
 
 def model_in_use() -> Model:
-    """The same for all of a request, also where another one is taken up meanwhile."""
+    """The model of this request, which does not change during the request."""
     if "model" not in g:
         g.model = guide().watched.current
     return g.model
 
 
 def create_app(settings: Settings) -> Flask:
-    """The application, its model loaded; raises `UserError` without one."""
+    """The application with its model; raises `UserError` if the model cannot be loaded."""
     app = Flask(__name__)
     app.request_class = MemoryRequest
     app.config.update(
@@ -165,7 +164,7 @@ def create_app(settings: Settings) -> Flask:
 
 
 def bare_host(name: str) -> str:
-    """A Host header as hosts are compared: small letters, no port; an IPv6 address in brackets."""
+    """A Host header in lower case without port; an IPv6 address in brackets."""
     name = name.lower()
     if name.count(":") > 1 and not name.startswith("["):
         return f"[{name}]"
@@ -173,11 +172,11 @@ def bare_host(name: str) -> str:
 
 
 def check_sender() -> None:
-    """Refuses names that are not this server's, and what another site sends in a visitor's name, as the browser says it."""
+    """Refuses unknown Host headers and cross-site requests."""
     g.start = time.perf_counter()
     allowed = guide().settings.allowed_hosts
     if allowed and bare_host(request.host) not in allowed:
-        raise Problem("bad_request", "The Host header names another server; --allowed-host lets it in.")
+        raise Problem("bad_request", "Unknown Host header; allow it with --allowed-host.")
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
@@ -188,7 +187,7 @@ def check_sender() -> None:
 
 
 def finish(response: Response) -> Response:
-    """Adds the headers that every answer has, and counts it."""
+    """Adds the common headers, and records metrics."""
     response.headers.update(HEADERS)
     if "Cache-Control" not in response.headers:
         response.headers["Cache-Control"] = "no-store"
@@ -205,8 +204,8 @@ def front() -> str:
 
 @pages.post("/")
 def identify() -> Response:
-    """The page with a plate for each photograph of the form, or the plates alone for the page's own script."""
-    own_script = "X-Plates" in request.headers  # whose value is the number of the first plate
+    """The page with a plate for each photograph of the form, or only the plates for the page's script."""
+    own_script = "X-Plates" in request.headers  # the number of the first plate
     first = min(max(request.headers.get("X-Plates", 1, type=int), 1), 3999)
     try:
         with guide().slots.taken(1):
@@ -239,7 +238,7 @@ def example(index: int) -> Response:
 
 @pages.post("/api/predict")
 def predict() -> Response:
-    """Ranked answers for one or many images; the first one's problem where none could be answered."""
+    """Ranked classes for one or more images; the first problem if all images have one."""
     current, model = guide(), model_in_use()
     with current.slots.taken(1):
         uploads = read_uploads(request, current.settings.max_files)
@@ -259,13 +258,12 @@ def model_facts() -> Response:
 
 @pages.get("/healthz")
 def healthy() -> Response:
-    """The process answers."""
     return as_json({"status": "ok"})
 
 
 @pages.get("/readyz")
 def ready() -> Response:
-    """The server takes images: it has a model and is not about to stop."""
+    """Whether the server accepts images."""
     if guide().draining:
         raise Problem("overloaded", "The server is stopping.")
     return as_json({"status": "ready", "model": model_in_use().sha256})
@@ -286,7 +284,7 @@ def as_json(content: object) -> Response:
 
 
 def result(answer: Prediction | Problem) -> dict[str, object]:
-    """One image's part of the API's answer."""
+    """The entry of one image in the API's response."""
     if isinstance(answer, Problem):
         return {"error": answer.content()}
     answers = [{"name": one.name, "probability": one.probability, "index": one.index} for one in answer.answers]
@@ -294,7 +292,7 @@ def result(answer: Prediction | Problem) -> dict[str, object]:
 
 
 def plates_of(uploads: list[Upload], first: int) -> list[Plate]:
-    """A plate for each image, with the square that the network saw and where it looked."""
+    """A plate for each image, with its centre square and activation map."""
     answers = guide().answers(model_in_use(), uploads, activation=True)
     return [plate_of(*numbered) for numbered in zip(range(first, first + len(uploads)), uploads, answers, strict=True)]
 
@@ -308,12 +306,12 @@ def plate_of(number: int, upload: Upload, answer: Prediction | Problem) -> Plate
 
 
 def muted(rgb: np.ndarray) -> np.ndarray:
-    """Darker and with little colour, so that what is laid over it glows: uint8 `[H, W, 3]`."""
+    """Darkened and desaturated, as background of an overlay: uint8 `[H, W, 3]`."""
     return (0.3 * rgb + 0.25 * rgb.mean(axis=2, keepdims=True)).astype(np.uint8)
 
 
 def data_address(pixels: np.ndarray) -> str:
-    """uint8 `[H, W, 3]` as a JPEG inside the page itself."""
+    """The `data:` URL of uint8 `[H, W, 3]`, as a JPEG."""
     return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(pixels, PICTURE_PX)).decode()
 
 
@@ -333,15 +331,15 @@ def page(plates: list[Plate]) -> str:
 
 
 def facts() -> dict[str, object]:
-    """What the model's file tells of it, and what can be told of the file."""
+    """The metadata of the model, and facts about its file."""
     model = model_in_use()
-    told = {key: value for key, value in model.classifier.metadata.items() if key not in ("class_names", "labels", "seal")}
+    metadata = {key: value for key, value in model.classifier.metadata.items() if key not in ("class_names", "labels", "seal")}
     own = {"sha256": model.sha256, "modified": model.modified, "bytes": model.classifier.file_bytes}
-    return own | {"n_classes": len(model.classifier.class_names), "image_px": model.classifier.image_px, "metadata": told}
+    return own | {"n_classes": len(model.classifier.class_names), "image_px": model.classifier.image_px, "metadata": metadata}
 
 
 def wants_page() -> bool:
-    """Whether an error goes to a person: a browser's own request outside of the API."""
+    """Whether an error is shown as a page: for a browser's request outside the API."""
     accepted = request.accept_mimetypes
     return not request.path.startswith("/api/") and accepted["text/html"] > accepted[MEDIA_TYPE]
 
@@ -354,7 +352,7 @@ def answer_problem(problem: Problem) -> Response:
 
 
 def answer_http_error(error: HTTPException) -> BaseResponse:
-    """The framework's own errors (no such page, method, size) in the same form, its headers (Allow) kept."""
+    """Errors of the framework (unknown page, method, size) as problem details, with its Allow header."""
     if error.code is None or error.code < 400:
         return error.get_response()
     response = answer_problem(Problem(code_of(error.code), " ".join((error.description or error.name).split())))
@@ -365,19 +363,19 @@ def answer_http_error(error: HTTPException) -> BaseResponse:
 
 
 def answer_fault(error: Exception) -> Response:
-    """A mistake of ours: the traceback goes to the log, never into an answer."""
+    """An unexpected error: logs the traceback, which never goes into a response."""
     current_app.logger.error("fault in %s %s", request.method, request.url_rule, exc_info=error)
-    return answer_problem(Problem("internal", "The server made a mistake; its log says which."))
+    return answer_problem(Problem("internal", "Internal server error; see the server's log."))
 
 
 def asset_address(folder: Path) -> Callable[[str], str]:
-    """`asset(name)`: the address of a static file, which changes with its content, so that it may be kept for ever."""
+    """`asset(name)`: the URL of a static file with a hash of its content, so that it can be cached forever."""
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in folder.iterdir() if path.is_file()}
     return lambda name: url_for("static", filename=name, v=digests[name])
 
 
 def percent(share: float) -> str:
-    """`93.1 %`; the ends are told apart from certainty."""
+    """`93.1 %`; never rounded to 0 or 100 %."""
     if 0.9995 <= share < 1:
         return "> 99.9 %"
     return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"

@@ -1,4 +1,4 @@
-"""Requests that arrive together go through the network together; how many may wait is bounded."""
+"""Dynamic batching of requests, with a bounded queue."""
 
 import threading
 import time
@@ -13,14 +13,14 @@ import numpy as np
 from fieldguide.onnx.classifier import OnnxClassifier, Prediction
 from fieldguide.web.problems import Problem
 
-BATCH_PIXELS = 150_000  # of one run of the network: its memory grows with them, and on a CPU a larger batch gains nothing
+BATCH_PIXELS = 150_000  # per run of the network: memory grows with them, and on a CPU a larger batch is not faster
 
 
 class Slots:
-    """Places for images that are in the server; who finds none is refused at once.
+    """Slots for images in the server; a request without a free slot is refused immediately.
 
-    There are `n_slots`, or as many as the network lately computes in two fifths of `within_s`, if those are fewer: a slow
-    network gets a short queue, so that what is accepted is answered in time.
+    There are `n_slots`, or fewer if the network computes fewer images in two fifths of `within_s`: a slow network gets a short
+    queue, so that accepted images are answered in time.
     """
 
     def __init__(self, n_slots: int, within_s: float) -> None:
@@ -28,19 +28,19 @@ class Slots:
         self.limit = n_slots
         self.within_s = within_s
         self.n_taken = 0
-        self.image_s = 0.0  # that passes for each image while the network is busy, a running mean
+        self.image_s = 0.0  # running mean of the seconds per image
         self.lock = threading.Lock()
 
     @contextmanager
     def taken(self, n_images: int) -> Iterator[None]:
-        """Holds places for the block; raises `Problem` where there are not as many.
+        """Takes slots for the block; raises `Problem` if there are not enough.
 
-        A request with more images than the network can do in time is taken when the server is empty but for itself.
+        A request with more images than the network can compute in time is accepted if the server is otherwise empty.
         """
         with self.lock:
             limit = self.n_slots if self.n_taken <= 1 else self.limit
             if self.n_taken + n_images > limit:
-                raise Problem("overloaded", "All places are taken; try again in a moment.")
+                raise Problem("overloaded", "The server is overloaded; try again in a moment.")
             self.n_taken += n_images
         try:
             yield
@@ -49,7 +49,7 @@ class Slots:
                 self.n_taken -= n_images
 
     def learn(self, image_s: float) -> None:
-        """Hears from each batch how many seconds pass for an image, and sets the limit by it."""
+        """Updates the limit from the seconds per image of a batch."""
         with self.lock:
             self.image_s += (image_s - self.image_s) * (0.1 if self.image_s else 1)
             self.limit = min(self.n_slots, max(2, int(0.4 * self.within_s / self.image_s)))
@@ -57,7 +57,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class Waiting:
-    """One encoded image on its way to its own classifier, which a reload may have replaced."""
+    """An encoded image in the queue, with its classifier, which a reload may have replaced."""
 
     classifier: OnnxClassifier
     encoded: bytes
@@ -66,9 +66,9 @@ class Waiting:
 
 
 class Batcher:
-    """Threads that take what has waited longest, at most `max_batch` images, decode and answer it.
+    """Threads that take the oldest images of the queue, at most `max_batch`, and decode and classify them.
 
-    Nothing is held back to fill a batch. One thread does all of an image, so that an older one is never behind a younger.
+    A batch never waits to be filled. One thread does all the work for an image, so that the order of images is kept.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class Batcher:
         decode: Callable[[bytes, int], np.ndarray],
         on_batch: Callable[[int, float], None],
     ) -> None:
-        """`cores`: who computes holds one of them, here as elsewhere; `decode`: to uint8 `[px, px, 3]`, or raises `Problem`."""
+        """`cores`: acquired for all computation; `decode`: to uint8 `[px, px, 3]`, or raises `Problem`."""
         self.max_batch = max_batch
         self.decode = decode
         self.cores = cores
         self.k = k
-        self.on_batch = on_batch  # is told the number of images of each that went through the network, and the seconds
+        self.on_batch = on_batch  # called with the number of images of a batch, and the seconds
         self.n_workers = n_workers
         self.waiting: deque[Waiting] = deque()
         self.changed = threading.Condition()
@@ -94,7 +94,7 @@ class Batcher:
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True).start()
 
     def submit(self, classifier: OnnxClassifier, encoded: bytes, activation: bool = False) -> Future[Prediction]:
-        """An image's bytes to a prediction, or a `Problem`, to come."""
+        """The future of the prediction for an image; may raise `Problem`."""
         item = Waiting(classifier, encoded, activation)
         with self.changed:
             self.waiting.append(item)
@@ -102,7 +102,7 @@ class Batcher:
         return item.result
 
     def close(self) -> None:
-        """Lets the threads end once nothing waits."""
+        """Ends the threads when the queue is empty."""
         with self.changed:
             self.closed = True
             self.changed.notify_all()
@@ -131,7 +131,7 @@ class Batcher:
                 except Problem as problem:
                     item.result.set_exception(problem)
             predictions = batch[0].classifier.predict_pixels(np.stack(squares), self.k, batch[0].activation) if read else []
-        except Exception as error:  # whatever went wrong is told to those who wait, and the thread lives
+        except Exception as error:  # goes to the waiting requests; the thread continues
             for item in batch:
                 if not item.result.done():
                     item.result.set_exception(error)
@@ -142,7 +142,7 @@ class Batcher:
                 self.on_batch(len(read), time.perf_counter() - start)
 
     def _next(self) -> list[Waiting]:
-        """This thread's share of what waits, in order, as far as it is of one kind; empty where another took it all."""
+        """This thread's share of the queue, in order, with the same classifier and output; empty if other threads took all."""
         with self.changed:
             if not self.waiting:
                 return []

@@ -1,4 +1,4 @@
-"""How the C library keeps memory that is free: for glibc, whose defaults hold on to it in each thread; elsewhere nothing."""
+"""Settings of glibc's malloc, which by default keeps free memory in each thread; no effect with other C libraries."""
 
 import ctypes
 import sys
@@ -8,13 +8,13 @@ ARENAS = 2
 
 
 def share() -> None:
-    """Lets all threads take from a few heaps, before they start: one for each would keep what that thread once needed."""
+    """Makes all threads share a few heaps; call it before they start. One heap per thread would keep its peak memory."""
     if libc := _glibc():
         libc.mallopt(ARENA_MAX, ARENAS)
 
 
 def give_back() -> None:
-    """Returns what is free to the system; after the loading of a model that is several times its size."""
+    """Returns free memory to the system; after loading a model it is several times the model's size."""
     if libc := _glibc():
         libc.malloc_trim(0)
 

@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' form."""
+"""Request metrics for Prometheus."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
 class Metrics:
-    """Counters of one server, apart from any other in the process."""
+    """The metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -27,5 +27,5 @@ class Metrics:
         return kind(f"fieldguide_{name}", text, labels, registry=self.registry, **settings)
 
     def text(self) -> bytes:
-        """The text form, version 0.0.4."""
+        """Prometheus' text format, version 0.0.4."""
         return generate_latest(self.registry)

@@ -1,6 +1,6 @@
-"""The model in use: loaded from its file, replaced when the file changes, kept when the new one is broken.
+"""The model in use: reloaded when its file changes, unless the new file is invalid.
 
-A registered model (`models:/fieldguide@champion`) is a file too, another one when its alias has moved.
+A registered model (`models:/fieldguide@champion`) is reloaded when its alias moves.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier and what tells its file from others."""
+    """A classifier and the identity of its file."""
 
     classifier: OnnxClassifier
     sha256: str
@@ -29,9 +29,9 @@ class Model:
 
 
 def load_model(source: Path) -> Model:
-    """Reads the file once, so that hash and network are of the same bytes; raises `UserError`.
+    """Loads a model and its hash from the same bytes; raises `UserError`.
 
-    The network computes in the calling thread: as many run at a time as there are callers, and none waits spinning.
+    The network computes in the calling thread, without a thread pool of its own.
     """
     try:
         content = source.read_bytes()
@@ -45,7 +45,7 @@ def load_model(source: Path) -> Model:
 
 
 def file_stamp(source: Path) -> tuple[int, int, int] | None:
-    """What differs between two files; None where there is none."""
+    """Inode, modification time and size of a file; None if it does not exist."""
     try:
         status = source.stat()
     except OSError:
@@ -54,13 +54,13 @@ def file_stamp(source: Path) -> tuple[int, int, int] | None:
 
 
 class Watched:
-    """The model of a file; a thread looks at the file and takes up a new one. `on_change` hears whether that worked."""
+    """The model of a file, reloaded by a thread when the file changes; calls `on_change` with whether that succeeded."""
 
     def __init__(self, source: Path, every_s: float, on_change: Callable[[bool], None]) -> None:
         """Loads the model of a file or of `models:/…`; raises `UserError`."""
         self.source = source
         self.on_change = on_change
-        self.fault = ""  # why the registry did not say which file it is, at the last look
+        self.fault = ""  # the last error of the registry
         file = model_file(source)
         self.stamp = file_stamp(file)
         self.current = load_model(file)
@@ -72,12 +72,12 @@ class Watched:
             self.look()
 
     def look(self) -> None:
-        """Takes up the file where it has changed since it was last looked at; a broken or missing one changes nothing."""
+        """Reloads the file if it has changed; keeps the present model if the file is invalid or missing."""
         try:
             file = model_file(self.source)
         except UserError as error:
-            if str(error) != self.fault:  # once, however long the registry is away
-                log.error("the model in use stays: %s", error)
+            if str(error) != self.fault:  # log it once
+                log.error("keeping the present model: %s", error)
             self.fault = str(error)
             return
         self.fault = ""
@@ -88,10 +88,10 @@ class Watched:
         try:
             self.current = load_model(file)
         except UserError as error:
-            log.error("the model in use stays: %s", error)
+            log.error("keeping the present model: %s", error)
             self.on_change(False)
         else:
-            log.warning("took up the new %s, sha256 %s", self.source, self.current.sha256)
+            log.warning("reloaded %s, sha256 %s", self.source, self.current.sha256)
             self.on_change(True)
 
     def close(self) -> None:

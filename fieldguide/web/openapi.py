@@ -1,4 +1,4 @@
-"""The API's description, OpenAPI 3.1; the tests hold the server to it with schemathesis."""
+"""The OpenAPI 3.1 description of the API; tests check the server against it with schemathesis."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from fieldguide.web.settings import Settings
 from fieldguide.web.uploads import FIELD, READABLE
 
 TEXTS = {
-    400: "Not an image, no image, or a request that cannot be understood",
-    403: "Sent by a page of another site",
+    400: "Not an image, no image, or an invalid request",
+    403: "Cross-site request",
     404: "No such class, or no example photograph of it",
     413: "Too many bytes, files or pixels",
-    415: "A content type or an image format that is not read",
-    422: "An image that is damaged or ends early",
-    503: "All places are taken, or the server is stopping; try again after Retry-After",
+    415: "Unsupported content type or image format",
+    422: "A damaged or truncated image",
+    503: "The server is overloaded or stopping; try again after Retry-After",
 }
 NUMBER = {"type": "number"}
 TEXT = {"type": "string"}
@@ -21,21 +21,21 @@ SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 
 
 def description(settings: Settings) -> dict[str, Any]:
-    """The whole document, with the limits of this server."""
+    """The OpenAPI document, with the limits of this server."""
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "fieldguide",
             "version": "1",
-            "description": f"Photographs to species. {READABLE} are read; a request has at most {settings.max_body_bytes:,} "
+            "description": f"Photographs to species. Formats: {READABLE}. A request has at most {settings.max_body_bytes:,} "
             f"bytes and {settings.max_files} files, an image at most {settings.max_pixels:,} pixels.",
         },
         "paths": {
             "/api/predict": {"post": predict(settings)},
-            "/api/model": {"get": operation("model", "What is known of the model in use", answer("Model"))},
-            "/healthz": {"get": operation("health", "Whether the process answers", answer("Status"))},
-            "/readyz": {"get": operation("ready", "Whether images are taken", answer("Status"), 503)},
-            "/metrics": {"get": operation("metrics", "Counters in Prometheus' form", {"text/plain": {"schema": TEXT}})},
+            "/api/model": {"get": operation("model", "The model in use", answer("Model"))},
+            "/healthz": {"get": operation("health", "Liveness", answer("Status"))},
+            "/readyz": {"get": operation("ready", "Readiness for images", answer("Status"), 503)},
+            "/metrics": {"get": operation("metrics", "Prometheus metrics", {"text/plain": {"schema": TEXT}})},
             "/openapi.json": {
                 "get": operation("openapi", "This document", {"application/json": {"schema": {"type": "object"}}})
             },
@@ -46,8 +46,8 @@ def description(settings: Settings) -> dict[str, Any]:
 
 
 def operation(name: str, summary: str, content: dict[str, Any], *errors: int) -> dict[str, Any]:
-    """One operation that answers 200 with `content`, or one of `errors` as problem details; an unknown Host gets 400."""
-    responses: dict[str, Any] = {"200": {"description": "Answered", "content": content}}
+    """An operation that returns 200 with `content`, or one of `errors` as problem details; an unknown Host gets 400."""
+    responses: dict[str, Any] = {"200": {"description": "Success", "content": content}}
     for status in sorted({400, *errors}):
         responses[str(status)] = {
             "description": TEXTS[status],
@@ -66,7 +66,7 @@ def predict(settings: Settings) -> dict[str, Any]:
     files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": settings.max_files}
     form = {"type": "object", "properties": {FIELD: files}, "required": [FIELD]}
     image = {"schema": {"type": "string", "format": "binary"}}
-    summary = "Ranked answers for one or many photographs, in their order"
+    summary = "Ranked classes for one or more photographs, in their order"
     body = {"multipart/form-data": {"schema": form}, "image/*": image, "application/octet-stream": image}
     return operation("predict", summary, answer("Predictions"), 403, 413, 415, 422, 503) | {
         "requestBody": {"required": True, "content": body},
@@ -80,7 +80,7 @@ def example() -> dict[str, Any]:
 
 
 def schemas(settings: Settings) -> dict[str, Any]:
-    """The objects of the answers."""
+    """The schemas of the responses."""
     probability = {"type": "number", "minimum": 0, "maximum": 1}
     one = {"name": TEXT, "probability": probability, "index": {"type": "integer", "minimum": 0}}
     verdict = {"enum": ["sure", "unsure", "unknown"]}
@@ -95,7 +95,7 @@ def schemas(settings: Settings) -> dict[str, Any]:
         "bytes": {"type": "integer"},
         "n_classes": {"type": "integer"},
         "image_px": {"type": "integer"},
-        "metadata": {"type": "object", "description": "What the export wrote into the file: data set, accuracy, hashes, …"},
+        "metadata": {"type": "object", "description": "Metadata of the ONNX file: data set, accuracy, hashes, …"},
         "class_names": {"type": "array", "items": TEXT},
     }
     problem = {
@@ -115,5 +115,5 @@ def schemas(settings: Settings) -> dict[str, Any]:
 
 
 def closed(properties: dict[str, Any]) -> dict[str, Any]:
-    """An object that has exactly these."""
+    """An object with exactly these properties."""
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

@@ -1,4 +1,4 @@
-"""What is answered when a request cannot be: RFC 9457 problem details, each with a code of its own and one sentence."""
+"""Errors of the API as RFC 9457 problem details, with a code and a sentence."""
 
 import json
 from http import HTTPStatus
@@ -23,7 +23,7 @@ STATUS = {  # code: status
 
 
 class Problem(Exception):
-    """A request, or one of its images, that gets an error: `code` of `STATUS` and a sentence for a person."""
+    """The error of a request or of one of its images: a `code` of `STATUS` and a readable sentence."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -32,7 +32,6 @@ class Problem(Exception):
         self.status = STATUS[code]
 
     def content(self) -> dict[str, str | int]:
-        """The problem's JSON object."""
         return {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -49,6 +48,6 @@ class Problem(Exception):
 
 
 def code_of(status: int) -> str:
-    """The code for an error that the framework or the server found."""
+    """The code for an error status of the framework or the server."""
     plain = {400: "bad_request", 500: "internal"}
     return plain.get(status) or next((code for code, number in STATUS.items() if number == status), "bad_request")

@@ -1,4 +1,4 @@
-"""Waitress, hardened: deadlines, bounded memory, errors as problem details, and a stop that finishes what is in flight."""
+"""Waitress with deadlines, bounded memory, errors as problem details, and a graceful stop."""
 
 import logging
 import socket
@@ -16,24 +16,24 @@ from fieldguide.web.problems import MEDIA_TYPE, Problem, code_of
 from fieldguide.web.settings import MIB, Settings
 
 HEADER_BYTES = 16384  # of a request
-SILENT_S = 10  # an idle or silent connection is closed
-REQUEST_S = 60  # a request that has not arrived in full by then is closed, however it drips
-LINGER_S = 2  # how long what a refused client still sends is read, so that it gets to see the refusal
-STOP_S = 20  # for what is in flight when the server is told to stop
-FRESH_S = 0.5  # a connection this young may have a request on its way
+SILENT_S = 10  # an idle connection is closed
+REQUEST_S = 60  # deadline for receiving a request
+LINGER_S = 2  # time to read from a refused client, so that it receives the response
+STOP_S = 20  # for requests in flight when the server stops
+FRESH_S = 0.5  # a younger connection may have a request in transit
 CONNECTIONS = 1000
-UNFINISHED_BYTES = 256 * MIB  # of all requests that are still arriving; above, the largest is dropped
+UNFINISHED_BYTES = 256 * MIB  # of all partially received requests; above, the largest is dropped
 SENTENCES = {
-    413: "The request has more bytes than are taken.",
+    413: "The request is too large.",
     431: "The request's headers are too large.",
-    500: "The server made a mistake; its log says which.",
-    501: "The transfer encoding is not known.",
+    500: "Internal server error; see the server's log.",
+    501: "The transfer encoding is not supported.",
 }
-logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # which else warns of every request that waits
+logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # otherwise it warns about every queued request
 
 
 class Parser(HTTPRequestParser):
-    """A refused request is not told to go on sending."""
+    """Sends no "100 Continue" for a refused request."""
 
     def received(self, data: bytes) -> int:
         n_taken = super().received(data)
@@ -43,11 +43,11 @@ class Parser(HTTPRequestParser):
 
 
 class Refusal(ErrorTask):
-    """What the server itself refuses, as problem details."""
+    """Errors of the server itself, as problem details."""
 
     def execute(self) -> None:
         status = self.request.error.code
-        problem = Problem(code_of(status), SENTENCES.get(status, "The request is not HTTP as it should be."))
+        problem = Problem(code_of(status), SENTENCES.get(status, "The request is not valid HTTP."))
         body = problem.body()
         self.status = f"{status} {self.request.error.reason}"
         self.response_headers += [("Content-Type", MEDIA_TYPE), ("X-Content-Type-Options", "nosniff")]
@@ -57,7 +57,7 @@ class Refusal(ErrorTask):
 
 
 class LastAnswer(WSGITask):
-    """An answer that also ends the connection once the server is stopping."""
+    """A response that closes the connection if the server is stopping."""
 
     def execute(self) -> None:
         if self.channel.server.stopping:
@@ -72,8 +72,8 @@ class Channel(HTTPChannel):
     close_when_flushed: bool
     task_class = LastAnswer
     error_task_class = Refusal
-    begun = None  # when the first byte of a request came that is not complete
-    lingering = False  # refused and answered; what still comes is thrown away
+    begun = None  # arrival of the first byte of an incomplete request
+    lingering = False  # after a refusal: further input is discarded
 
     def received(self, data: bytes) -> bool:
         if self.lingering:
@@ -89,7 +89,7 @@ class Channel(HTTPChannel):
         return (self.lingering and not self.will_close) or super().readable()
 
     def writable(self) -> bool:
-        """Not while a request is answered, so that the loop does not spin on an answer in parts; it is woken at the end."""
+        """False while a request is answered, so that the loop does not spin on a partial response; it is woken at the end."""
         if self.requests and not self.will_close and self.total_outbufs_len <= self.adj.outbuf_high_watermark:
             return False
         return super().writable()
@@ -108,14 +108,14 @@ class Channel(HTTPChannel):
         return self.begun is not None and now > self.begun + (LINGER_S if self.lingering else REQUEST_S)
 
     def busy(self, now: float) -> bool:
-        """Whether a client still waits for something that it has asked for, or may just be asking."""
+        """Whether a client waits for a response or may be sending a request."""
         if self.lingering:
             return False
         return bool(self.requests or self.request or self.total_outbufs_len) or now < self.creation_time + FRESH_S
 
 
 class Server(TcpWSGIServer):
-    """Listens from the start; `run` serves until `stop`, then finishes what is in flight."""
+    """Listens on creation; `run` serves until `stop`, then finishes the requests in flight."""
 
     channel_class = Channel
     stopping = False
@@ -123,15 +123,15 @@ class Server(TcpWSGIServer):
     def __init__(self, app: Callable[..., Any], host: str, port: int, settings: Settings) -> None:
         adjustments = Adjustments(
             listen=[f"[{host}]:{port}" if ":" in host else f"{host}:{port}"],
-            threads=settings.max_images + 8,  # those above the places answer what needs none, and refuse what finds none
+            threads=settings.max_images + 8,  # the additional ones answer requests without images, and refuse others
             connection_limit=CONNECTIONS,
             asyncore_use_poll=True,
             channel_timeout=SILENT_S,
             cleanup_interval=1,
             max_request_header_size=HEADER_BYTES,
             max_request_body_size=settings.max_body_bytes + 1,
-            inbuf_overflow=settings.max_body_bytes + MIB,  # never: above it waitress would write uploads to disk
-            outbuf_overflow=1 << 40,  # likewise the answers, which hold pictures
+            inbuf_overflow=settings.max_body_bytes + MIB,  # never reached: waitress would write uploads to disk
+            outbuf_overflow=1 << 40,  # likewise for responses, which contain images
             recv_bytes=65536,
             ident=None,
             log_socket_errors=False,
@@ -139,7 +139,7 @@ class Server(TcpWSGIServer):
         super().__init__(app, adj=adjustments, sockinfo=adjustments.listen[0])
 
     def maintenance(self, now: float) -> None:
-        """Closes what is silent or overdue; drops the largest unfinished requests while they hold too much memory."""
+        """Closes idle and overdue connections; drops the largest partial requests while they use too much memory."""
         super().maintenance(now)
         arriving = []
         for channel in self.active_channels.values():
@@ -155,7 +155,7 @@ class Server(TcpWSGIServer):
             held -= n_bytes
 
     def stop(self) -> None:
-        """Lets `run` come to its end; may be called from a signal handler."""
+        """Ends `run`; may be called from a signal handler."""
         self.stopping = True
         self.pull_trigger()
 
@@ -163,7 +163,7 @@ class Server(TcpWSGIServer):
         while not self.stopping:
             self._once(self.adj.asyncore_loop_timeout)
         n_before = 0
-        while len(self._map) > n_before:  # connections that the system has taken in our name
+        while len(self._map) > n_before:  # connections that the system has already accepted
             n_before = len(self._map)
             self.handle_accept()
         self.del_channel()

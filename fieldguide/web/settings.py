@@ -1,4 +1,4 @@
-"""Settings of the server with their defaults: the options of `fieldguide serve`. None of them alters an answer."""
+"""Settings of the server with their defaults: the options of `fieldguide serve`. None of them changes predictions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,18 @@ class Settings:
     """Files and limits of one server."""
 
     model: Path = ONNX  # or models:/… of MLflow's registry
-    manifest: Path = MANIFEST  # where example photographs are listed; may be absent
-    raw: Path = RAW  # where they lie; may be absent
-    allowed_hosts: tuple[str, ...] = ()  # Host headers that are answered, a port left out of account; empty = all
+    manifest: Path = MANIFEST  # lists the example photographs; may be missing
+    raw: Path = RAW  # their folder; may be missing
+    allowed_hosts: tuple[str, ...] = ()  # accepted Host headers, without port; empty = all
     max_body_bytes: int = 20 * MIB  # of one request
     max_files: int = 16  # of one request
     max_pixels: int = 50_000_000  # of one image, before it is decoded
-    max_images: int = 32  # waiting, decoded or computed at a time; more is answered with 503
-    within_s: float = 1.0  # what is accepted is to be answered by then; a slow network gets fewer images at a time
+    max_images: int = 32  # in the server at a time; further ones get 503
+    within_s: float = 1.0  # target response time; a slow network gets fewer images at a time
     max_batch: int = 4  # images per run of the network
-    n_workers: int = 0  # batches decoded and computed at a time; 0 = one a core
-    reload_s: float = 1.0  # how often the model file is looked at
-    registry_s: float = 15.0  # how often the registry is asked which version an alias names
+    n_workers: int = 0  # batches decoded and computed at a time; 0 = one per core
+    reload_s: float = 1.0  # interval between checks of the model file
+    registry_s: float = 15.0  # interval between checks of the registry's alias
 
     @property
     def workers(self) -> int:

@@ -129,8 +129,8 @@ def test_what_the_stage_did_not_bring_stays_in_data_raw_and_is_named(make_projec
     write_folder(project / "data" / "raw", mine)
     failed_in_one_line(
         run_stage(project, "download"),
-        r"data/raw/train/A/1\.jpg \(and 1 more\) was not brought by this stage, which replaces all of data/raw; move it out of"
-        r" there and give its new place: -S data\.path=/photos",
+        r"data/raw/train/A/1\.jpg \(and 1 more\) was not written by this stage, which replaces data/raw; move it"
+        r" elsewhere and set its new path: -S data\.path=/photos",
     )
     assert raw(project) == mine
 
@@ -143,7 +143,7 @@ def test_dvc_too_leaves_it_there(tmp_path: Path) -> None:
     write_folder(project / "data" / "raw", mine)
     done = run(project, "dvc", "repro", "download", check=False, environment={"DVC_ROOT": None})
     assert done.returncode != 0
-    assert "data/raw/train/A/1.jpg (and 1 more) was not brought by this stage" in done.stdout
+    assert "data/raw/train/A/1.jpg (and 1 more) was not written by this stage" in done.stdout
     assert raw(project) == mine
 
 
@@ -165,15 +165,15 @@ def test_a_systems_own_files_in_data_raw_do_not_count(make_project: MakeProject)
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (own_photos("data/raw"), "lies in"),
-        (own_photos("data/raw/images.zip"), "lies in"),
-        ({"data.dataset": "tfrecords", "data.path": "."}, "holds"),
+        (own_photos("data/raw"), "is inside"),
+        (own_photos("data/raw/images.zip"), "is inside"),
+        ({"data.dataset": "tfrecords", "data.path": "."}, "contains"),
     ],
 )
 def test_data_raw_is_no_source_of_its_own(make_project: MakeProject, settings: dict[str, object], said: str) -> None:
     project = make_project(**settings)
     failed_in_one_line(
-        run_stage(project, "download"), rf"data\.path: \S.* {said} data/raw, which this stage replaces; give another place"
+        run_stage(project, "download"), rf"data\.path: \S.* {said} data/raw, which this stage replaces; move the data"
     )
     assert raw(project) == OLD
 
@@ -182,10 +182,10 @@ def test_photographs_a_level_deeper_than_class_folders_are_pointed_out(make_proj
     """As when a folder of several data sets is given."""
     names = [f"{data}/{name}/1.jpg" for data in ("mine", "yours") for name in "AB"]
     project = make_project(**own_photos(write_folder(tmp_path / "all", dict.fromkeys(names, b"x"))))
-    said = "each image lies in a folder of its class folder, the first as mine/A/1.jpg; if the inner folders are the classes"
+    said = "all images are in subfolders of their class folders, for example mine/A/1.jpg; if the subfolders are the classes"
     assert said in succeeded(run_stage(project, "download"))
     (tmp_path / "all" / "mine" / "1.jpg").write_bytes(b"x")
-    assert "inner folders" not in succeeded(run_stage(project, "download"))
+    assert "subfolders" not in succeeded(run_stage(project, "download"))
 
 
 def without(split: str) -> dict[str, bytes]:
@@ -209,10 +209,10 @@ def text_file(path: Path) -> Path:
 
 
 BAD_SOURCES = {
-    "missing": (lambda path: path, "data.path: SOURCE does not exist; give a zip or a folder"),
+    "missing": (lambda path: path, "data.path: SOURCE does not exist; use a zip or a folder"),
     "no zip": (
         text_file,
-        "data.path: SOURCE is not a whole zip (File is not a zip file); download it again or give a folder",
+        "data.path: SOURCE is not a valid zip (File is not a zip file); download it again or use a folder",
     ),
     "loose images": (
         lambda path: write_folder(path, {"1.jpg": b"x", "2.jpg": b"x"}),
@@ -222,7 +222,7 @@ BAD_SOURCES = {
         lambda path: write_folder(path, without("train")),
         "SOURCE: no train split; arrange the photographs as train/<CLASS>/, valid/<CLASS>/, test/<CLASS>/",
     ),
-    "empty class": (empty_class, "SOURCE: class folder train/EMPTY holds no image; add images or remove the folder"),
+    "empty class": (empty_class, "SOURCE: class folder train/EMPTY contains no image; add images or remove the folder"),
     "damaged": (
         damaged_zip,
         "SOURCE: member train/B/2.jpg is damaged (Bad CRC-32 for file 'train/B/2.jpg'); download the archive again",
@@ -248,7 +248,7 @@ BAD_SETTINGS = {
     ),
     "no such user": (own_photos("~nobody-of-this-name/photos"), r".*~nobody-of-this-name.*"),
     "all splits": ({"data.dataset": "butterflies", "data.path": "no test"}, r".*: no test split; arrange .*"),
-    "shards": ({"data.dataset": "tfrecords", "data.path": "shards"}, r".*: a\.tfrec tells no split; put .*"),
+    "shards": ({"data.dataset": "tfrecords", "data.path": "shards"}, r".*: a\.tfrec has no split in its path; move .*"),
 }
 
 

@@ -140,7 +140,7 @@ def test_a_model_that_is_not_proved_never_stands_in_the_place_of_the_model(
         return probabilities_alone(model, raw, places)
 
     monkeypatch.setattr(export_onnx, "probabilities_alone", alone)
-    with pytest.raises(UserError, match=r"model\.onnx: alone it has \d of 3 test images right, evaluate reported 2 of 4"):
+    with pytest.raises(UserError, match=r"model\.onnx: \d of 3 test images are right, but evaluate reported 2 of 4"):
         export_onnx.main()
     assert seen == [(b"the model in use", True)]
     assert ONNX.read_bytes() == b"the model in use"

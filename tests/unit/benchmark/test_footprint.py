@@ -20,5 +20,5 @@ def test_time_and_memory_are_those_of_a_fresh_process(tmp_path: Path) -> None:
 
 
 def test_a_process_that_fails_is_a_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the process that measures its memory failed \(error: \S+none\.onnx: No such file"):
+    with pytest.raises(UserError, match=r"the process that measures memory failed \(error: \S+none\.onnx: No such file"):
         footprint("onnx", str(tmp_path / "none.onnx"))

@@ -215,7 +215,7 @@ def test_a_zip_that_names_two_photographs_alike_is_refused(folder: Path) -> None
     with zipfile.ZipFile("twice.zip", "w") as archive:
         for colour in ("RED", "BLUE"):
             archive.writestr("x/1.jpg", photo(COLOURS[colour]))
-    with pytest.raises(UserError, match=r"^twice.zip: member x/1.jpg is there twice; pack the archive anew$"):
+    with pytest.raises(UserError, match=r"^twice.zip: member x/1.jpg occurs twice; create the archive again$"):
         main(["predict", "twice.zip"])
 
 
@@ -236,7 +236,9 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over_in_silence(folder: Path
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(UserError, match=r"^photos/Green: cannot be read \(Permission denied\); permit it or leave it out$"):
+    with pytest.raises(
+        UserError, match=r"^photos/Green: cannot be read \(Permission denied\); fix the permissions or remove it$"
+    ):
         main(["predict", "photos"])
 
 
@@ -265,7 +267,7 @@ def test_a_heat_map_that_the_network_cannot_give_is_refused(folder: Path) -> Non
             "no.onnx: No such file or directory; create it with: dvc repro export_onnx",
         ),
         (["predict", "models"], "models: holds no image (jpg, png, webp, bmp, gif, tiff); give another"),
-        (["predict", "photos/broken.zip"], "photos/broken.zip: not a whole zip (File is not a zip file)"),
+        (["predict", "photos/broken.zip"], "photos/broken.zip: not a valid zip (File is not a zip file)"),
     ],
 )
 def test_mistakes_are_one_line(folder: Path, arguments: list[str], message: str) -> None:

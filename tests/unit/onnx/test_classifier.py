@@ -205,7 +205,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
 )
 def test_a_model_without_metadata_is_refused(tmp_path: Path, metadata: object, key: str) -> None:
     text = refusal(save(tmp_path, mean_colour_network(metadata)))
-    assert text == f"metadata lack '{key}'; make the file with: dvc repro -f export_onnx"
+    assert text == f"metadata lack '{key}'; create it with: dvc repro -f export_onnx"
 
 
 @pytest.mark.parametrize("metadata", ["{broken", "", "[]", "7", "null", '"text"', '{"class_names": 7, "image_px": 16}'])

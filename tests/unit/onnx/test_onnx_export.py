@@ -218,6 +218,6 @@ def test_networks_of_torchvision_and_timm_tell_where_they_looked_where_their_hea
 
 def test_a_network_larger_than_one_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export, "MAX_BYTES", 1000)
-    with pytest.raises(UserError, match=r"model.onnx: .* bytes, more than one ONNX file holds; take a smaller model.name"):
+    with pytest.raises(UserError, match=r"model.onnx: .* bytes, too large for one ONNX file; use a smaller model.name"):
         export(computed(network("cnn", 16), 16), 16, 20, METADATA, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -38,7 +38,7 @@ def test_the_file_alone_answers_every_image_at_every_batch_size_from_its_bytes(t
 
 def test_a_file_that_fails_alone_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"could not be used alone \(error: .*not a usable ONNX model"):
+    with pytest.raises(UserError, match=r"could not be run without torch \(error: .*not a usable ONNX model"):
         probabilities_alone(tmp_path / "model.onnx", tmp_path, [])
     assert "torch" in sys.modules  # here; the other process had none
 
@@ -82,5 +82,5 @@ def test_a_difference_above_the_bound_at_one_batch_size_is_refused(answers: np.n
 
 @pytest.mark.parametrize("other", [reported(2), reported(4, 5)], ids=["other accuracy", "other images"])
 def test_an_accuracy_other_than_what_evaluate_reported_is_refused(answers: np.ndarray, other: SplitAccuracy) -> None:
-    with pytest.raises(UserError, match=r"alone it has 4 of 4 test images right, evaluate reported"):
+    with pytest.raises(UserError, match=r"4 of 4 test images are right, but evaluate reported"):
         prove(answers, np.stack([answers] * 4), TARGETS, other, BOUND)

@@ -125,20 +125,20 @@ def test_empty_folders_are_told_below_the_wrapper(tmp_path: Path) -> None:
 
 def test_nothing_but_strays_is_refused(written: Callable[[dict[str, bytes]], Path]) -> None:
     path = written({"readme.txt": b"x"})
-    assert refusal(path) == f"{path.name}: holds no image (jpg, png, webp, bmp, gif, tiff); give another in data.path"
+    assert refusal(path) == f"{path.name}: contains no image (jpg, png, webp, bmp, gif, tiff); change data.path"
 
 
 def test_the_size_bound_counts_images_and_is_inclusive(written: Callable[[dict[str, bytes]], Path]) -> None:
     path = written({"train/A/1.jpg": bytes(700_000), "train/A/2.jpg": bytes(300_000), "movie.mp4": bytes(10_000)})
     assert len(read_all(path, 1_000_000)) == 2
-    said = r"GB to unpack, more than data\.max_gigabytes \(0\.000999999\); raise the bound"
+    said = r"GB to unpack, more than data\.max_gigabytes \(0\.000999999\); increase it"
     assert re.search(said, refusal(path, 999_999))
 
 
 def test_a_bomb_is_refused_by_what_it_claims(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "photos.zip", {"train/A/1.jpg": bytes(100)})
     patched(path, CENTRAL, 24, "<I", 3_000_000_000)  # uncompressed size
-    assert refusal(path, 2 * BOUND) == ("photos.zip: 3 GB to unpack, more than data.max_gigabytes (2); raise the bound")
+    assert refusal(path, 2 * BOUND) == ("photos.zip: 3 GB to unpack, more than data.max_gigabytes (2); increase it")
 
 
 def test_a_bomb_that_claims_little_takes_little_memory(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_bomb_that_claims_little_takes_little_memory(tmp_path: Path) -> None:
 )
 def test_a_member_whose_path_could_leave_its_folder_is_refused(tmp_path: Path, name: str) -> None:
     path = write_zip(tmp_path / "photos.zip", LAYOUT | {name: b"x"})
-    assert refusal(path) == f"photos.zip: member {name!r} has an unsafe path, which is refused; pack the archive anew"
+    assert refusal(path) == f"photos.zip: member {name!r} has an unsafe path; create the archive again"
 
 
 @pytest.mark.parametrize("folder", ["A\n", "A\x1b[31m"])
@@ -183,7 +183,7 @@ def test_control_characters_stop_only_in_the_name_of_an_image(tmp_path: Path, fo
     stray = write_zip(tmp_path / "stray.zip", LAYOUT | {f"train/{folder}/Icon\r": b"x"})
     assert read_all(stray) == LAYOUT
     name = f"train/{folder}/evil.jpg"
-    said = f"photos.zip: member {name!r} has characters that are refused; rename it and pack anew"
+    said = f"photos.zip: the name of member {name!r} has control characters; rename it in a new archive"
     assert refusal(write_zip(tmp_path / "photos.zip", LAYOUT | {name: b"x"})) == said
 
 
@@ -198,14 +198,14 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
         link = zipfile.ZipInfo("train/A/passwd.jpg")
         link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, b"/etc/passwd")
-    assert refusal(path) == "photos.zip: member train/A/passwd.jpg is a link, which is refused; pack the file itself"
+    assert refusal(path) == "photos.zip: member train/A/passwd.jpg is a link, which is not supported; pack the file itself"
 
 
 def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "photos.zip", {"train/A/1.jpg": b"1"})
     patched(path, CENTRAL, 8, "<H", 1)  # general purpose flag, bit 0
     patched(path, LOCAL, 6, "<H", 1)
-    assert refusal(path) == "photos.zip: member train/A/1.jpg is encrypted; give an archive without a password"
+    assert refusal(path) == "photos.zip: member train/A/1.jpg is encrypted; use an archive without a password"
 
 
 @pytest.mark.parametrize("again", ["train/A/1.jpg", "train\\A\\1.jpg"])
@@ -214,7 +214,7 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path: Path, again: str) -> 
     path = write_zip(tmp_path / "photos.zip", LAYOUT)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(again, b"other")
-    assert refusal(path) == "photos.zip: member train/A/1.jpg is there twice; pack the archive anew"
+    assert refusal(path) == "photos.zip: member train/A/1.jpg occurs twice; create the archive again"
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path: Path, again: str) -> 
 def test_what_is_no_zip_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "photos.zip").write_bytes(content)
     assert refusal(tmp_path / "photos.zip") == (
-        f"data.path: photos.zip is not a whole zip ({why}); download it again or give a folder"
+        f"data.path: photos.zip is not a valid zip ({why}); download it again or use a folder"
     )
 
 
@@ -232,7 +232,7 @@ def test_a_truncated_zip_is_refused(tmp_path: Path, kept: float) -> None:
     path = write_zip(tmp_path / "photos.zip", LAYOUT)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
-    assert refusal(path).startswith("data.path: photos.zip is not a whole zip (")
+    assert refusal(path).startswith("data.path: photos.zip is not a valid zip (")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_a_compression_that_python_lacks_is_refused(tmp_path: Path) -> None:
 
 def test_a_zip_of_a_later_version_is_refused(tmp_path: Path) -> None:
     path = patched(write_zip(tmp_path / "photos.zip", LAYOUT), CENTRAL, 6, "<H", 200)  # version needed to extract
-    assert refusal(path).startswith("data.path: photos.zip is not a whole zip (zip file version 20.0")
+    assert refusal(path).startswith("data.path: photos.zip is not a valid zip (zip file version 20.0")
 
 
 def test_a_name_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_zip_with_changed_bytes_is_read_or_refused_in_one_way(tmp_path: Path, 
 
 
 def test_a_missing_path_is_one_line(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "photos.zip") == "data.path: photos.zip does not exist; give a zip or a folder"
+    assert refusal(tmp_path / "photos.zip") == "data.path: photos.zip does not exist; use a zip or a folder"
 
 
 def test_a_name_too_long_for_the_system_is_one_line(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_a_link_in_a_folder_is_refused(tmp_path: Path, target: str) -> None:
     folder = write_folder(tmp_path / "photos", LAYOUT)
     write_folder(tmp_path, {"outside.jpg": b"secret", "outside/1.jpg": b"secret"})
     (folder / "train" / "A" / "2.jpg").symlink_to(tmp_path / target)
-    said = "photos/train/A/2.jpg: is a link, which is refused; put the files themselves there"
+    said = "photos/train/A/2.jpg: is a link, which is not supported; replace it by the files"
     assert refusal(folder) == said
 
 
@@ -340,7 +340,7 @@ def test_what_may_not_be_read_is_named(tmp_path: Path, closed: str) -> None:
         (folder / closed).chmod(0o755)
     assert done.stderr == ""
     where = "photos" if closed == "." else f"photos/{closed}"
-    assert done.stdout == f"{where}: cannot be read (Permission denied); permit it or leave it out\n"
+    assert done.stdout == f"{where}: cannot be read (Permission denied); fix the permissions or remove it\n"
 
 
 def test_a_folder_behind_a_closed_one_is_one_line(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_own_shards_name_classes_by_number(tmp_path: Path) -> None:
 
 def test_an_id_that_stands_twice_is_refused(tmp_path: Path) -> None:
     files = [shard(tmp_path, "train", flower(name=b"same")), shard(tmp_path, "val", flower(name=b"same"))]
-    with pytest.raises(UserError, match=r"id 'same' stands in two records; set data\.features\.id"):
+    with pytest.raises(UserError, match=r"id 'same' occurs in two records; set data\.features\.id"):
         index_shards(receipt(*files), tmp_path)
 
 
@@ -100,5 +100,5 @@ def test_a_tie_of_spellings_is_decided_by_the_alphabet() -> None:
 
 def test_shards_without_a_record_are_one_line(tmp_path: Path) -> None:
     files = shard(tmp_path, "train"), shard(tmp_path, "valid")
-    with pytest.raises(UserError, match=r": 2 shards hold no record at all; give others in data\.path$"):
+    with pytest.raises(UserError, match=r": 2 shards contain no record; change data\.path$"):
         index_shards(receipt(*files), tmp_path)

@@ -130,9 +130,9 @@ def test_folders_of_one_class_differ_in_case_space_or_unicode_form_only() -> Non
 @pytest.mark.parametrize(
     ("places", "said"),
     [
-        ([("train", "A"), ("valid", "A ")], r"x: one class alone \(a\); a classifier needs two or more class folders"),
+        ([("train", "A"), ("valid", "A ")], r"x: only one class \(a\); a classifier needs at least two class folders"),
         ([("train", "A"), ("train", " ")], "x: class folder ' ' has no name; rename it"),
-        ([("", "train"), ("", "Val")], "x: Val holds images and no class folders; put them into Val/<CLASS>/"),
+        ([("", "train"), ("", "Val")], "x: Val contains images without class folders; move them to Val/<CLASS>/"),
     ],
 )
 def test_folders_that_cannot_be_meant_as_classes_are_refused(places: list[tuple[str, str]], said: str) -> None:
@@ -201,12 +201,12 @@ def test_the_first_split_that_is_needed_and_not_there_is_named() -> None:
 def test_a_class_folder_without_images_is_named() -> None:
     names = ["train/A/1.jpg", "val/A/more/2.jpg"]
     check_class_folders(names, ["train", "train/A", "val", "val/A", "val/A/more", "docs", "docs/empty"], "here", depth=2)
-    said = "here: class folder val/B holds no image; add images or remove the folder"
+    said = "here: class folder val/B contains no image; add images or remove the folder"
     with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
         check_class_folders(names, ["train/A", "val/B", "val/C"], "here", depth=2)
     check_class_folders(names, [".", "train/A", "val/A"], "here", depth=2)  # a folder that wraps it all
     check_class_folders(["A/1.jpg"], ["A", "A/empty"], "here", depth=1)
-    with pytest.raises(UserError, match=r"^here: class folder B holds no image; add images or remove the folder$"):
+    with pytest.raises(UserError, match=r"^here: class folder B contains no image; add images or remove the folder$"):
         check_class_folders(["A/1.jpg"], ["A", "B"], "here", depth=1)
 
 

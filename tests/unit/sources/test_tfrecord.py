@@ -129,11 +129,11 @@ def test_labels_in_some_records_only(tmp_path):
     at = len(record(flower()))
     assert error_of(write(tmp_path, flower(), unlabelled, flower())) == (
         f"record 1 at byte {at}: feature 'class' is missing, while the records before have it; "
-        "label all of the shard or nothing"
+        "label all records of the shard or none"
     )
     at = 2 * len(record(unlabelled))
     assert error_of(write(tmp_path, unlabelled, unlabelled, flower())) == (
-        f"record 2 at byte {at}: feature 'class' is in no record before; label all of the shard or nothing"
+        f"record 2 at byte {at}: feature 'class' is in no record before; label all records of the shard or none"
     )
 
 
@@ -148,25 +148,25 @@ IMAGE, LABEL, ID = ("image", texts(JPEG)), ("class", ints(7)), ("id", texts(b"a1
         ([("image", b"")], "feature 'image' is missing, got 'image' (no value); set data.features.image"),
         ([("image", ints(1)), LABEL, ID], "feature 'image' must be bytes, got int64; set data.features.image"),
         ([("image", floats(1)), LABEL, ID], "feature 'image' must be bytes, got float; set data.features.image"),
-        ([("image", texts()), LABEL, ID], "feature 'image' must hold 1 value, got 0; set data.features.image"),
+        ([("image", texts()), LABEL, ID], "feature 'image' must have 1 value, got 0; set data.features.image"),
         (
             [("image", texts(b"")), LABEL, ID],
-            "feature 'image' must hold 1 value, got an empty one; set data.features.image",
+            "feature 'image' must have 1 value, got an empty one; set data.features.image",
         ),
         (
             [("image", texts(JPEG, JPEG)), LABEL, ID],
-            "feature 'image' must hold 1 value, got 2; set data.features.image",
+            "feature 'image' must have 1 value, got 2; set data.features.image",
         ),
         ([IMAGE, ("class", texts(b"7")), ID], "feature 'class' must be int64, got bytes; set data.features.label"),
         ([IMAGE, ("class", floats(7)), ID], "feature 'class' must be int64, got float; set data.features.label"),
-        ([IMAGE, ("class", ints()), ID], "feature 'class' must hold 1 value, got 0; set data.features.label"),
-        ([IMAGE, ("class", ints(0, 1)), ID], "feature 'class' must hold 1 value, got 2; set data.features.label"),
+        ([IMAGE, ("class", ints()), ID], "feature 'class' must have 1 value, got 0; set data.features.label"),
+        ([IMAGE, ("class", ints(0, 1)), ID], "feature 'class' must have 1 value, got 2; set data.features.label"),
         ([IMAGE, ("class", ints(-1)), ID], "label must be >= 0, got -1; set data.features.label"),
         ([IMAGE, LABEL], "feature 'id' is missing, got 'class' (int64), 'image' (bytes); set data.features.id"),
         ([IMAGE, LABEL, ("id", floats(1))], "feature 'id' must be bytes or int64, got float; set data.features.id"),
         ([IMAGE, LABEL, ("id", texts(b"\xff"))], r"feature 'id' must be UTF-8, got b'\xff'; set data.features.id"),
-        ([IMAGE, LABEL, ("id", texts(b""))], "feature 'id' must hold 1 value, got an empty one; set data.features.id"),
-        ([IMAGE, LABEL, ("id", texts(b"a", b"b"))], "feature 'id' must hold 1 value, got 2; set data.features.id"),
+        ([IMAGE, LABEL, ("id", texts(b""))], "feature 'id' must have 1 value, got an empty one; set data.features.id"),
+        ([IMAGE, LABEL, ("id", texts(b"a", b"b"))], "feature 'id' must have 1 value, got 2; set data.features.id"),
     ],
 )
 def test_wrong_features_name_shard_record_byte_value_and_remedy(tmp_path, features, text):
@@ -192,7 +192,7 @@ def test_many_features_are_listed_on_one_line(tmp_path):
 )
 def test_content_that_is_no_example(tmp_path, payload):
     assert error_of(write(tmp_path, flower(), payload, flower())) == (
-        f"record 1 at byte {len(record(flower()))}: {len(payload)} bytes that are no tf.train.Example; write it as one"
+        f"record 1 at byte {len(record(flower()))}: not a tf.train.Example ({len(payload)} bytes); download the shard again"
     )
 
 
@@ -202,12 +202,12 @@ def test_wrong_checksums(tmp_path):
     path.write_bytes(first + second[:8] + bytes(4) + second[12:])
     computed = int.from_bytes(second[8:12], "little")
     assert error_of(path) == (
-        f"record 1 at byte {at}: the length's CRC32C is {computed:#010x}, stored is 0x00000000; download the shard again"
+        f"record 1 at byte {at}: the length's CRC32C is {computed:#010x}, but 0x00000000 is stored; download the shard again"
     )
     path.write_bytes(first + second[:-4] + bytes(4))
     computed = int.from_bytes(second[-4:], "little")
     assert error_of(path) == (
-        f"record 1 at byte {at}: the content's CRC32C is {computed:#010x}, stored is 0x00000000; download the shard again"
+        f"record 1 at byte {at}: the content's CRC32C is {computed:#010x}, but 0x00000000 is stored; download the shard again"
     )
 
 
@@ -232,10 +232,10 @@ def test_every_cut_is_found_and_what_stands_before_it_is_read(tmp_path):
             path.write_bytes((one + one)[:cut])
             whole, left = divmod(cut, len(one))
             if left:
-                expected = f"{left} bytes are left of a header" if left < 12 else f"{left - 12} bytes are left of "
-                assert error_of(path).startswith(f"record {whole} at byte {whole * len(one)}: cut short, {expected}")
+                expected = f"{left} of 12 bytes of the header" if left < 12 else f"{left - 12} of "
+                assert error_of(path).startswith(f"record {whole} at byte {whole * len(one)}: truncated, {expected}")
             elif count_in_name(name):
-                assert error_of(path).startswith(f"its name states 2 records, it holds {whole}; download the shard")
+                assert error_of(path).startswith(f"its name states 2 records, but it contains {whole}; download the shard")
             else:
                 assert len(read(path)) == whole
 
@@ -246,7 +246,7 @@ def test_cut_while_it_is_read(tmp_path):
     rows = read_shard(path, image_feature="image", label_feature="class", id_feature="id")
     next(rows)
     os.truncate(path, size - 10_000)
-    wrong = f"record 1 at byte {at}: the file of {size} bytes was cut while it was read; download the shard again"
+    wrong = f"record 1 at byte {at}: the file of {size} bytes was truncated while reading; download the shard again"
     with pytest.raises(UserError, match=re.escape(wrong)):
         next(rows)
 
@@ -258,8 +258,8 @@ def test_cut_while_it_is_read(tmp_path):
         (-(2**63), "length must be in [0, 2147483647], got -9223372036854775808; download the shard again"),
         (2**63 - 1, "length must be in [0, 2147483647], got 9223372036854775807; download the shard again"),
         (2**31, "length must be in [0, 2147483647], got 2147483648; download the shard again"),
-        (2**31 - 1, "cut short, 104 bytes are left of 2147483651; download the shard again"),
-        (101, "cut short, 104 bytes are left of 105; download the shard again"),
+        (2**31 - 1, "truncated, 104 of 2147483651 bytes; download the shard again"),
+        (101, "truncated, 104 of 105 bytes; download the shard again"),
     ],
 )
 def test_impossible_length_with_a_right_checksum_is_refused_before_reading(tmp_path, length, text):
@@ -306,18 +306,19 @@ def test_count_in_name(name, count):
 def test_count_in_name_against_the_records(tmp_path, stated):
     path = write(tmp_path, flower(), flower(), flower(), name=f"03-192x192-{stated}.tfrec")
     assert error_of(path) == (
-        f"its name states {stated} records, it holds 3; download the shard again, or rename it if {stated} is no count"
+        f"its name states {stated} records, but it contains 3; download the shard again,"
+        f" or rename it if {stated} is not a count"
     )
 
 
 def test_compressed_shard(tmp_path):
     path = tmp_path / "shard.tfrec"
     path.write_bytes(gzip.compress(record(flower())))
-    assert error_of(path) == "compressed by gzip, so that no offset points at an image; gunzip it"
+    assert error_of(path) == "compressed by gzip; decompress it (gunzip)"
 
 
 def test_missing_file_and_folder(tmp_path):
-    remedy = "make it readable or download the shard again"
+    remedy = "fix the permissions or download the shard again"
     assert error_of(tmp_path / "none.tfrec") == f"No such file or directory; {remedy}"
     assert error_of(tmp_path) == f"Is a directory; {remedy}"
 

@@ -310,7 +310,7 @@ def test_without_a_store_or_a_run_it_is_one_line(root: Path) -> None:
     with pytest.raises(UserError, match=r"^MLflow: no run has an exported model; make one with: dvc repro$"):
         main(["champion"])
     (root / "mlflow.db").unlink()
-    with pytest.raises(UserError, match=r"/mlflow\.db: there is no tracking store; make a run with dvc repro, or set MLFLOW"):
+    with pytest.raises(UserError, match=r"/mlflow\.db: no tracking store; create a run with dvc repro, or set MLFLOW"):
         main(["champion"])
     assert not (root / "mlflow.db").exists()
 
@@ -340,7 +340,7 @@ def test_a_damaged_copy_is_fetched_again_and_a_changed_artifact_refused(registry
     logged = Path(registry.exported_runs()[0].model.artifact_location.removeprefix("file://")) / "model.onnx"
     logged.write_bytes(b"x" + logged.read_bytes()[1:])
     cached.unlink()
-    with pytest.raises(UserError, match=r"model\.onnx: its MD5 is \w+, it was logged with \w+; log it again: dvc repro"):
+    with pytest.raises(UserError, match=r"model\.onnx: its MD5 is \w+, but \w+ was logged; log it again: dvc repro"):
         model_file(Path(CHAMPION))
     assert not cached.exists()
 

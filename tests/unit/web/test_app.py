@@ -447,7 +447,7 @@ def test_examples_of_data_that_have_changed_are_the_new_ones(tmp_path: Path) -> 
 def test_places_are_bounded_and_come_back() -> None:
     slots = Slots(3, within_s=1)
     with slots.taken(2):
-        with pytest.raises(Problem, match="places are taken") as caught, slots.taken(2):
+        with pytest.raises(Problem, match="overloaded") as caught, slots.taken(2):
             pass
         assert caught.value.headers() == {"Retry-After": "1"}
         with slots.taken(1):
