@@ -18,14 +18,21 @@ for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))
     del os.environ[name]
 
 
-LONGEST = (
+LONGEST = (  # the first builds the project that later ones copy
     "test_pipeline",
     "test_readme",
     "test_distributed",
     "test_resume",
+    "test_tracking",
     "test_experiments",
     "test_search",
-    "test_tracking",
+    "test_faults",
+    "test_registry",
+    "test_onnx_export",
+    "test_loop",
+    "test_train",
+    "test_evaluate",
+    "test_split_check",
 )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from fieldguide.core.artifacts import Receipt, SplitAccuracy
+from fieldguide.core.artifacts import EvaluateMetrics, Receipt, SplitAccuracy
 from fieldguide.core.errors import UserError
-from fieldguide.core.files import file_hash, read_json
+from fieldguide.core.files import file_hash
 from fieldguide.core.images import RESIZE_RULE
 from fieldguide.core.intervals import accuracy_interval
 from fieldguide.core.params import Model
@@ -23,10 +23,10 @@ CODE = ("fieldguide/network/models.py", "fieldguide/onnx/export.py")  # files th
 
 def reported_accuracy(source: Path, split: str) -> SplitAccuracy:
     """The accuracy on a split in metrics/evaluate.json, with its interval; raises `UserError` if the split is missing."""
-    metrics = read_json(source)
-    if split not in metrics:
+    splits = EvaluateMetrics.read(source).splits
+    if split not in splits:
         raise UserError(f"{source}: split {split} is missing; recreate it with: dvc repro -f evaluate")
-    accuracy, n = metrics[split]["accuracy"], metrics[split]["n"]
+    accuracy, n = splits[split].accuracy, splits[split].n
     return split_accuracy(split, round(accuracy * n), n)
 
 

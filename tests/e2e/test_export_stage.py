@@ -23,6 +23,7 @@ from fieldguide.onnx.metadata import UPSTREAM, git_blob, licence, pipeline_hash,
 from fieldguide.onnx.proof import probabilities_alone
 from stages import export_onnx
 from support import ROOT
+from support.evaluations import evaluate_metrics
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_data_without_a_licence_are_said_to_have_none_stated() -> None:
 
 
 def test_the_evaluation_comes_with_its_interval(project: Path) -> None:
-    write_json(project / "metrics" / "evaluate.json", {"valid": {"accuracy": 0.9, "n": 10}})
+    evaluate_metrics(valid=(0.9, 10)).write(EVALUATE)
     found = reported_accuracy(EVALUATE, "valid")
     assert (found.split, found.accuracy, found.n, found.n_right) == ("valid", 0.9, 10, 9)
     assert found.accuracy_low == pytest.approx(0.596, abs=0.001)  # Wilson's interval of 9 of 10
@@ -128,7 +129,7 @@ def test_a_model_that_is_not_proved_never_stands_in_the_place_of_the_model(
     write_json(project / "data" / "raw" / "receipt.json", receipt)
     save_checkpoint(CHECKPOINT, build("cnn", 3), Checkpoint("cnn", 32, tuple("ABC"), (0, 1, 2), 1, "00"))
     save_calibration(CALIBRATION, Calibration("none", 1.0, 0.5, "probability", 0.1, {}))
-    write_json(project / "metrics" / "evaluate.json", {"test": {"accuracy": 0.5, "n": 4}})  # which cannot be: there are 3
+    evaluate_metrics(test=(0.5, 4)).write(EVALUATE)  # which cannot be: there are 3
     shutil.copy(ROOT / "params.yaml", project)
     (project / "fieldguide").symlink_to(ROOT / "fieldguide")
     ONNX.write_bytes(b"the model in use")

@@ -241,6 +241,7 @@ def test_killed_trainings_end_in_the_bytes_of_an_undisturbed_one(root: Path, loa
     assert "resuming after" in (root / "output.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_training_told_to_end_says_so_and_a_changed_rate_begins_anew(root: Path) -> None:
     project = Project(root, epochs="200")
     process = project.start("train")

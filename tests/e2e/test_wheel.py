@@ -94,6 +94,7 @@ def serving(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(tmp_path_factory.mktemp("serve"), "--constraints", pins, f"fieldguide[serve] @ {wheel.as_uri()}")
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_library_with_its_templates_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -110,6 +111,7 @@ def test_the_wheel_holds_the_library_with_its_templates_and_nothing_else(wheel: 
     assert set(metadata.get_all("Provides-Extra")) == {"serve", "train", "search", "team"}
 
 
+@pytest.mark.slow
 def test_prediction_needs_three_packages_and_what_these_bring(base: Installed) -> None:
     installed = {line.split("==")[0] for line in base.uv("freeze", "--quiet").splitlines() if "==" in line}
     assert installed == {"numpy", "onnxruntime", "pillow", "flatbuffers", "packaging", "protobuf"}
@@ -119,6 +121,7 @@ def test_prediction_needs_three_packages_and_what_these_bring(base: Installed) -
     assert (base.folder / "out" / "red.png.jpg").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "line"),
     [
@@ -139,6 +142,7 @@ def test_a_command_without_its_extra_says_what_to_install(base: Installed, comma
     assert base.fieldguide(command[0], "--help").returncode == 0
 
 
+@pytest.mark.slow
 def test_the_page_needs_its_extra_alone(serving: Installed) -> None:
     """The page, what it links to, and the answer of the API."""
     command = [serving.python.with_name("fieldguide"), "serve", "--port", "0", "--model", "model.onnx"]

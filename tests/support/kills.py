@@ -26,21 +26,21 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-OUTPUTS = ("models/model.safetensors", "metrics/train.json", "metrics/history.csv", "metrics/curves.png", "metrics/batch.png")
+OUTPUTS = ("models/model.safetensors", "metrics/train.json", "metrics/history.csv", "metrics/batch.png")
 SETTINGS = {
     "species": "3",
     "train_images": "16",
     "valid_images": "4",
     "test_images": "2",
     "near_duplicates": "false",
-    "epochs": "12",
+    "epochs": "8",
     "name": "cnn",
     "optimizer": "sgd",
     "weight_decay": "0.0005",
     "lr": "0.01",
     "batch_size": "8",
-    "decode_px": "48",
-    "size_start": "0.4",
+    "decode_px": "32",
+    "size_start": "0.5",
     "accumulate": "2",
     "ema": "0.9",
     "mixup": "0.3",
@@ -54,8 +54,8 @@ class Project:
     def __init__(self, folder: Path, **changes: str) -> None:
         self.folder = folder
         text = (ROOT / "params.yaml").read_text()
-        text = re.sub(r"(?m)^(    image_px: )\S+", r"\g<1>48", text)  # of the sample
-        text = re.sub(r"(?m)^(  image_px: )\S+", r"\g<1>48", text)
+        text = re.sub(r"(?m)^(    image_px: )\S+", r"\g<1>32", text)  # of the sample
+        text = re.sub(r"(?m)^(  image_px: )\S+", r"\g<1>32", text)
         for key, value in (SETTINGS | changes).items():
             text, n_changed = re.subn(rf"(?m)^( +{key}: )\S+", rf"\g<1>{value}", text)
             assert n_changed >= 1, key

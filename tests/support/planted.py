@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from PIL import Image
 
-from fieldguide.checks.near_duplicates import Pair, fingerprint, near_duplicates
+from fieldguide.checks.near_duplicates import NearDuplicate, fingerprint, near_duplicates
 from fieldguide.sources.sample import photographs
 
 Change = Callable[[np.ndarray, Generator], np.ndarray]
@@ -136,7 +136,7 @@ def textured(n_images: int, image_px: int = 224) -> list[np.ndarray]:
     return images
 
 
-def pairs_of(images: list[np.ndarray], n_workers: int = 1) -> list[Pair]:
+def pairs_of(images: list[np.ndarray], n_workers: int = 1) -> list[NearDuplicate]:
     return near_duplicates([fingerprint(rgb) for rgb in images], images.__getitem__, n_workers)
 
 

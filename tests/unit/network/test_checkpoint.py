@@ -108,6 +108,7 @@ def test_other_weights_or_facts_change_the_bytes(tmp_path: Path) -> None:
     assert len({(tmp_path / name).read_bytes() for name in "abc"}) == 3
 
 
+@pytest.mark.slow
 def test_equal_weights_give_equal_bytes_in_every_process(tmp_path: Path) -> None:
     hashes = set()
     for seed in ("1", "2"):
@@ -227,7 +228,13 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, tensors: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("name", "image_px"), [("mnasnet0_5", 32), ("swin_v2_t", 32), ("googlenet", 32), ("timm/test_vit", 48)]
+    ("name", "image_px"),
+    [
+        ("mnasnet0_5", 32),
+        pytest.param("swin_v2_t", 32, marks=pytest.mark.slow),
+        pytest.param("googlenet", 32, marks=pytest.mark.slow),
+        ("timm/test_vit", 48),
+    ],
 )
 def test_a_published_network_comes_back_without_a_network_connection(
     tmp_path: Path, offline: None, name: str, image_px: int
@@ -297,10 +304,10 @@ def cached(tmp_path: Path, name: str, model: nn.Module) -> Path:
         ("resnet18", 32, "fc"),
         ("mobilenet_v3_small", 32, "classifier.3"),
         ("mnasnet0_5", 32, "classifier.1"),
-        ("densenet121", 32, "classifier"),
-        ("googlenet", 64, "fc"),
-        ("inception_v3", 80, "fc"),
-        ("swin_v2_t", 32, "head"),
+        pytest.param("densenet121", 32, "classifier", marks=pytest.mark.slow),
+        pytest.param("googlenet", 64, "fc", marks=pytest.mark.slow),
+        pytest.param("inception_v3", 80, "fc", marks=pytest.mark.slow),
+        pytest.param("swin_v2_t", 32, "head", marks=pytest.mark.slow),
     ],
 )
 def test_imagenet_gives_what_torchvisions_own_builder_gives(
@@ -328,6 +335,7 @@ def test_imagenet_leaves_torchs_generator_alone(tmp_path: Path, offline: None) -
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_a_vit_of_a_former_torchvision_fits_another_size_as_torchvision_makes_it_fit(tmp_path: Path) -> None:
     reference = official("vit_b_32").state_dict()
     former = {key.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): value for key, value in reference.items()}
@@ -370,6 +378,7 @@ def test_a_file_of_torch_fills_the_backbone(tmp_path: Path, wrap: Callable[[dict
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.slow
 def test_names_of_a_former_densenet_are_understood(tmp_path: Path) -> None:
     reference, model = official("densenet121").state_dict(), build("densenet121", 3, 32)
     former = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in reference.items()}

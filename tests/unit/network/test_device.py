@@ -105,6 +105,7 @@ def test_the_cpu_is_named_with_its_architecture_and_threads() -> None:
     assert re.fullmatch(rf"cpu \w+, {torch.get_num_threads()} threads", device_name(CPU))
 
 
+@pytest.mark.slow
 def test_a_gpu_is_asked_for_repeatable_kernels_in_true_float32_and_a_cpu_for_nothing() -> None:
     code = (
         "import os, sys, torch; from fieldguide.network.device import repeatable; repeatable(torch.device(sys.argv[1]));"

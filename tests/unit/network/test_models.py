@@ -50,6 +50,7 @@ FAMILIES = {  # the cheapest of each, a side at which it is quick, and the lengt
     "timm/test_convnext": (32, 64),
     "timm/test_efficientnet": (32, 256),
 }
+FAST = ("resnet18", "squeezenet1_1", "mobilenet_v3_small", "timm/test_vit")
 
 
 def n_parameters(model: nn.Module) -> int:
@@ -156,7 +157,7 @@ def test_a_shortcut_averages_only_real_pixels_at_an_odd_side() -> None:
     torch.testing.assert_close(block(ones), torch.ones(1, 1, 3, 3), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES])
 def test_a_published_network_gives_logits_from_one_linear_head_when_training_and_after(name: str) -> None:
     image_px, n_features = FAMILIES[name]
     model, pixels = build(name, 5, image_px), torch.rand(2, 3, image_px, image_px)
@@ -171,7 +172,7 @@ def test_a_published_network_gives_logits_from_one_linear_head_when_training_and
         torch.testing.assert_close(logits, F.linear(model.features(scaled), model.head.weight, model.head.bias))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "googlenet", "vit_b_32", "timm/test_vit"])
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in ("googlenet", "vit_b_32"))])
 def test_every_parameter_of_a_published_network_gets_a_gradient(name: str) -> None:
     image_px, _ = FAMILIES[name]
     model = build(name, 3, image_px)

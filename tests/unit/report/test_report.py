@@ -203,7 +203,7 @@ def test_the_page_states_the_figures_that_the_stages_wrote(html: str) -> None:
         "temperature 0.500, fitted on valid, which takes the calibration error of test from 0.200 to 0.040",
         "onnxruntime 1.50 2.50 3.50 321 75.00 % 4.0 MB",
         "risk_coverage_area 0.01",
-        "A taken for Papilio machaon: 1 of 4",
+        "A mistaken for Papilio machaon: 1 of 4",
         "INT8: 2.50 times the throughput of fp32, 0.25 points of accuracy lost; worth it",
         "NO → A",
         "lr 0.15",

@@ -87,6 +87,7 @@ def test_more_species_than_names_are_refused() -> None:
         species_names(100_000, 0)
 
 
+@pytest.mark.slow
 def test_a_linear_model_on_pixels_fails() -> None:
     wanted = {"n_species": 12, "train_images": 40, "valid_images": 0, "test_images": 10, "image_px": 32}
     images: dict[str, list[np.ndarray]] = {"train": [], "test": []}
