@@ -27,8 +27,8 @@ def photographs_of(archive: Path, n_images: int) -> list[np.ndarray]:
     """A random choice of the photographs in a zip, without those that have a near duplicate among them."""
     with zipfile.ZipFile(archive) as source:
         names = sorted(name for name in source.namelist() if name.lower().endswith((".jpg", ".jpeg", ".png")))
-        chosen = np.random.default_rng(0).choice(names, min(2 * n_images, len(names)), replace=False)
-        images = [rgb_of(source.read(name)) for name in chosen]
+        sample = np.random.default_rng(0).choice(names, min(2 * n_images, len(names)), replace=False)
+        images = [rgb_of(source.read(name)) for name in sample]
     repeated = {k for pair in reported(images) for k in pair}
     return [rgb for k, rgb in enumerate(images) if k not in repeated][:n_images]
 

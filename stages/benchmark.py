@@ -1,8 +1,8 @@
 """Speed, accuracy, size and memory of the model in torch and in ONNX Runtime, on the same test images.
 
 Reads models/model.safetensors, models/calibration.safetensors, models/model.onnx and its smaller forms, data/manifest.csv,
-data/raw and `benchmark` of params.yaml; writes metrics/benchmark.json and metrics/throughput.csv. The figures belong to
-this machine, which the file names: measure again on another with `dvc repro -f -s benchmark`.
+data/raw and `benchmark` of params.yaml; writes metrics/benchmark.json and metrics/throughput.csv. The figures are those
+of this machine, which the file describes; repeat them on another with `dvc repro -f -s benchmark`.
 """
 
 from fieldguide.benchmark.backends import describe_hardware, load_backends

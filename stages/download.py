@@ -1,7 +1,7 @@
-"""Raw data, untouched afterwards, with a receipt of source, version and content hash.
+"""Raw data, with a receipt of source, version and content hash.
 
-Reads `data` of params.yaml; writes data/raw: photographs as one uncompressed images.zip or TFRecord shards as they are,
-and receipt.json. Run it with `dvc repro download`.
+Reads `data` of params.yaml; writes data/raw: photographs as one uncompressed images.zip or as TFRecord shards, and
+receipt.json. Run it with `dvc repro download`.
 """
 
 from fieldguide.core.errors import run_command
@@ -14,7 +14,7 @@ def main() -> None:
     params = read_params()
     receipt = bring_raw_data(params.data, params.runtime)
     if receipt.release.startswith("none"):
-        print(f"counts differ from every release that is known: {receipt.release}")
+        print(f"counts differ from all known releases: {receipt.release}")
     n_images, n_bytes = sum(receipt.images.values()), sum(file.bytes for file in receipt.files.values())
     print(f"{f'{n_images} images' if n_images else 'images'}, {n_bytes / 1e6:.1f} MB, from {receipt.source} -> {RAW}")
     ignored = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in receipt.ignored.items() if n)

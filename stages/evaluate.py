@@ -1,9 +1,9 @@
-"""The checkpoint, measured on every split in fp32, without training's augmentation, and what its answers are worth.
+"""Evaluation of the checkpoint on every split in fp32, without augmentation, and its calibration.
 
 Reads models/model.safetensors, data/manifest.csv, data/raw and `evaluate` of params.yaml. Temperature and thresholds are
 fitted on valid, class means on train, nothing on test. Writes models/calibration.safetensors, metrics/evaluate.json,
 metrics/predictions.csv (every image of valid and test with truth, top 5 and verdict), per_class.csv, coverage.csv (accuracy
-when the least certain are refused), reliability.csv, confused_pairs.csv, a confusion_*.csv for each split, gallery.json, and,
+by coverage), reliability.csv, confused_pairs.csv, a confusion_*.csv for each split, gallery.json, and,
 for images without labels, submission.csv. Run it with `dvc repro evaluate`.
 """
 

@@ -1,10 +1,9 @@
-"""The checkpoint as an ONNX file, the proof that both give the same answers, and smaller forms of it.
+"""The checkpoint as an ONNX file, compared with torch on every held-out image, and its fp16 and INT8 forms.
 
 Reads models/model.safetensors, models/calibration.safetensors, metrics/evaluate.json, data/manifest.csv, data/raw, and
 `export` and `model` of params.yaml; writes models/model.onnx, models/model_fp16.onnx, models/model_int8.onnx and
-metrics/export_onnx.json. Fails unless the file alone, in a process without torch, answers every test image as torch does,
-and with the accuracy that evaluate reported.
-Run it with `dvc repro export_onnx`.
+metrics/export_onnx.json. Fails unless the file, in a process without torch, agrees with torch on every held-out image and has
+the accuracy that evaluate reported. Run it with `dvc repro export_onnx`.
 """
 
 from pathlib import Path
@@ -62,7 +61,7 @@ def main() -> None:
         write_bytes(ONNX, unproved.read_bytes())
 
     valid, train = rows_of(manifest, "valid"), rows_of(manifest, "train")
-    spread = np.unique(np.linspace(0, len(train) - 1, settings.int8_images).astype(int))  # rows stand by class
+    spread = np.unique(np.linspace(0, len(train) - 1, settings.int8_images).astype(int))  # rows are sorted by class
     calibrated_on = decode_pixels(train.iloc[spread].reset_index(drop=True), RAW, image_px, n_workers)
     checked_on = Labelled(decode_pixels(valid, RAW, image_px, n_workers), facts.classes.targets(valid))
     metrics = ExportMetrics(
@@ -80,7 +79,7 @@ def main() -> None:
 
 
 def print_headline(metrics: ExportMetrics, split: str) -> None:
-    print(f"{metrics.bytes / 1e6:.1f} MB, opset {metrics.opset}; alone, without torch, the same top 1 as torch on")
+    print(f"{metrics.bytes / 1e6:.1f} MB, opset {metrics.opset}; same top 1 as torch on")
     print(
         f"{metrics.top1_agreement:.2%} of {metrics.n} {split} images at batches {', '.join(map(str, BATCH_SIZES))},"
         f" probabilities within {metrics.max_abs_difference:.1e}, accuracy {metrics.accuracy:.2%}"

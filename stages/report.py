@@ -1,7 +1,7 @@
-"""One page and a model card about the run, and its charts, from what the other stages wrote.
+"""Report, model card and charts from the outputs of the other stages.
 
 Reads the metrics and tables under metrics/, data/manifest.csv, data/raw, params.yaml, dvc.lock, and the hashes of checkpoint,
-calibration and ONNX file; writes metrics/report.html, which opens with a double click, metrics/model_card.md, and every chart
+calibration and ONNX file; writes metrics/report.html (self-contained), metrics/model_card.md, and every chart
 under metrics/ as a PNG. Run it with `dvc repro report`.
 """
 

@@ -1,7 +1,7 @@
-"""The manifest of every image, and what is wrong with the data, acted on by stated policies.
+"""The manifest of all images, and faults in the data, handled by policies.
 
 Reads data/raw and `split_check` of params.yaml; writes data/manifest.csv, metrics/split_check.json, findings.csv (a line
-per fault), near_duplicates.csv and .html (pairs, to be looked at), classes.csv (images per class and split) and
+per fault), near_duplicates.csv and .html (pairs to inspect), classes.csv (images per class and split) and
 mean_images.npz (the mean image of each split). Run it with `dvc repro split_check`.
 """
 

@@ -1,4 +1,4 @@
-"""The network, trained from scratch or from given weights; its best checkpoint by the figure that `train.best_by` names.
+"""Training of the network, from scratch or from pretrained weights; keeps the best checkpoint by `train.best_by`.
 
 Reads data/manifest.csv, data/raw and `model`, `train`, `augment` of params.yaml; writes models/model.safetensors,
 metrics/train.json, metrics/history.csv (one line per epoch) and metrics/batch.png. Run it with `dvc repro train`.
@@ -31,7 +31,7 @@ def main() -> None:
     params = read_params()
     n_devices = distributed.n_devices(params.train, params.runtime.device)
     if n_devices > 1 and not distributed.is_launched():
-        print(f"{n_devices} processes, {n_devices} times {params.train.batch_size} images a step", flush=True)
+        print(f"{n_devices} processes, {n_devices} times {params.train.batch_size} images per step", flush=True)
         distributed.launch("stages.train", n_devices)
         return
     with distributed.process_group(params.runtime.device) as world:
@@ -59,7 +59,7 @@ def train_network(params: Params, world: World) -> None:
             history = fit.all_epochs(state)
             if world.is_first:
                 write_outputs(training, run, history, fit.best)
-        if states and stop():  # whoever stops the process may not wait for its outputs; the next start has nothing to train
+        if states and stop():  # a stopped process may not write its outputs; the next start resumes at the end
             states.kept = True
     valid_accuracy = history.iloc[fit.best - 1]["valid_accuracy"]
     print(f"best epoch {fit.best} by {params.train.best_by}: valid accuracy {valid_accuracy:.2%} (n={len(rows['valid'])})")
@@ -67,14 +67,14 @@ def train_network(params: Params, world: World) -> None:
 
 
 def open_run(params: Params, key: str, training: Training) -> AbstractContextManager[Run]:
-    """The training's run in the first process; one that records nothing in the others."""
+    """The training's run on rank 0; on the others a run that records nothing."""
     if not training.world.is_first:
         return nullcontext(Run())
     return training_run(params, key, device_name(training.device))
 
 
 def write_outputs(training: Training, run: Run, history: pd.DataFrame, best: int) -> None:
-    """The metrics of a training that has ended, on disk and in its run."""
+    """Writes and logs the metrics of a finished training."""
     metrics = train_metrics(history, best, training.model)
     metrics.write(stage_metrics("train"))
     run.tag(CHECKPOINT_TAG, file_hash(CHECKPOINT, "md5"))

@@ -21,7 +21,7 @@ from fieldguide.onnx.proof import probabilities_alone
 from fieldguide.tracking.registry import CHAMPION, NAME, SCHEME, ExportedRun, Registry, Version, open_registry
 from fieldguide.tracking.store import CHECKPOINT_TAG, DATA_TAG, EXPERIMENT_TAG
 
-PICKED_BY = ("evaluate.valid.accuracy", "evaluate.valid.loss")  # the second decides between equals
+PICKED_BY = ("evaluate.valid.accuracy", "evaluate.valid.loss")  # the second breaks ties
 COPIED_TAGS = (EXPERIMENT_TAG, "mlflow.source.git.commit", CHECKPOINT_TAG, DATA_TAG, "fieldguide.lock_sha256")
 COLUMNS = ["sha256", "truth", "answer_1"]
 SHORTEST_ID = 7  # characters of a run's id that identify it
@@ -29,7 +29,7 @@ SHORTEST_ID = 7  # characters of a run's id that identify it
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's predictions for each image of a split; `table` has `COLUMNS`, in an order that depends on the images alone."""
+    """A model's predictions for each image of a split; `table` has `COLUMNS`, sorted by image."""
 
     split: str
     table: pd.DataFrame
@@ -54,7 +54,7 @@ class Predictions:
 
 
 def challenge(name: str | None, force: bool) -> bool:
-    """Promotes the model of a run, or of the best run, if it wins; whether it is the champion now."""
+    """Promotes the model of a run, or of the best run, if it wins; returns whether it is the champion now."""
     with open_registry() as registry, TemporaryDirectory() as folder:
         challenger = pick_challenger(registry.exported_runs(), name)
         predictions = logged_predictions(registry, challenger.run.info.run_id, Path(folder))
@@ -68,7 +68,7 @@ def challenge(name: str | None, force: bool) -> bool:
         if champion:
             wins, reason = contest(registry, challenger, predictions, champion, force, Path(folder))
             if not wins and not force:
-                print(f"not promoted: {reason}; the champion stays version {champion.number} (--force promotes in spite of it)")
+                print(f"not promoted: {reason}; the champion is still version {champion.number} (--force promotes anyway)")
                 return False
             reason = reason if wins else f"by force, {reason}"
         tags = {key: value for key in COPIED_TAGS if (value := challenger.run.data.tags.get(key))}
@@ -81,13 +81,13 @@ def challenge(name: str | None, force: bool) -> bool:
 def pick_challenger(runs: list[ExportedRun], name: str | None) -> ExportedRun:
     """The latest run of this name or id, or the best on valid of those on the data of the latest run."""
     if not runs:
-        raise UserError("MLflow: no run has an exported model; make one with: dvc repro")
+        raise UserError("MLflow: no run has an exported model; create one with: dvc repro")
     if name:
         named = [each for each in runs if name in (each.run.info.run_name, each.run.data.tags.get(EXPERIMENT_TAG))]
         named = named or [each for each in runs if len(name) >= SHORTEST_ID and each.run.info.run_id.startswith(name)]
         if not named:
             latest = ", ".join(each.run.info.run_name for each in runs[:5])
-            raise UserError(f"{name}: no run of this name or id has an exported model; the latest that have: {latest}")
+            raise UserError(f"{name}: no run of this name or id has an exported model; the latest with one: {latest}")
         return named[0]
     data = runs[0].run.data.tags.get(DATA_TAG)
     accuracy, loss = PICKED_BY
@@ -114,10 +114,10 @@ def contest(
     difference, low, high = paired_difference(predictions.right, other.right)
     n_gained, n_lost = int((predictions.right & ~other.right).sum()), int((~predictions.right & other.right).sum())
     interval = f"{100 * difference:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}"
-    print(f"difference {interval}: {n_gained} images right that the champion has wrong, {n_lost} the other way round")
+    print(f"difference {interval}: right on {n_gained} images that the champion gets wrong, wrong on {n_lost} it gets right")
     if low > 0:
-        return True, f"better than version {champion.number} beyond chance ({interval})"
-    return False, f"{'worse than' if high < 0 else 'not better beyond chance than'} version {champion.number} ({interval})"
+        return True, f"significantly better than version {champion.number} ({interval})"
+    return False, f"{'worse' if high < 0 else 'not significantly better'} than version {champion.number} ({interval})"
 
 
 def champion_predictions(
@@ -134,34 +134,34 @@ def champion_predictions(
     manifest_md5 = file_hash(MANIFEST, "md5") if MANIFEST.exists() else ""
     if manifest_md5 != challenger.run.data.tags.get(DATA_TAG):
         raise UserError(
-            f"champion, version {champion.number}: {fault}, and {MANIFEST} is not of the challenger's data, on which it could"
-            " be measured here; bring them with: dvc exp apply, or dvc checkout"
+            f"champion, version {champion.number}: {fault}, and {MANIFEST} is not that of the challenger, so that it cannot be"
+            " evaluated here; restore it with: dvc exp apply, or dvc checkout"
         )
     file = registry.file(f"{SCHEME}{NAME}/{champion.number}")
     rows, classifier = rows_of(read_manifest(MANIFEST), predictions.split), OnnxClassifier(file)
     known = OnnxClassifier(registry.model_file(challenger.model)).class_names
-    if lost := [name for name in classifier.class_names if name not in known]:
-        more = f" and {len(lost) - 1} more of its classes" if lost[1:] else ""
-        raise UserError(f"champion, version {champion.number}: {fault}; the challenger does not know {lost[0]}{more}")
-    print(f"champion   measured here: {fault}")
+    if missing := [name for name in classifier.class_names if name not in known]:
+        more = f" and {len(missing) - 1} more of its classes" if missing[1:] else ""
+        raise UserError(f"champion, version {champion.number}: {fault}; the challenger does not know {missing[0]}{more}")
+    print(f"champion   evaluated here: {fault}")
     places = list(rows[["file", "offset", "length"]].itertuples(index=False, name=None))
     answers = np.array(classifier.class_names)[probabilities_alone(file, RAW, places)[-1].argmax(axis=1)]
     table = pd.DataFrame({"id": rows["id"], "sha256": rows["sha256"], "truth": rows["class_name"], "answer_1": answers})
-    return Predictions(predictions.split, _ordered(table))
+    return Predictions(predictions.split, _sort(table))
 
 
 def logged_predictions(registry: Registry, run_id: str, folder: Path) -> Predictions:
-    """What evaluate logged for test, or for valid if test has no labels; raises `UserError` if it logged none."""
+    """The predictions that evaluate logged for test, or for valid without labels; raises `UserError` if there are none."""
     folder.mkdir(exist_ok=True)
     table = pd.read_csv(registry.predictions(run_id, folder), dtype=str, keep_default_na=False)
     if not set(COLUMNS) <= set(table.columns):
         raise UserError(f"run {run_id}: its predictions lack {', '.join(sorted(set(COLUMNS) - set(table.columns)))}")
     split = "test" if "test" in set(table["split"]) else "valid"
-    return Predictions(split, _ordered(table[table["split"] == split]))
+    return Predictions(split, _sort(table[table["split"] == split]))
 
 
 def check_model(model: Path, predictions: Predictions, name: str) -> None:
-    """Raises `UserError` unless the file was exported after the evaluation that made the predictions."""
+    """Raises `UserError` unless the file was exported after the evaluation of these predictions."""
     evaluated = OnnxClassifier(model).metadata["evaluate"]
     of_model = (evaluated["split"], evaluated["n"], round(evaluated["accuracy"] * evaluated["n"]))
     of_predictions = (predictions.split, len(predictions.right), int(predictions.right.sum()))
@@ -172,6 +172,6 @@ def check_model(model: Path, predictions: Predictions, name: str) -> None:
         )
 
 
-def _ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """`COLUMNS` in an order that depends on the images alone."""
+def _sort(table: pd.DataFrame) -> pd.DataFrame:
+    """`COLUMNS`, sorted by image."""
     return table.sort_values(["sha256", "id"])[COLUMNS].astype(str).reset_index(drop=True)

@@ -1,7 +1,7 @@
-"""Photographs of any number to a table of answers: the work of `python -m fieldguide predict`.
+"""`fieldguide predict`: photographs to a table of predictions.
 
-Each thread reads, decodes and classifies batches of its own with a single-threaded session, so that decoding and network
-share the cores without waiting for each other. Only a few batches are in memory at a time.
+Each thread reads, decodes and classifies its own batches with a single-threaded session, so that decoding and inference share
+the cores. Only a few batches are in memory at a time.
 """
 
 import csv
@@ -33,8 +33,8 @@ from fieldguide.onnx.heatmap import overlay
 from fieldguide.sources.archive import ZIP_ERRORS
 from fieldguide.sources.layout import class_key, is_hidden, is_image
 
-BATCH = 16  # images; small enough that two threads soon have work, large enough for full speed
-AHEAD = 2  # batches that wait for each thread
+BATCH = 16  # images; small enough to keep several threads busy, large enough for full speed
+AHEAD = 2  # queued batches per thread
 MAX_BYTES = 500_000_000  # of one encoded photograph
 ANNOTATED_PX = 800  # larger side of an annotated photograph
 PROGRESS_S = 0.2
@@ -42,7 +42,7 @@ PROGRESS_S = 0.2
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph to name: how it is called, the class that its folder tells (or nothing), and its encoded bytes."""
+    """A photograph: its name, the class that its folder is named after (or an empty string), and its encoded bytes."""
 
     name: str
     truth: str
@@ -51,39 +51,37 @@ class Photo:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one photograph: a prediction, or an error in words."""
+    """The prediction or the error of a photograph."""
 
     photo: Photo
     prediction: Prediction | None
     error: str = ""
 
 
-def predict(chosen: Namespace) -> int:
-    """Does what the command line asks; returns how many photographs could not be read."""
-    n_threads = chosen.threads or n_cores()
+def predict(args: Namespace) -> int:
+    """Runs the command; returns the number of photographs that could not be read."""
+    n_threads = args.threads or n_cores()
     with ExitStack() as stack:
-        photos = [photo for source in chosen.sources for photo in _photos(source, stack)]
+        photos = [photo for source in args.sources for photo in _photos(source, stack)]
         if not photos:
-            raise UserError(f"{' '.join(chosen.sources)}: holds no image (jpg, png, webp, bmp, gif, tiff); give another")
+            raise UserError(f"{' '.join(args.sources)}: contains no image (jpg, png, webp, bmp, gif, tiff)")
         many = len(photos) > BATCH
-        classifier = OnnxClassifier(chosen.model, 1 if many else n_threads)
-        if chosen.heatmap and not classifier.has_activation:
-            raise UserError(
-                f"{chosen.model}: {classifier.metadata['model']} does not tell where it looked; leave out --heatmap"
-            )
-        if chosen.annotate:
-            _check_annotated(photos, chosen.annotate)
+        classifier = OnnxClassifier(args.model, 1 if many else n_threads)
+        if args.heatmap and not classifier.has_activation:
+            raise UserError(f"{args.model}: {classifier.metadata['model']} has no activation maps; remove --heatmap")
+        if args.annotate:
+            _check_annotated(photos, args.annotate)
         known = {class_key(name): name for name in classifier.class_names}
         photos = [Photo(photo.name, known.get(class_key(photo.truth), ""), photo.read) for photo in photos]
-        writer = WRITERS[chosen.format](sys.stdout, photos, min(chosen.top, len(known)))
-        return _summary(_outcomes(classifier, photos, n_threads if many else 1, chosen), writer, len(photos))
+        writer = WRITERS[args.format](sys.stdout, photos, min(args.top, len(known)))
+        return _summary(_outcomes(classifier, photos, n_threads if many else 1, args), writer, len(photos))
 
 
-def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, chosen: Namespace) -> Iterator[Outcome]:
-    """Those of all photographs, in their order."""
+def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, args: Namespace) -> Iterator[Outcome]:
+    """The outcomes of all photographs, in their order."""
 
     def work(batch: list[Photo]) -> list[Outcome]:
-        outcomes: list[Any] = [None] * len(batch)  # until each has its Outcome
+        outcomes: list[Any] = [None] * len(batch)
         encoded: dict[int, bytes] = {}
         pixels: list[np.ndarray] = []
         for place, photo in enumerate(batch):
@@ -93,18 +91,18 @@ def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, c
             except (UnreadableImage, *ZIP_ERRORS, RuntimeError) as error:  # RuntimeError: an encrypted member
                 outcomes[place] = Outcome(photo, None, " ".join(str(getattr(error, "strerror", None) or error).split()))
                 continue
-            encoded[place] = content if chosen.annotate else b""
-        found = classifier.predict_pixels(np.stack(pixels), chosen.top, chosen.heatmap) if pixels else []
-        for (place, content), prediction in zip(encoded.items(), found, strict=True):
+            encoded[place] = content if args.annotate else b""
+        predictions = classifier.predict_pixels(np.stack(pixels), args.top, args.heatmap) if pixels else []
+        for (place, content), prediction in zip(encoded.items(), predictions, strict=True):
             photo = batch[place]
             outcomes[place] = Outcome(photo, prediction)
-            if chosen.annotate:
+            if args.annotate:
                 try:
-                    annotated = _annotated(content, photo, prediction, chosen.heatmap)
-                except UnreadableImage as error:  # it ends early, where a decoder forgives
+                    annotated = _annotate(content, photo, prediction, args.heatmap)
+                except UnreadableImage as error:  # truncated: `decode` accepts it, `inspect` does not
                     outcomes[place] = Outcome(photo, None, str(error))
                     continue
-                write_bytes(_annotated_file(chosen.annotate, photo), annotated)
+                write_bytes(_annotated_file(args.annotate, photo), annotated)
         return outcomes
 
     with ThreadPoolExecutor(n_workers) as pool:
@@ -118,7 +116,7 @@ def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, c
 
 
 def _summary(outcomes: Iterator[Outcome], writer: "Writer", n_photos: int) -> int:
-    """Writes all outcomes, tells errors and progress on standard error; returns the number of errors."""
+    """Writes all outcomes, prints errors and progress to standard error; returns the number of errors."""
     n_failed = n_right = n_known = 0
     began = last = time.monotonic()
     shows_progress = sys.stderr.isatty() and not sys.stdout.isatty()
@@ -137,14 +135,14 @@ def _summary(outcomes: Iterator[Outcome], writer: "Writer", n_photos: int) -> in
         print(f"\r{n_photos}/{n_photos} photographs, {n_photos / (time.monotonic() - began):.0f}/s ", file=sys.stderr)
     writer.end()
     if n_known:
-        print(f"{n_right} of {n_known} are what their folder says ({n_right / n_known:.1%})", file=sys.stderr)
+        print(f"{n_right} of {n_known} match their folder's name ({n_right / n_known:.1%})", file=sys.stderr)
     if n_failed:
         print(f"{n_failed} of {n_photos} photographs could not be read", file=sys.stderr)
     return n_failed
 
 
 def _photos(source: str, stack: ExitStack) -> Iterator[Photo]:
-    """The photographs of one argument; an archive stays open until `stack` is left."""
+    """The photographs of one argument; `stack` closes archives."""
     if source == "-":
         content = sys.stdin.buffer.read()
         if content.startswith(b"PK"):
@@ -158,7 +156,7 @@ def _photos(source: str, stack: ExitStack) -> Iterator[Photo]:
             folders[:] = sorted(each for each in folders if not is_hidden(PurePosixPath(each)))
             for folder in (Path(parent, each) for each in folders):
                 if folder.is_symlink():
-                    raise UserError(f"{folder}: is a link to a folder, which is not followed; give that folder itself")
+                    raise UserError(f"{folder}: is a link to a folder, which is not followed; use the folder itself")
             for file in sorted(files):
                 inner = Path(parent, file)
                 if is_image(inner.relative_to(path).as_posix()):
@@ -170,7 +168,7 @@ def _photos(source: str, stack: ExitStack) -> Iterator[Photo]:
 
 
 def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); permit it or leave it out") from error
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); fix the permissions or remove it") from error
 
 
 def _zipped(source: str, file: Path | io.BytesIO, stack: ExitStack) -> Iterator[Photo]:
@@ -178,65 +176,64 @@ def _zipped(source: str, file: Path | io.BytesIO, stack: ExitStack) -> Iterator[
         archive = stack.enter_context(zipfile.ZipFile(file))
     except ZIP_ERRORS as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{source}: not a whole zip ({reason}); download it again or give another") from error
+        raise UserError(f"{source}: not a valid zip ({reason}); download it again") from error
     names: set[str] = set()
     for info in archive.infolist():
         if not info.is_dir() and is_image(info.filename):
             if info.filename in names:
-                raise UserError(f"{source}: member {info.filename} is there twice; pack the archive anew")
+                raise UserError(f"{source}: member {info.filename} occurs twice; create the archive again")
             names.add(info.filename)
             yield Photo(
                 f"{source}/{info.filename}",
                 PurePosixPath(info.filename).parent.name,
-                partial(_checked, info.file_size, partial(archive.read, info)),
+                partial(_read, info.file_size, partial(archive.read, info)),
             )
 
 
 def _bytes(file: Path) -> bytes:
-    return _checked(file.stat().st_size, file.read_bytes)
+    return _read(file.stat().st_size, file.read_bytes)
 
 
-def _checked(n_bytes: int, read: Callable[[], bytes]) -> bytes:
+def _read(n_bytes: int, read: Callable[[], bytes]) -> bytes:
     if n_bytes > MAX_BYTES:
         raise UnreadableImage(f"{n_bytes:,} bytes, more than {MAX_BYTES:,}")
     return read()
 
 
-def _annotated(encoded: bytes, photo: Photo, prediction: Prediction, heatmap: bool) -> bytes:
-    """The whole photograph as a JPEG, with its answers below and, where asked for, where the network looked."""
+def _annotate(encoded: bytes, photo: Photo, prediction: Prediction, heatmap: bool) -> bytes:
+    """The photograph as a JPEG with a caption and, if requested, its activation map."""
     _, rgb = inspect(encoded, ANNOTATED_PX)
     if heatmap and prediction.activation is not None:
         rgb = overlay(rgb, prediction.activation)
     best = prediction.answers[0]
     lines = [f"{best.name}  {best.probability:.1%}" + ("" if prediction.verdict == "sure" else f"  ({prediction.verdict})")]
     if photo.truth:
-        lines.append(f"{'right' if photo.truth == best.name else 'wrong'}: its folder says {photo.truth}")
+        lines.append(f"{'right' if photo.truth == best.name else 'wrong'}: its folder is {photo.truth}")
     return encode_jpeg(add_caption(rgb, lines, ANNOTATED_PX), 2 * ANNOTATED_PX)
 
 
 def _annotated_file(folder: Path, photo: Photo) -> Path:
-    """Where an annotated photograph goes: below `folder`, also where its name comes from an archive."""
+    """The path of an annotated photograph, always below `folder`."""
     parts = [part for part in PurePosixPath(photo.name.replace("\\", "/")).parts if part not in ("/", "..")]
     path = folder.joinpath(*(part.replace(":", "_") for part in parts))
     return path if path.suffix.lower() in (".jpg", ".jpeg") else path.with_name(f"{path.name}.jpg")
 
 
 def _check_annotated(photos: list[Photo], folder: Path) -> None:
-    """Raises `UserError` where an annotated photograph would take the place of a photograph, or of another one's."""
-    given = {os.path.realpath(photo.name) for photo in photos}
-    made: dict[str, str] = {}
+    """Raises `UserError` if an annotated photograph would overwrite a photograph or another annotated one."""
+    sources = {os.path.realpath(photo.name) for photo in photos}
+    targets: dict[str, str] = {}
     for photo in photos:
         target = os.path.realpath(_annotated_file(folder, photo))
-        if target in given:
-            raise UserError(f"--annotate {folder}: {photo.name} itself would be overwritten; give another folder")
-        if made.setdefault(target.casefold(), photo.name) != photo.name:  # some disks know no capitals
-            raise UserError(
-                f"--annotate {folder}: {made[target.casefold()]} and {photo.name} would both be {target}; take them in two runs"
-            )
+        if target in sources:
+            raise UserError(f"--annotate {folder}: {photo.name} would be overwritten; use another folder")
+        if targets.setdefault(target.casefold(), photo.name) != photo.name:  # some file systems ignore case
+            other = targets[target.casefold()]
+            raise UserError(f"--annotate {folder}: {other} and {photo.name} would both be {target}; annotate them separately")
 
 
 class Writer(ABC):
-    """Outcomes as text on a stream, one after the other; `k` answers for each."""
+    """Writes outcomes with up to `k` answers as text."""
 
     def __init__(self, stream: TextIO, photos: Sequence[Photo], k: int) -> None:
         self.stream, self.k = stream, k
@@ -249,7 +246,7 @@ class Writer(ABC):
 
 
 class TableWriter(Writer):
-    """For people: a line for each answer."""
+    """A readable table, with a line per answer."""
 
     def __init__(self, stream: TextIO, photos: Sequence[Photo], k: int) -> None:
         super().__init__(stream, photos, k)
@@ -265,7 +262,7 @@ class TableWriter(Writer):
 
 
 class CsvWriter(Writer):
-    """A header, then a row for each photograph, also for those that could not be read."""
+    """A header, then a row per photograph, also for those that could not be read."""
 
     def __init__(self, stream: TextIO, photos: Sequence[Photo], k: int) -> None:
         super().__init__(stream, photos, k)
@@ -283,7 +280,7 @@ class CsvWriter(Writer):
 
 
 class JsonLinesWriter(Writer):
-    """A JSON object on each line."""
+    """One JSON object per line."""
 
     def write(self, outcome: Outcome) -> None:
         self.stream.write(json.dumps(_record(outcome), ensure_ascii=False) + "\n")

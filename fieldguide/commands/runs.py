@@ -1,8 +1,8 @@
-"""DVC's experiments beside MLflow's runs: what each has that the other lacks, and how to send what MLflow lacks.
+"""`fieldguide runs` compares DVC's experiments with MLflow's runs; `fieldguide sync` sends what MLflow lacks.
 
-An experiment belongs to the run that made its checkpoint, whose MD5 `dvc.lock` has at its revision. If DVC restored the
-training from its cache, that is the run of another experiment. An experiment without a checkpoint (queued, running or failed)
-belongs to the run of its name.
+An experiment belongs to the run that produced its checkpoint, whose MD5 is in `dvc.lock` at its revision. If DVC restored the
+training from its cache, this is the run of another experiment. An experiment without a checkpoint (queued, running or failed)
+belongs to the run of the same name.
 """
 
 import json
@@ -80,9 +80,9 @@ def unequal(ours: Any, theirs: Any) -> bool:
 
 
 def compare(experiment: Experiment | None, run: TrackedRun | None, again: str = "") -> Row:
-    """An experiment and its run, one of which may be missing, and in what they differ.
+    """An experiment and its run, one of which may be missing, and their differences.
 
-    again: of a run without an experiment, the experiment whose checkpoint it made as well.
+    again: for a run without an experiment, the experiment with the same checkpoint.
     """
     mlflow_lacks = [] if run else ["run"]
     dvc_lacks = [] if experiment or again else ["experiment"]
@@ -133,8 +133,8 @@ def training_runs(store: Store) -> list[TrackedRun]:
     return [replace(run, children=tuple(children.get(run.run_id, ()))) for run in reversed(trainings)]
 
 
-def matched(experiments: list[Experiment], runs: list[TrackedRun]) -> list[Row]:
-    """A row for each experiment, in DVC's order, then one for each run that belongs to none; `runs`: the latest first."""
+def match_runs(experiments: list[Experiment], runs: list[TrackedRun]) -> list[Row]:
+    """A row for each experiment, in DVC's order, then for each run that belongs to none; `runs`: the latest first."""
     rows, taken = [], set()
     for experiment in experiments:
         run = run_of(experiment, runs)
@@ -145,7 +145,7 @@ def matched(experiments: list[Experiment], runs: list[TrackedRun]) -> list[Row]:
 
 
 def run_of(experiment: Experiment, runs: list[TrackedRun]) -> TrackedRun | None:
-    """The latest run that made the checkpoint, preferably one of the same name."""
+    """The latest run that produced the checkpoint, preferably one of the same name."""
     named = [run for run in runs if experiment.name in (run.experiment, run.name)]
     if not experiment.checkpoint:
         return next(iter(named), None)
@@ -233,11 +233,11 @@ def sync(all_commits: bool = False) -> None:
 def show(form: str, all_commits: bool = False) -> None:
     """Prints experiments and runs as a table, JSON or CSV."""
     with open_store() as store:
-        print_rows(matched(experiments(all_commits), training_runs(store)), form)
+        print_rows(match_runs(experiments(all_commits), training_runs(store)), form)
 
 
 def print_rows(rows: list[Row], form: str) -> None:
-    """Prints rows; a cell of the table names what differs, JSON and CSV hold all of it."""
+    """Prints rows; the table abbreviates the differences, JSON and CSV contain all of them."""
     if form == "json":
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     elif form == "csv":
@@ -267,7 +267,7 @@ def _both(dvc: float | None, mlflow: float | None) -> str:
 
 
 def _remarks(row: Row) -> str:
-    """The first names that one side lacks or that differ, in words."""
+    """The first differences in words."""
     parts = []
     for words, key in (("MLflow lacks", "mlflow_lacks"), ("DVC lacks", "dvc_lacks"), ("differ:", "differ")):
         if names := row[key]:

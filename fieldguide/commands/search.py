@@ -95,12 +95,12 @@ def search(args: argparse.Namespace) -> None:
 
 
 def parse_settings(arguments: Sequence[str]) -> Settings:
-    """What `-S` gives; raises `UserError` for what is no setting, or would be refused by params.yaml."""
+    """The settings of `-S`; raises `UserError` for an invalid setting or a value that params.yaml refuses."""
     settings: Settings = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)+", key) or key in settings:
-            raise UserError(f"-S {argument}: give each parameter once, as section.key=value")
+            raise UserError(f"-S {argument}: must be section.key=value, each parameter once")
         try:
             settings[key] = _parse_space(text)
             _ends(settings[key])
@@ -110,7 +110,7 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
         if not isinstance(settings[key], str) and key.partition(".")[0] not in SEARCHED:
             raise UserError(f"-S {argument}: trials only train; search in {', '.join(SEARCHED)}")
     if all(isinstance(setting, str) for setting in settings.values()):
-        raise UserError("nothing to search; give a search space, as in -S 'train.lr=log(0.001,0.02)'")
+        raise UserError("nothing to search; add a search space, for example -S 'train.lr=log(0.001,0.02)'")
     _check_ends(settings)
     return settings
 
@@ -167,9 +167,9 @@ def _refusal(tree: dict[str, Any], keys: Iterable[str], values: Iterable[Any]) -
 
 
 def open_study(args: argparse.Namespace, settings: Settings, folder: Path) -> optuna.Study:
-    """The study of this name, new or resumed; what a killed search left running is stopped and queued again.
+    """The study of this name, new or resumed; stops trials of a killed search and queues them again.
 
-    Raises `UserError` if it was begun with other settings, or if its experiments exist already.
+    Raises `UserError` if it was started with other settings, or if its experiments exist already.
     """
     study = optuna.create_study(
         storage=f"sqlite:///{quote(str(folder / 'trials.db'))}",
@@ -186,7 +186,7 @@ def open_study(args: argparse.Namespace, settings: Settings, folder: Path) -> op
         study.set_user_attr("asked", asked)
     elif begun != asked:
         words = " ".join([*begun["-S"], "--metric", begun["--metric"]])
-        raise UserError(f"search {args.name} was begun with {words}; use the same, or another --name")
+        raise UserError(f"search {args.name} was started with {words}; use the same settings, or another --name")
     study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))  # else a resumed one proposes the same
     for trial in study.get_trials(states=[TrialState.RUNNING]):  # the lock is ours: their search was killed
         _stop_process(*trial.user_attrs.get("process", (0, 0)))
@@ -223,7 +223,7 @@ def _stop_process(number: int, created: float) -> None:
 
 @dataclass
 class Search:
-    """A study at work: each trial is a DVC experiment in a temporary folder."""
+    """A running study, whose trials are DVC experiments in temporary folders."""
 
     args: argparse.Namespace
     settings: Settings
@@ -336,14 +336,14 @@ class Search:
         complete, pruned, failed = (self.trials(state) for state in ("COMPLETE", "PRUNED", "FAIL"))
         errors = [trial.user_attrs["error"] for trial in failed if "error" in trial.user_attrs]
         if not complete:
-            why = errors[0] if errors else "all were pruned"
-            raise UserError(f"search {self.args.name}: no trial was completed ({why}); see the logs in {self.folder}")
+            reason = errors[0] if errors else "all were pruned"
+            raise UserError(f"search {self.args.name}: no trial completed ({reason}); see the logs in {self.folder}")
         table = self.study.trials_dataframe(TABLE).drop(columns="user_attrs_process", errors="ignore")
         write_table(table, self.folder / "trials.csv")
         best = self.study.best_trial
         print(f"{len(complete)} trials completed, {len(pruned)} pruned, {len(errors)} failed")
         print(
-            f"best: {best.user_attrs['experiment']}, {self.args.metric} {best.value:.4f}. The whole pipeline with its values:"
+            f"best: {best.user_attrs['experiment']}, {self.args.metric} {best.value:.4f}; to run the pipeline with its values:"
         )
         print(" ".join(["dvc exp run", *(f"-S {change}" for change in self.changes(best.params))]))
         print(f"-> {self.folder / 'trials.csv'}; to compare, filter mlflow ui by tags.`{SEARCH_TAG}` = '{self.args.name}'")
@@ -385,12 +385,12 @@ def file_of(name: str, file: Path) -> str:
     """The text of a file that git has of an experiment."""
     commit = experiments().get(name)
     if not commit:
-        raise UserError(f"experiment {name} has finished, but was removed since; start a search with another --name")
+        raise UserError(f"experiment {name} was removed after it finished; start a search with another --name")
     return _git("show", f"{commit}:./{file}")
 
 
 def experiments() -> dict[str, str]:
-    """Commits by experiment, whatever it is based on: a new commit may be made during a search."""
+    """The commits of all experiments by name, whatever their baseline: HEAD may change during a search."""
     lines = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
     return {match[2]: match[1] for line in lines if (match := EXPERIMENT_REF.fullmatch(line))}
 
@@ -403,6 +403,6 @@ def _git(*arguments: str) -> str:
 
 
 def error_line(text: str) -> str:
-    """The line of a log that names the error: our own, else the last one."""
+    """The line of a log with the error: the first that begins with "error: ", or the last line."""
     lines = [line for line in text.splitlines() if line.strip()]
     return next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "no output")

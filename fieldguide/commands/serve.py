@@ -1,6 +1,6 @@
-"""`fieldguide serve`: the page and its API on the model at hand.
+"""`fieldguide serve`: the web page and its API.
 
-Stops on SIGTERM or Ctrl-C, after finishing the requests in flight; takes up a new model file, or a new champion, by itself.
+Stops on SIGTERM or Ctrl-C after finishing the requests in flight. Reloads the model when its file or the champion changes.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from typing import Any
 from fieldguide.core.errors import UserError
 from fieldguide.web.settings import MIB, Settings
 
-DESCRIPTION = "Serves the web page and the JSON API on a model."
+DESCRIPTION = "Serve the web page and the JSON API of a model."
 EPILOG = (
-    "For other machines than this one, behind a proxy that ends TLS and passes the Host header on:"
+    "To serve other machines, behind a proxy that terminates TLS and forwards the Host header:"
     " fieldguide serve --host 0.0.0.0 --allowed-host guide.example.org"
 )
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -29,35 +29,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, default=value, type=type(value), help=f"{text} (default {value})")
 
     option("--host", "127.0.0.1", "address to listen on")
-    option("--port", 8000, "port; 0 = any that is free")
-    parser.add_argument("--allowed-host", action="append", default=[], help="Host header to answer; may be given repeatedly")
+    option("--port", 8000, "port; 0 = any free port")
+    parser.add_argument("--allowed-host", action="append", default=[], help="accepted Host header; may be repeated")
     for name, text in (
-        ("model", "the model file, or a registered model such as models:/fieldguide@champion"),
-        ("manifest", "lists the example photographs"),
+        ("model", "model file, or a registered model such as models:/fieldguide@champion"),
+        ("manifest", "manifest that lists the example photographs"),
         ("raw", "folder of the example photographs"),
     ):
         parser.add_argument(f"--{name}", default=default[name], type=Path, help=f"{text} (default {default[name]})")
-    option("--max-mib", default["max_body_bytes"] // MIB, "MiB of a request")
-    option("--max-files", default["max_files"], "images of a request")
-    option("--max-megapixels", default["max_pixels"] // 1_000_000, "million pixels of an image")
-    option("--max-images", default["max_images"], "images in the server at a time; more get 503")
+    option("--max-mib", default["max_body_bytes"] // MIB, "maximum MiB per request")
+    option("--max-files", default["max_files"], "maximum images per request")
+    option("--max-megapixels", default["max_pixels"] // 1_000_000, "maximum million pixels per image")
+    option("--max-images", default["max_images"], "maximum images in the server at a time; further ones get 503")
     option("--max-batch", default["max_batch"], "images per run of the network")
     option("--workers", default["n_workers"], "batches decoded and computed at a time; 0 = one per core")
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Ends with status 2 for a value out of range."""
+    """Exits with status 2 for a value out of range."""
     for name in ("max_mib", "max_files", "max_megapixels", "max_images", "max_batch"):
         if getattr(args, name) < 1:
-            args.parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+            args.parser.error(f"--{name.replace('_', '-')} must be ≥ 1, got {getattr(args, name)}")
     if args.workers < 0:
-        args.parser.error(f"--workers must be at least 0, got {args.workers}")
+        args.parser.error(f"--workers must be ≥ 0, got {args.workers}")
     if not 0 <= args.port < 65_536:
-        args.parser.error(f"--port must be 0 to 65535, got {args.port}")
+        args.parser.error(f"--port must be in [0, 65535], got {args.port}")
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Serves until it is told to stop."""
+    """Serves until SIGTERM or SIGINT."""
     check_options(args)
     from fieldguide.web import memory
     from fieldguide.web.app import bare_host, create_app
@@ -83,7 +83,7 @@ def serve(args: argparse.Namespace) -> None:
     try:
         server = Server(app, args.host, args.port, settings)
     except (OSError, ValueError) as error:
-        raise UserError(f"{args.host}:{args.port}: cannot listen ({error}); give another --host or --port") from error
+        raise UserError(f"{args.host}:{args.port}: cannot listen ({error}); use another --host or --port") from error
     guide = app.extensions["guide"]
 
     def stop(*_: object) -> None:
@@ -100,7 +100,7 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def allow_connections(n_files: int) -> None:
-    """Raises the soft limit of open files as far as the hard one permits: each connection is one."""
+    """Raises the soft limit of open files, up to the hard limit; each connection is an open file."""
     try:
         import resource
     except ImportError:  # not a Unix

@@ -107,7 +107,7 @@ def test_an_archive_in_place_of_a_known_download_says_when_its_counts_are_unknow
     write_zip(tmp_path / "butterflies.zip", PHOTOS)
     project = make_project(**{"data.dataset": "butterflies", "data.path": str(tmp_path / "butterflies.zip")})
     output = succeeded(run_stage(project, "download"))
-    assert "counts differ from every release that is known: none: 4/4/4 train/valid/test images" in output
+    assert "counts differ from all known releases: none: 4/4/4 train/valid/test images" in output
     assert json.loads(raw(project)["receipt.json"])["dataset"] == "butterflies"
 
 

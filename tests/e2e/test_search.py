@@ -37,8 +37,8 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
         (["train.lr=uniform(0.1,1)", "train.epochs=0"], r"-S train.epochs: train.epochs must be an integer in \[1"),
         (["evaluate.accept=uniform(0,1)"], "trials only train; search in model, train, augment"),
         (["train.epochs=3"], "nothing to search"),
-        (["train.lr"], "give each parameter once, as section.key=value"),
-        (["train.lr=log(0.1,1)", "train.lr=0.1"], "give each parameter once"),
+        (["train.lr"], "must be section.key=value, each parameter once"),
+        (["train.lr=log(0.1,1)", "train.lr=0.1"], "each parameter once"),
         (["train.batch_size=log(16,64)"], r"train.batch_size must be an integer in \[2, 65536\], got 16.0"),
         (["model.image_px=uniform(64,128)"], "model.image_px must be an integer"),
         (["train.lr=choice({,1)"], r"-S train.lr=choice\({,1\): not a search space; use"),
@@ -99,7 +99,7 @@ def test_a_search_is_judged_on_valid_alone(capsys: pytest.CaptureFixture[str]) -
 def test_a_seed_that_cannot_be_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["search", "-S", "train.lr=log(0.1,1)", "--seed", "-1"])
-    assert "-1 must be an integer from 0 to 2147483647" in capsys.readouterr().err
+    assert "-1 must be an integer in [0, 2147483647]" in capsys.readouterr().err
 
 
 def test_results_are_those_of_the_experiment_also_after_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_results_are_those_of_the_experiment_also_after_a_commit(tmp_path: Path,
     assert experiments()["rate-0"] == git("rev-parse", "HEAD~1")
     assert file_of("rate-0", Path("metrics.json")) == "of the trial"
     assert list(experiments()) == ["rate-0"]
-    with pytest.raises(UserError, match="experiment rate-1 has finished, but was removed since"):
+    with pytest.raises(UserError, match="experiment rate-1 was removed after it finished"):
         file_of("rate-1", Path("metrics.json"))
 
 
@@ -220,5 +220,5 @@ def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(
 
     other = search(project, "-S", "train.ema=0.5")
     assert other.wait() == 1
-    assert "search rate was begun with" in (project.parent / "search.log").read_text()
+    assert "search rate was started with" in (project.parent / "search.log").read_text()
     shutil.rmtree(project)

@@ -40,7 +40,7 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dropping");
   if (event.dataTransfer.files.length) take(event.dataTransfer.files);
-  else note.textContent = "That was no file. Save the picture first, then drop it here.";
+  else note.textContent = "This is not a file. Save the picture first, then drop it here.";
 });
 
 function take(files) {
@@ -73,7 +73,7 @@ async function send({ file, card, number }) {
   sending += 1;
   const address = card.querySelector("img")?.src;
   try {
-    if (file.size > maxBytes - 65536) throw new Error(`The file has ${Math.ceil(file.size / 2 ** 20)} MiB, more than is taken.`);
+    if (file.size > maxBytes - 65536) throw new Error(`The file has ${Math.ceil(file.size / 2 ** 20)} MiB, which is too large.`);
     replace(card, await answer(file, number));
   } catch (error) {
     const failed = cardOf("failed", file.name, number, address);

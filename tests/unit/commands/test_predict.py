@@ -87,7 +87,7 @@ def test_a_folder_is_walked_in_order_and_tells_the_truth(folder: Path, capsys: p
     ]
     assert [entry["truth"] for entry in found] == ["BLUE", "BLUE", None, "GREEN", "GREEN", "RED", "RED"]
     assert all(entry["truth"] in (None, entry["answers"][0]["name"]) for entry in found)
-    assert printed.err == "6 of 6 are what their folder says (100.0%)\n"
+    assert printed.err == "6 of 6 match their folder's name (100.0%)\n"
 
 
 @pytest.mark.parametrize("n_photos", [1, BATCH, BATCH + 1, 7 * BATCH + 3])
@@ -179,7 +179,7 @@ def test_photographs_are_never_overwritten_by_their_annotated_forms(
     folder: Path, into: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {file: file.read_bytes() for file in folder.rglob("*.jpg")}
-    with pytest.raises(UserError, match=r"^--annotate \S+: photos/Blue/0.jpg itself would be overwritten; give another"):
+    with pytest.raises(UserError, match=r"^--annotate \S+: photos/Blue/0.jpg would be overwritten; use another"):
         main(["predict", "photos", "--annotate", into])
     assert {file: file.read_bytes() for file in folder.rglob("*.jpg")} == before
     assert not capsys.readouterr().out
@@ -189,7 +189,7 @@ def test_two_photographs_never_share_an_annotated_file(folder: Path) -> None:
     shutil.copy("photos/Red/0.jpg", "0.png")
     shutil.copy("photos/Red/0.jpg", "0.png.jpg")
     with pytest.raises(
-        UserError, match=r"^--annotate out: 0.png and 0.png.jpg would both be \S+/out/0.png.jpg; take them in two"
+        UserError, match=r"^--annotate out: 0.png and 0.png.jpg would both be \S+/out/0.png.jpg; annotate them separately"
     ):
         main(["predict", "0.png", "0.png.jpg", "--annotate", "out"])
     assert not Path("out").exists()
@@ -199,7 +199,7 @@ def test_two_photographs_never_share_an_annotated_file(folder: Path) -> None:
 
 def test_a_folder_that_is_a_link_is_not_passed_over_in_silence(folder: Path) -> None:
     Path("photos/more").symlink_to(folder / "photos/Red")
-    with pytest.raises(UserError, match=r"^photos/more: is a link to a folder, which is not followed; give that folder"):
+    with pytest.raises(UserError, match=r"^photos/more: is a link to a folder, which is not followed; use the folder"):
         main(["predict", "photos"])
 
 
@@ -255,7 +255,7 @@ def test_nothing_is_written_outside_the_folder_whatever_an_archive_calls_its_mem
 
 def test_a_heat_map_that_the_network_cannot_give_is_refused(folder: Path) -> None:
     save(folder / "models", mean_colour_network({**METADATA, "model": "vit"}, activation=False))
-    with pytest.raises(UserError, match=r"models/model.onnx: vit does not tell where it looked; leave out --heatmap"):
+    with pytest.raises(UserError, match=r"models/model.onnx: vit has no activation maps; remove --heatmap"):
         main(["predict", "photos", "--annotate", "out", "--heatmap"])
 
 
@@ -266,7 +266,7 @@ def test_a_heat_map_that_the_network_cannot_give_is_refused(folder: Path) -> Non
             ["predict", "photos", "--model", "no.onnx"],
             "no.onnx: No such file or directory; create it with: dvc repro export_onnx",
         ),
-        (["predict", "models"], "models: holds no image (jpg, png, webp, bmp, gif, tiff); give another"),
+        (["predict", "models"], "models: contains no image (jpg, png, webp, bmp, gif, tiff)"),
         (["predict", "photos/broken.zip"], "photos/broken.zip: not a valid zip (File is not a zip file)"),
     ],
 )

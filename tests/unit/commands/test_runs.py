@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from fieldguide.commands import runs
-from fieldguide.commands.runs import Experiment, TrackedRun, compare, matched
+from fieldguide.commands.runs import Experiment, TrackedRun, compare, match_runs
 
 PARAMS = {"train.lr": 0.1, "augment.rotation_degrees": 20, "benchmark.batch_sizes": [1, 8], "evaluate.tta": "none"}
 METRICS = {"train.valid.loss": 0.5, "evaluate.test.accuracy": 0.75}
@@ -25,7 +25,7 @@ RUN = TrackedRun(
 
 
 def test_what_both_have_is_the_same_whatever_the_form_of_its_numbers() -> None:
-    (row,) = matched([EXPERIMENT], [RUN])
+    (row,) = match_runs([EXPERIMENT], [RUN])
     assert (row["mlflow_lacks"], row["dvc_lacks"], row["differ"]) == ([], [], [])
 
 
@@ -40,19 +40,19 @@ def test_what_both_have_is_the_same_whatever_the_form_of_its_numbers() -> None:
     ],
 )
 def test_what_one_has_and_the_other_lacks_is_named(experiment: dict, run: dict, expected: tuple) -> None:
-    (row,) = matched([replace(EXPERIMENT, **experiment)], [replace(RUN, **run)])
+    (row,) = match_runs([replace(EXPERIMENT, **experiment)], [replace(RUN, **run)])
     assert (row["mlflow_lacks"], row["dvc_lacks"], row["differ"]) == expected
 
 
 def test_one_without_the_other_has_a_row_of_its_own() -> None:
     other = replace(RUN, run_id="2" * 32, name="gone", experiment="gone", checkpoint="b" * 32)
-    alone, left = matched([EXPERIMENT], [other])
+    alone, left = match_runs([EXPERIMENT], [other])
     assert (alone["run"], alone["mlflow_lacks"], alone["dvc_lacks"]) == (None, ["run"], [])
     assert (left["experiment"], left["mlflow_lacks"], left["dvc_lacks"]) == (None, [], ["experiment"])
 
 
 def test_a_second_training_that_made_the_same_checkpoint_says_so() -> None:
-    row, second = matched([EXPERIMENT], [RUN, replace(RUN, run_id="2" * 32, name="c0ffee", experiment="")])
+    row, second = match_runs([EXPERIMENT], [RUN, replace(RUN, run_id="2" * 32, name="c0ffee", experiment="")])
     assert (row["again"], second["again"], second["dvc_lacks"]) == ("", "brave-owl", [])
     assert runs._remarks(second) == "same checkpoint as brave-owl"
 
@@ -60,17 +60,17 @@ def test_a_second_training_that_made_the_same_checkpoint_says_so() -> None:
 def test_a_training_from_the_cache_finds_the_run_that_made_its_checkpoint_rather_one_of_its_name() -> None:
     earlier = replace(RUN, run_id="2" * 32, name="first", experiment="first")
     of_its_name = replace(RUN, run_id="3" * 32, checkpoint="c" * 32)  # made something else under the same name
-    assert matched([EXPERIMENT], [of_its_name, earlier])[0]["run_id"] == earlier.run_id
-    assert matched([EXPERIMENT], [earlier, RUN])[0]["run_id"] == RUN.run_id
+    assert match_runs([EXPERIMENT], [of_its_name, earlier])[0]["run_id"] == earlier.run_id
+    assert match_runs([EXPERIMENT], [earlier, RUN])[0]["run_id"] == RUN.run_id
     both = [earlier, replace(earlier, run_id="4" * 32)]  # the latest stands first
-    assert matched([EXPERIMENT], both)[0]["run_id"] == earlier.run_id
+    assert match_runs([EXPERIMENT], both)[0]["run_id"] == earlier.run_id
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "failed"])
 def test_an_experiment_without_a_checkpoint_is_found_by_its_name(state: str) -> None:
     begun = Experiment("brave-owl", "c0ffee", state, params=PARAMS)
-    assert matched([begun], [replace(RUN, checkpoint="")])[0]["run_id"] == RUN.run_id
-    assert matched([begun], [replace(RUN, name="x", experiment="x")])[0]["run"] is None
+    assert match_runs([begun], [replace(RUN, checkpoint="")])[0]["run_id"] == RUN.run_id
+    assert match_runs([begun], [replace(RUN, name="x", experiment="x")])[0]["run"] is None
 
 
 def test_two_experiments_with_one_checkpoint_see_it_as_their_own_stages_measured_it() -> None:
@@ -87,7 +87,7 @@ def test_two_experiments_with_one_checkpoint_see_it_as_their_own_stages_measured
         params=PARAMS | {"evaluate.tta": "mirror"},
         metrics=METRICS | {"evaluate.test.accuracy": 1.0},
     )
-    for row in matched([EXPERIMENT, mirrored], [run]):
+    for row in match_runs([EXPERIMENT, mirrored], [run]):
         assert (row["run_id"], row["mlflow_lacks"], row["differ"]) == (RUN.run_id, [], [])
 
 

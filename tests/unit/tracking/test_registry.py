@@ -164,18 +164,18 @@ def test_a_better_run_wins_a_worse_one_and_one_better_by_chance_do_not(
     make_run("better", wrong=range(10, 21))  # 10 more, 1 less
     make_run("worse", wrong=range(40))
     capsys.readouterr()
-    for name, verdict in (("luckier", "not better beyond chance than"), ("worse", "worse than")):
+    for name, verdict in (("luckier", "not significantly better than"), ("worse", "worse than")):
         assert champion(name) == 1
         last = capsys.readouterr().out.splitlines()[-1]
         assert last.startswith(f"not promoted: {verdict} version 1 (")
-        assert last.endswith("); the champion stays version 1 (--force promotes in spite of it)")
+        assert last.endswith("); the champion is still version 1 (--force promotes anyway)")
         assert registry.champion().number == 1
     assert champion("better") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("challenger better (run ")
     assert lines[1].startswith("champion   version 1: test accuracy 90.00%")
     assert lines[2].startswith("difference +4.50 points, 95 % interval +1.")
-    assert lines[2].endswith(": 10 images right that the champion has wrong, 1 the other way round")
+    assert lines[2].endswith(": right on 10 images that the champion gets wrong, wrong on 1 it gets right")
     assert lines[3].endswith(f"; {CHAMPION} is version 2")
     assert model_file(Path(CHAMPION)).read_bytes() == onnx_of("better")
 
@@ -209,7 +209,7 @@ def test_a_run_is_named_by_its_id_too_and_an_unknown_one_is_one_line(registry: R
     make_run("first")
     run_id = registry.exported_runs()[0].run.info.run_id
     with pytest.raises(
-        UserError, match=r"^nobody: no run of this name or id has an exported model; the latest that have: first$"
+        UserError, match=r"^nobody: no run of this name or id has an exported model; the latest with one: first$"
     ):
         main(["champion", "nobody"])
     assert champion(run_id[:8]) == 0
@@ -230,8 +230,8 @@ def test_other_test_images_are_no_comparison(registry: Registry, table: pd.DataF
     with pytest.raises(UserError) as refused:
         main(["champion", "second"])
     assert str(refused.value) == (
-        f"champion, version 1: {fault}, and data/manifest.csv is not of the challenger's data, on which it could be measured"
-        " here; bring them with: dvc exp apply, or dvc checkout; or promote without a comparison: --force"
+        f"champion, version 1: {fault}, and data/manifest.csv is not that of the challenger, so that it cannot be evaluated"
+        " here; restore it with: dvc exp apply, or dvc checkout; or promote without a comparison: --force"
     )
     assert registry.champion().number == 1
     assert champion("second", "--force") == 0
@@ -269,9 +269,9 @@ def test_on_new_data_that_are_at_hand_the_champion_is_measured_again(
     capsys.readouterr()
     assert champion("second") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "champion   measured here: its 200 images of test are not the challenger's 30"
+    assert lines[1] == "champion   evaluated here: its 200 images of test are not the challenger's 30"
     assert lines[2].startswith("champion   version 1: test accuracy 66.67%")
-    assert lines[3].endswith(": 10 images right that the champion has wrong, 0 the other way round")
+    assert lines[3].endswith(": right on 10 images that the champion gets wrong, wrong on 0 it gets right")
     assert registry.champion().number == 2
 
 
@@ -307,7 +307,7 @@ def test_a_model_and_predictions_of_two_evaluations_are_refused(registry: Regist
 
 
 def test_without_a_store_or_a_run_it_is_one_line(root: Path) -> None:
-    with pytest.raises(UserError, match=r"^MLflow: no run has an exported model; make one with: dvc repro$"):
+    with pytest.raises(UserError, match=r"^MLflow: no run has an exported model; create one with: dvc repro$"):
         main(["champion"])
     (root / "mlflow.db").unlink()
     with pytest.raises(UserError, match=r"/mlflow\.db: no tracking store; create a run with dvc repro, or set MLFLOW"):
