@@ -328,10 +328,10 @@ def test_an_error_that_a_user_can_mend_is_told_once_and_not_tried_again(project:
         assert project.start("train").wait(120) == 1
     finally:
         params.write_text(sound)
-    told = log.read_text()[before:]
-    assert told.count("error: ") == 1, told
-    assert told.splitlines()[-1].startswith("error: epoch "), told
-    assert "Traceback" not in told
+    output = log.read_text()[before:]
+    assert output.count("error: ") == 1, output
+    assert output.splitlines()[-1].startswith("error: epoch "), output
+    assert "Traceback" not in output
 
 
 NETWORKS = """

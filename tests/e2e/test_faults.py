@@ -53,7 +53,7 @@ def states(project: Project) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (torch.OutOfMemoryError(MEMORY), r"^out of memory with train.batch_size 8 at \d+ px; halve batch_size and set"
          r" train.accumulate=4, or lower model.image_px \(CUDA out of memory"),
@@ -65,7 +65,7 @@ def states(project: Project) -> list[Path]:
     ],
 )  # fmt: skip
 def test_out_of_memory_says_what_to_try_and_keeps_the_last_state(
-    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, told: str
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, message: str
 ) -> None:
     train.main()
     expected = project.hashes()
@@ -78,7 +78,7 @@ def test_out_of_memory_says_what_to_try_and_keeps_the_last_state(
         return learn(*given)
 
     monkeypatch.setattr(Training, "learn", learn_until_full)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         train.main()
     assert "\n" not in str(caught.value)
     assert states(project)
@@ -116,7 +116,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(project: Project, m
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("where", "kilobytes", "told"),
+    ("where", "kilobytes", "message"),
     [
         (
             ".fieldguide/unfinished",
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(project: Project, m
     ],
 )
 def test_a_disk_that_is_full_is_one_line_and_leaves_the_outputs(
-    project: Project, where: str, kilobytes: int, told: str
+    project: Project, where: str, kilobytes: int, message: str
 ) -> None:
     train.main()
     before = project.hashes()
@@ -136,7 +136,7 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_the_outputs(
     command = ["env", f"DVC_ROOT={project.folder}", f"PYTHONPATH={ROOT}", sys.executable, "-c", script, str(project.folder)]
     done = on_a_tiny_disk(project.folder / where, command, kilobytes)
     assert done.returncode == 1
-    assert re.search(told, done.stderr), done.stderr
+    assert re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     after = project.hashes()
     assert after["models/model.safetensors"] == before["models/model.safetensors"]

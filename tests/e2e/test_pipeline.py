@@ -70,8 +70,8 @@ def test_nothing_to_do_runs_nothing(project: Path) -> None:
 
 
 def test_dvc_and_mlflow_tell_the_same(project: Path) -> None:
-    told = run(project, "python", "-m", "fieldguide", "runs", "--format", "json").stdout
-    (row,) = json.loads(told[told.index("[\n") :])
+    output = run(project, "python", "-m", "fieldguide", "runs", "--format", "json").stdout
+    (row,) = json.loads(output[output.index("[\n") :])
     assert row["run_status"] == "FINISHED"
     assert [row[name] for name in ("mlflow_lacks", "dvc_lacks", "differ", "stale")] == [[], [], [], []]
     accuracy = read(project, "evaluate")["test"]["accuracy"]

@@ -510,8 +510,8 @@ def test_a_machine_without_git_is_tracked_all_the_same(root: Path, monkeypatch: 
     assert stored(root, id_of(root, start_run())).info.status == "FINISHED"
 
 
-def told(text: str) -> tuple[int, int]:
-    """How often it is said that the store cannot be reached, and that something was not sent."""
+def store_warnings(text: str) -> tuple[int, int]:
+    """Number of warnings that the store cannot be reached, and that entries were not sent."""
     lines = [line for line in text.splitlines() if line.startswith("warning: MLflow: ")]
     return sum("sent when the store can be reached" in line for line in lines), sum("are not sent" in line for line in lines)
 
@@ -523,7 +523,7 @@ def test_a_damaged_store_is_told_and_does_not_stop_the_work(
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     with tracking.training_run(PARAMS) as run:
         run.log_metrics({"loss": 1.0})
-    begun, ended = told(capsys.readouterr().err)
+    begun, ended = store_warnings(capsys.readouterr().err)
     assert begun <= 1
     assert ended == 1
 
@@ -534,7 +534,7 @@ def test_a_tracking_uri_that_cannot_be_used_is_told(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     start_run()
-    assert told(capsys.readouterr().err)[1] == 1
+    assert store_warnings(capsys.readouterr().err)[1] == 1
 
 
 TRAINING = f"""{START}
@@ -659,7 +659,7 @@ def work(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_with_a_server_that_is_down_nothing_waits_nothing_is_lost_and_one_command_sends_all(server: Server, work: Path) -> None:
     output = trained_with(work, server.uri)
-    assert told(output)[1] == 2, output
+    assert store_warnings(output)[1] == 2, output
     assert output.index("trained") < output.index("are not sent")
     server.start()
     sent = sync(work, server.uri)
@@ -684,7 +684,7 @@ def test_a_server_that_dies_midway_and_comes_back_has_everything_once(server: Se
     server.kill()
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert told(output)[1] >= 1, output
+    assert store_warnings(output)[1] >= 1, output
     refused = sync(work, server.uri)
     assert refused.returncode == 1
     assert "are not sent; they are kept in" in refused.stderr
@@ -713,7 +713,7 @@ def test_a_server_with_passwords_gets_the_runs_of_who_knows_one(
     secrets = {"MLFLOW_AUTH_ADMIN_PASSWORD": "correct horse battery", "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32}
     server.start("--app-name", "basic-auth", MLFLOW_AUTH_CONFIG_PATH=str(users), **secrets)
     output = trained_with(work, server.uri)
-    assert told(output)[1] == 2, output
+    assert store_warnings(output)[1] == 2, output
     assert "left out" not in output
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
@@ -730,7 +730,7 @@ def test_a_server_with_passwords_gets_the_runs_of_who_knows_one(
 def test_a_server_that_accepts_and_never_answers_costs_seconds_at_the_end_alone(work: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         output = trained_with(work, f"http://127.0.0.1:{silent.getsockname()[1]}")
-    assert told(output)[1] == 2, output
+    assert store_warnings(output)[1] == 2, output
     assert output.index("trained") < output.index("are not sent")
 
 

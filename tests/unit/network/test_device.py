@@ -115,8 +115,8 @@ def test_a_gpu_is_asked_for_repeatable_kernels_in_true_float32_and_a_cpu_for_not
     )
     for device, expected in (("cuda", "True"), ("cpu", "False")):
         command = [sys.executable, "-c", code, device]
-        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-        assert told == [expected] * 5
+        output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        assert output == [expected] * 5
 
 
 def test_a_seed_gives_the_numbers_that_it_gives_in_torch() -> None:

@@ -96,8 +96,8 @@ def test_the_file_names_nothing_of_the_machine_that_wrote_it(exported: tuple) ->
     for weight in model.graph.initializer:  # whose bytes spell anything, by chance
         weight.ClearField("raw_data")
     content = model.SerializeToString()
-    told = [str(ROOT), str(Path.home()), sys.prefix, str(exported[2].parent), "site-packages", ".py", "stack_trace"]
-    assert [text for text in told if text.encode() in content] == []
+    forbidden = [str(ROOT), str(Path.home()), sys.prefix, str(exported[2].parent), "site-packages", ".py", "stack_trace"]
+    assert [text for text in forbidden if text.encode() in content] == []
 
 
 def test_the_weights_lie_in_the_file(exported: tuple) -> None:

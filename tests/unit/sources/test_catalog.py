@@ -29,5 +29,5 @@ def test_counts_name_the_release(dataset: str, counts: tuple[int, int, int], rel
 
 
 def test_other_counts_are_told_beside_the_known_ones() -> None:
-    told = matching_release(CATALOG["flowers"], 2877, 733, 733)
-    assert told == "none: 2877/733/733 train/valid/test images, known are competition 12753/3712/7382"
+    release = matching_release(CATALOG["flowers"], 2877, 733, 733)
+    assert release == "none: 2877/733/733 train/valid/test images, known are competition 12753/3712/7382"

@@ -87,7 +87,7 @@ def make_run(
     valid: float = 0.9,
     data: str = "data",
     table: pd.DataFrame | None = None,
-    told: dict | None = None,
+    reported: dict | None = None,
     names: Sequence[str] = NAMES,
 ) -> None:
     """A run as the pipeline leaves it: trained, evaluated, exported."""
@@ -111,7 +111,7 @@ def make_run(
         metrics = {"valid": {"accuracy": valid, "loss": 1 - valid}, split: {"accuracy": measured["accuracy"]}}
         run.log(metrics if split == "test" else {"valid": metrics["valid"] | {"loss": 0.1}}, folder / PREDICTIONS_CSV.name)
     onnx = save(
-        folder, mean_colour_network(METADATA | {"evaluate": told or measured, "name": name, "class_names": list(names)})
+        folder, mean_colour_network(METADATA | {"evaluate": reported or measured, "name": name, "class_names": list(names)})
     )
     with tracking.stage_run("export_onnx", PARAMS.export, checkpoint) as run:
         run.log_model(onnx, np.zeros((1, PX, PX, 3), np.uint8))
@@ -300,7 +300,7 @@ def test_where_test_has_no_labels_valid_takes_its_place(registry: Registry, caps
 
 
 def test_a_model_and_predictions_of_two_evaluations_are_refused(registry: Registry) -> None:
-    make_run("mixed", told={"split": "test", "accuracy": 0.5, "n": N})
+    make_run("mixed", reported={"split": "test", "accuracy": 0.5, "n": N})
     with pytest.raises(UserError, match=r"its model has 100 of 200 test images right, its predictions have 200 of 200"):
         main(["champion"])
     assert registry.champion() is None
