@@ -150,7 +150,7 @@ def test_what_is_no_manifest_is_one_line(tmp_path: Path, change: Any, said: str)
     changed = change(file.read_text())
     assert changed != file.read_text()
     file.write_text(changed)
-    with pytest.raises(UserError, match=rf"(?s)^{file}: ({said}).*; make it (again )?with: dvc repro (-f )?split_check$"):
+    with pytest.raises(UserError, match=rf"(?s)^{file}: ({said}).*; (re)?create it with: dvc repro (-f )?split_check$"):
         read_manifest(file)
 
 
