@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(project: Project, m
             64,
             r"error: \S+: 0\.0 GB free, but the state of the training needs \S+ GB; free disk space",
         ),
-        ("models", 64, r"error: models/model.safetensors: could not be written \(No space left on device\); free space or"),
+        ("models", 64, r"error: models/model.safetensors: could not be written \(No space left on device\); free disk space"),
     ],
 )
 def test_a_disk_that_is_full_is_one_line_and_leaves_the_outputs(
