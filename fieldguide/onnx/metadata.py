@@ -25,7 +25,7 @@ def reported_accuracy(source: Path, split: str) -> SplitAccuracy:
     """The accuracy on the split that metrics/evaluate.json reports, with its interval; raises `UserError` where it has none."""
     splits = EvaluateMetrics.read(source).splits
     if split not in splits:
-        raise UserError(f"{source}: has no figures of {split}; make it again with: dvc repro -f evaluate")
+        raise UserError(f"{source}: split {split} is missing; recreate it with: dvc repro -f evaluate")
     accuracy, n = splits[split].accuracy, splits[split].n
     return split_accuracy(split, round(accuracy * n), n)
 

@@ -92,7 +92,7 @@ def test_the_evaluation_comes_with_its_interval(project: Path) -> None:
     assert (found.split, found.accuracy, found.n, found.n_right) == ("valid", 0.9, 10, 9)
     assert found.accuracy_low == pytest.approx(0.596, abs=0.001)  # Wilson's interval of 9 of 10
     assert found.accuracy_high == pytest.approx(0.982, abs=0.001)
-    with pytest.raises(UserError, match=r"evaluate.json: has no figures of test; make it again with: dvc repro -f evaluate"):
+    with pytest.raises(UserError, match=r"evaluate.json: split test is missing; recreate it with: dvc repro -f evaluate"):
         reported_accuracy(EVALUATE, "test")
 
 
