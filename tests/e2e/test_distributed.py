@@ -123,12 +123,12 @@ CASES = {{
     "cnn, balanced sampling": dict(network="cnn", sampling="balanced", clip_norm=0.5, ema=0.9, optimizer="adamw"),
     "fieldnet": dict(network="fieldnet", optimizer="sgd"),
 }}
-n_together = int(sys.argv[1])
+n_processes = int(sys.argv[1])
 curves = {{}}
 with process_group("cpu") as world:
     for name, case in CASES.items():
         images, targets = noisy(43, 3)
-        chosen = training(images, targets, **case, epochs=3, batch_size=16 // n_together, lr=0.02 / n_together, warmup=0.0)
+        chosen = training(images, targets, **case, epochs=3, batch_size=16 // n_processes, lr=0.02 / n_processes, warmup=0.0)
         object.__setattr__(chosen, "world", world)
         seen = curves[name] = []
         for epoch in range(3):
@@ -158,7 +158,7 @@ def started(script: str, size: int, folder: Path) -> list[subprocess.Popen[str]]
         "OMP_NUM_THREADS": "1",
     }
     ranks = [{"RANK": str(rank), "WORLD_SIZE": str(size)} if size > 1 else {} for rank in range(size)]
-    command = [sys.executable, "-c", script, str(max(size, 2))]
+    command = [sys.executable, "-c", script, str(size)]
     return [
         subprocess.Popen(command, cwd=folder, env=common | rank, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for rank in ranks
