@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -20,7 +21,7 @@ from fieldguide.core.params import Train, read_params
 from fieldguide.training import augment
 from fieldguide.training.distributed import World, n_devices, synchronise_norms
 from support import ROOT
-from support.kills import Project, kill_and_compare, kill_ranks_and_compare
+from support.kills import Project
 from support.trainings import noisy, training
 
 PARAMS = read_params(ROOT / "params.yaml")
@@ -220,40 +221,45 @@ def test_the_mean_of_gradients_is_the_same_in_the_first_step_and_later_ones(tmp_
     assert outputs[0][0] == "same\n"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loader", ["resident", "streaming"])
-def test_a_process_that_is_killed_costs_nothing(tmp_path: Path, loader: str) -> None:
-    """One kill in the quick lane; `python tests/support/kills.py --ranks 10` makes twenty."""
-    kill_ranks_and_compare(tmp_path, n_runs=1, n_kills=1, seed=2, epochs="6", loader=loader)
-    assert "resuming after" in (tmp_path / "output.log").read_text()
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A training by two processes, each with processes that decode, which has ended once."""
+    made = Project(tmp_path_factory.mktemp("project"), devices="2", epochs="12", loader="streaming")
+    assert made.start("train").wait() == 0, made.log
+    return made
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return Project(tmp_path_factory.mktemp("project"), devices="2", epochs="100", loader="streaming")
+def expected(project: Project) -> dict[str, str]:
+    """What the undisturbed training has left."""
+    return project.hashes()
 
 
 @pytest.mark.slow
-def test_many_processes_told_to_end_save_their_state(project: Project) -> None:
+def test_a_process_that_is_killed_costs_nothing(project: Project, expected: dict[str, str]) -> None:
+    """One kill; `python tests/support/kills.py --ranks 10` makes twenty, `--loader resident` without processes that decode."""
+    launcher = project.start("train")
+    project.kill_a_rank(launcher, random.Random(2), seconds=0.5, known=set())
+    assert launcher.wait() == 0, project.log
+    assert project.log.count("resuming after epoch") == 1
+    assert project.hashes() == expected
+
+
+@pytest.mark.slow
+def test_many_processes_told_to_end_save_their_state_and_go_on_in_the_same_bytes(
+    project: Project, expected: dict[str, str]
+) -> None:
     launcher = project.start("train")
     while not (project.folder / "metrics" / "history.csv").exists():
-        assert launcher.poll() is None, (project.folder / "output.log").read_text()
+        assert launcher.poll() is None, project.log
         time.sleep(0.05)
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(60) == 128 + signal.SIGTERM
-    log = (project.folder / "output.log").read_text()
-    assert log.count("SIGTERM: stopped after epoch") == 1
+    assert project.log.count("SIGTERM: stopped after epoch") == 1
     assert list((project.folder / ".fieldguide" / "unfinished").glob("*/state-*"))
-
-
-@pytest.mark.slow
-def test_many_processes_told_to_end_go_on_in_the_same_bytes(tmp_path: Path) -> None:
-    assert (
-        kill_and_compare(tmp_path, n_kills=1, seed=4, signals=(signal.SIGTERM,), devices="2", loader="streaming", epochs="10")
-        == 1
-    )
-    log = (tmp_path / "output.log").read_text()
-    assert log.count("SIGTERM: stopped after epoch") == log.count("resuming after epoch") == 1
+    assert project.start("train").wait() == 0, project.log
+    assert project.log.count("resuming after epoch") == 1
+    assert project.hashes() == expected
 
 
 LATE = """
@@ -299,7 +305,7 @@ def test_after_its_last_step_neither_a_signal_nor_a_death_undoes_a_training(tmp_
 def test_a_launcher_that_is_killed_leaves_no_process_behind(project: Project) -> None:
     launcher = project.start("train")
     while len(ranks := project.ranks(launcher)) < 2 or not (project.folder / "metrics" / "history.csv").exists():
-        assert launcher.poll() is None, (project.folder / "output.log").read_text()
+        assert launcher.poll() is None, project.log
         time.sleep(0.05)
     everyone = {process for rank in ranks for process in (rank, *rank.children(recursive=True))}
     assert len(everyone) > 4  # those that decode too
@@ -315,8 +321,6 @@ def test_a_launcher_that_is_killed_leaves_no_process_behind(project: Project) ->
 
 @pytest.mark.slow
 def test_an_error_that_a_user_can_mend_is_told_once_and_not_tried_again(project: Project) -> None:
-    log = project.folder / "output.log"
-    before = len(log.read_text())
     params = project.folder / "params.yaml"
     text = params.read_text()
     for key, value in {"optimizer": "sgd", "lr": "9", "warmup": "0", "weight_decay": "0", "ema": "0.0"}.items():  # diverges
@@ -328,7 +332,7 @@ def test_an_error_that_a_user_can_mend_is_told_once_and_not_tried_again(project:
         assert project.start("train").wait(120) == 1
     finally:
         params.write_text(sound)
-    output = log.read_text()[before:]
+    output = project.log
     assert output.count("error: ") == 1, output
     assert output.splitlines()[-1].startswith("error: epoch "), output
     assert "Traceback" not in output
@@ -352,24 +356,20 @@ wait $FIRST
 
 
 @pytest.mark.slow
-def test_two_machines_meet_over_the_network_and_train_as_one(tmp_path: Path) -> None:
+def test_two_machines_meet_over_the_network_and_train_as_one(project: Project, expected: dict[str, str]) -> None:
     """Each a namespace with an address of its own; only the folder is shared."""
-    project = Project(tmp_path, devices="2", epochs="3")
-    assert project.start("train").wait() == 0, (tmp_path / "output.log").read_text()
-    expected = project.hashes()
-    for output in expected:
-        (tmp_path / output).unlink()
+    project.remove_outputs()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     torchrun += ["--master-addr=10.9.0.1", "--master-port=29511"]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
-        "DVC_ROOT": str(tmp_path),
+        "DVC_ROOT": str(project.folder),
         "OMP_NUM_THREADS": "1",
         "PYTHON": sys.executable,
     }
     command = ["unshare", "-rn", "bash", "-c", NETWORKS, "bash", *torchrun]
     try:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         pytest.skip("two networks on one machine need the command unshare")
     if done.returncode == 77 or "unshare:" in done.stderr or "ip: not found" in done.stderr:

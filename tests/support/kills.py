@@ -25,7 +25,10 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support import ROOT
+from support.forked import ForkedStage
+
 OUTPUTS = ("models/model.safetensors", "metrics/train.json", "metrics/history.csv", "metrics/batch.png")
 SETTINGS = {
     "species": "3",
@@ -53,6 +56,7 @@ class Project:
 
     def __init__(self, folder: Path, **changes: str) -> None:
         self.folder = folder
+        self.is_one_process = "devices" not in changes and changes.get("loader", "resident") == "resident"
         text = (ROOT / "params.yaml").read_text()
         text = re.sub(r"(?m)^(    image_px: )\S+", r"\g<1>32", text)  # of the sample
         text = re.sub(r"(?m)^(  image_px: )\S+", r"\g<1>32", text)
@@ -63,15 +67,35 @@ class Project:
         for stage in ("download", "split_check"):
             assert self.start(stage).wait() == 0
 
-    def start(self, stage: str) -> subprocess.Popen:
-        """A stage in a process group of its own, without the outputs of an earlier run, as DVC does it."""
+    def start(self, stage: str) -> "subprocess.Popen | ForkedStage":
+        """A stage in a process group of its own, without the outputs of an earlier run, as DVC does it.
+
+        A stage without processes of its own is forked from one that has imported its libraries, which saves 10 s of CPU.
+        """
         if stage == "train":
-            for output in OUTPUTS:
-                (self.folder / output).unlink(missing_ok=True)
+            self.remove_outputs()
+        self.log_starts = len(self.whole_log)
         environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.folder), "OMP_NUM_THREADS": "1"}
+        if self.is_one_process:
+            return ForkedStage(f"stages.{stage}", self.folder, self.folder / "output.log", environment)
         command = [sys.executable, "-m", f"stages.{stage}"]
         with (self.folder / "output.log").open("a") as log:
             return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    @property
+    def whole_log(self) -> str:
+        """What all stages have printed."""
+        log = self.folder / "output.log"
+        return log.read_text() if log.exists() else ""
+
+    @property
+    def log(self) -> str:
+        """What the last stage has printed."""
+        return self.whole_log[self.log_starts :]
+
+    def remove_outputs(self) -> None:
+        for output in OUTPUTS:
+            (self.folder / output).unlink(missing_ok=True)
 
     def hashes(self) -> dict[str, str]:
         return {name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in OUTPUTS}
@@ -92,7 +116,7 @@ class Project:
         if process.poll() is None:
             (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
         code = process.wait()
-        assert code in (0, -number, 128 + number), (self.folder / "output.log").read_text()
+        assert code in (0, -number, 128 + number), self.whole_log
         return code != 0
 
     def ranks(self, launcher: subprocess.Popen) -> list[psutil.Process]:
@@ -116,9 +140,7 @@ class Project:
                 break
             time.sleep(0.01)
         time.sleep(chance.uniform(0, seconds))
-        assert launcher.poll() is None, (
-            "the training ended before it could be killed: " + (self.folder / "output.log").read_text()
-        )
+        assert launcher.poll() is None, "the training ended before it could be killed: " + self.whole_log
         known |= {rank.pid for rank in ranks}
         chance.choice(ranks).kill()
 
@@ -132,7 +154,7 @@ def kill_and_compare(folder: Path, n_kills: int, seed: int, signals: tuple[signa
     chance, n_killed, n_ended = random.Random(seed), 0, 0
     project = Project(folder, **changes)
     start = time.monotonic()
-    assert project.start("train").wait() == 0, (folder / "output.log").read_text()
+    assert project.start("train").wait() == 0, project.whole_log
     expected, was_killed = project.hashes(), False
     seconds = 0.4 * (time.monotonic() - start)
     assert not any((folder / ".fieldguide" / "unfinished").glob("*/*"))
@@ -140,7 +162,7 @@ def kill_and_compare(folder: Path, n_kills: int, seed: int, signals: tuple[signa
         if n_killed < n_kills:
             killed = project.killed(chance, seconds, signals[n_killed % len(signals)], in_write=n_killed % 3 == 1)
         else:
-            assert project.start("train").wait() == 0, (folder / "output.log").read_text()
+            assert project.start("train").wait() == 0, project.whole_log
             killed = False
         n_killed += killed
         if not killed:
@@ -153,13 +175,13 @@ def kill_and_compare(folder: Path, n_kills: int, seed: int, signals: tuple[signa
 def kill_ranks_and_compare(folder: Path, n_runs: int, n_kills: int, seed: int, **changes: str) -> None:
     """Trainings by two processes, one of which dies that many times in each: all end in an undisturbed one's bytes."""
     chance, project = random.Random(seed), Project(folder, devices="2", **changes)
-    assert project.start("train").wait() == 0, (folder / "output.log").read_text()
+    assert project.start("train").wait() == 0, project.whole_log
     expected = project.hashes()
     for _ in range(n_runs):
         launcher, known = project.start("train"), set()
         for _ in range(n_kills):
             project.kill_a_rank(launcher, chance, seconds=0.5, known=known)
-        assert launcher.wait() == 0, (folder / "output.log").read_text()
+        assert launcher.wait() == 0, project.whole_log
         assert project.hashes() == expected
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 from filelock import FileLock
 
 from support import ROOT
+from support.forked import python_folder
 
 BIN = Path(sys.executable).parent
 TINY = {
@@ -44,12 +45,12 @@ ADDRESSES = {
 def run(
     project: Path, *command: str, check: bool = True, environment: Mapping[str, str | None] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A command in the project, with the tests' own Python first on the path; its output goes through files, not pipes.
+    """A command in the project, whose stages are forked (see `forked`); its output goes through files, not pipes.
 
     environment: variables besides the usual ones; None takes one away.
     """
     variables = os.environ | {
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(python_folder()), str(BIN), os.environ["PATH"]]),
         "GIT_CONFIG_GLOBAL": os.devnull,
         **{f"GIT_{role}_{key}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")},
         **(environment or {}),

@@ -1,0 +1,181 @@
+"""Stages forked from a process that has imported their libraries already: importing them is most of a tiny stage's time.
+
+`python_folder()` is put first on the PATH of a command: the `python` in it forks stages and is Python itself for all else.
+`ForkedStage` starts one stage. Either way the code is that of the project where it runs, in a process of its own.
+"""
+
+import atexit
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+
+LIBRARIES = (  # of others; the project's own code is imported by each stage
+    *("numpy", "pandas", "pydantic", "yaml", "PIL.Image", "sklearn.metrics", "matplotlib.figure", "jinja2"),
+    *("torch", "torch._dynamo", "torch.onnx", "onnxscript", "onnx", "onnxruntime"),
+    *("mlflow.artifacts", "mlflow.models", "mlflow.store.tracking.sqlalchemy_store"),
+)
+SHIM = """#!{python} -IS
+import json, os, signal, socket, sys
+if sys.argv[1:2] != ["-m"] or not sys.argv[2].startswith("stages."):
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    request = dict(stage=sys.argv[2], folder=os.getcwd(), environment=dict(os.environ), own_session=False)
+    socket.send_fds(server, [json.dumps(request).encode() + b"\\n"], [0, 1, 2])
+    pid = int(server.recv(100))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: os.kill(pid, number))
+    code = int(server.recv(100))
+if code >= 0:
+    sys.exit(code)
+signal.signal(-code, signal.SIG_DFL)
+os.kill(os.getpid(), -code)
+"""
+
+
+class ForkedStage:
+    """A running stage, with the part of `subprocess.Popen`'s interface that the tests use."""
+
+    def __init__(self, stage: str, folder: Path, log: Path, environment: dict[str, str]) -> None:
+        self.returncode: int | None = None
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.connect(_address())
+        request = {"stage": stage, "folder": str(folder), "environment": environment, "own_session": True}
+        with log.open("a") as stream, open(os.devnull) as nothing:
+            files = [nothing.fileno(), stream.fileno(), stream.fileno()]
+            socket.send_fds(self.server, [json.dumps(request).encode() + b"\n"], files)
+        self.pid = int(self.server.recv(100))
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self.server], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+            self.returncode = int(self.server.recv(100))
+            self.server.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@cache
+def python_folder() -> Path:
+    """A folder with a command `python` that forks stages."""
+    shim = Path(tempfile.mkdtemp(prefix="python-")) / "python"
+    shim.write_text(SHIM.format(python=sys.executable, address=_address()))
+    shim.chmod(0o755)
+    return shim.parent
+
+
+@cache
+def _address() -> str:
+    """Where the one server of all test processes listens; the first that asks starts it, and it ends with the tests."""
+    tests = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    folder = Path(tempfile.gettempdir()) / f"forked-{tests}"
+    folder.mkdir(exist_ok=True)
+    address = folder / "socket"
+    with FileLock(folder / "lock"):
+        if not address.exists():
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            command = [sys.executable, __file__, str(address), str(tests)]
+            server = os.posix_spawn(command[0], command, environment)  # a Popen would warn that nobody waits for it
+            while not address.exists():
+                assert os.waitpid(server, os.WNOHANG) == (0, 0), "the process that forks stages has ended"
+                time.sleep(0.05)
+    return str(address)
+
+
+def _serve(address: Path, tests: int) -> None:
+    """Forks a stage for each connection until the process `tests` is gone."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a process that watches a stage
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{address}.new")
+        server.listen(64)
+        address.with_name("socket.new").rename(address)
+        server.settimeout(1)
+        while Path(f"/proc/{tests}").exists():
+            with suppress(TimeoutError):
+                client, _ = server.accept()
+                if os.fork() == 0:
+                    server.close()
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    client.settimeout(None)
+                    return _watch(client)
+                client.close()
+
+
+def _watch(client: socket.socket) -> None:
+    """Runs the stage in a child, tells the client its process number and how it ended; kills it if the client goes."""
+    request, files = b"", []
+    while not request.endswith(b"\n"):
+        part, received, _, _ = socket.recv_fds(client, 1 << 20, 3)
+        request, files = request + part, files + received
+    if pid := os.fork():
+        client.sendall(b"%d" % pid)
+        ended = os.pidfd_open(pid)
+        if client in select.select([client, ended], [], [])[0]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with suppress(OSError):
+            client.sendall(b"%d" % code)
+        os._exit(0)
+    client.close()
+    for target, source in enumerate(files):
+        os.dup2(source, target)
+        os.close(source)
+    _run(**json.loads(request))
+
+
+def _run(stage: str, folder: str, environment: dict[str, str], own_session: bool) -> None:
+    """What `python -m stage` does in that folder with that environment."""
+    if own_session:
+        os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    paths = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.path[:] = [*paths, *sys.path]
+    sys.argv, code = [stage], 0
+    try:
+        runpy.run_module(stage, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else 0)  # destructors of C++ libraries would join threads of the parent
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder
+    _serve(Path(sys.argv[1]), int(sys.argv[2]))
