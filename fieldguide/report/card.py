@@ -67,25 +67,27 @@ def front_matter(facts: Facts) -> str:
 
 
 def limitations(facts: Facts) -> list[str]:
-    """What the data say against the model, and what nobody measured."""
+    """Known weaknesses in data and evaluation, and what was not measured."""
     lines = []
     check, rows, split = facts.split_check, per_class(facts), facts.held_out
     few = sum(row["support"] < FEW for row in rows)
     if few:
-        lines.append(f"{few} of {len(rows)} classes have fewer than {FEW} images in {split}: their figures mean little.")
+        lines.append(f"{few} of {len(rows)} classes have fewer than {FEW} images in {split}: their metrics are unreliable.")
     low = [f"{common_name(row['class_name'])} ({row['f1']:.2f}, n = {row['support']})" for row in rows if row["f1"] < 1]
     if low:
-        lines.append(f"The lowest F1 in {split}: {', '.join(low[:5])}.")
+        lines.append(f"Lowest F1 on {split}: {', '.join(low[:5])}.")
     if facts.gallery.pairs:
         pairs = [f"{pair.truth} for {pair.predicted} ({pair.n} of {pair.n_truth})" for pair in facts.gallery.pairs]
-        lines.append(f"Most often mistaken outside train: {', '.join(pairs[:5])}.")
+        lines.append(f"Most frequent confusions on valid and test: {', '.join(pairs[:5])}.")
     spread = check.train_images_per_class
     if spread and spread.smallest < spread.largest:
-        lines.append(f"Classes are learned from {count(spread.smallest)} to {count(spread.largest)} images: not equally well.")
+        lines.append(
+            f"Classes have {count(spread.smallest)} to {count(spread.largest)} training images and are learned unequally well."
+        )
     if check.near_duplicates.across_splits is None:
-        lines.append("Near duplicates between the splits were not looked for; the figures may be too good.")
+        lines.append("Near duplicates across splits were not searched for, so the metrics may be too optimistic.")
     if facts.evaluate.test is None:
-        lines.append("There is no figure on labelled test images.")
-    lines.append("One training run, one seed: the spread between runs was not measured.")
-    lines.append("It was measured on no other collection of photographs.")
+        lines.append("There are no metrics on labelled test images.")
+    lines.append("The metrics are of one training run with one seed. The variance between runs was not measured.")
+    lines.append("The model was not evaluated on any other data set.")
     return lines

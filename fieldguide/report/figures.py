@@ -70,7 +70,7 @@ def confusion(facts: Facts, split: str) -> Figure:
     """Truth against prediction, or a notice where the split has no labels."""
     table = facts.confusions[split]
     if table.empty:
-        return plots.notice(f"{split}: there are no images with labels")
+        return plots.notice(f"{split}: no labels")
     names = list(dict.fromkeys([*facts.tables["classes"]["class_name"], *table["truth"], *table["predicted"]]))
     counts = confusion_matrix(table["truth"], table["predicted"], labels=names)
     n_right = int(np.trace(counts))
@@ -91,13 +91,13 @@ def reliability(facts: Facts) -> Figure:
     tables = {split: facts.rows("reliability", split) for split in facts.evaluate.splits if split != "train"}
     bins = tables[facts.held_out]
     mean, right = ((bins["n"] * bins[column]).sum() / bins["n"].sum() for column in ("confidence", "accuracy"))
-    return plots.reliability(tables, f"{facts.held_out}: {mean:.1%} sure on average, {right:.1%} right")
+    return plots.reliability(tables, f"{facts.held_out}: mean confidence {mean:.1%}, accuracy {right:.1%}")
 
 
 def coverage(facts: Facts) -> Figure:
     """How accurate the answers are when the least certain images are refused."""
     table, split = facts.tables["coverage"].set_index("coverage"), facts.held_out
-    title = f"{split}: {table[split].iloc[-1]:.1%} right; without the tenth that is least sure {table[split].iloc[-11]:.1%}"
+    title = f"{split}: accuracy {table[split].iloc[-1]:.1%}; {table[split].iloc[-11]:.1%} without the least confident 10 %"
     return plots.coverage(table[["valid", "test"]].dropna(axis="columns", how="all"), title)
 
 
@@ -116,20 +116,20 @@ def galleries(facts: Facts) -> dict[Path, Figure]:
     table = facts.confusions[split]
     n_right = (table["truth"] == table["predicted"]).sum()
     n_wrong = len(table) - n_right
-    shown = f", the {len(wrong)} surest" if len(wrong) < n_wrong else ", the surest first"
-    wrong_title = f"{split}: {n_wrong} of {len(table)} answers are wrong" + (shown if n_wrong > 1 else "")
-    right_title = f"{split}: {len(right)} of {n_right} right answers, from the surest to the least sure"
+    shown = f", the {len(wrong)} most confident" if len(wrong) < n_wrong else ", most confident first"
+    wrong_title = f"{split}: {n_wrong} of {len(table)} predictions are wrong" + (shown if n_wrong > 1 else "")
+    right_title = f"{split}: {len(right)} of {n_right} correct predictions, from most to least confident"
     chosen = wrong[: 2 * N_COLUMNS] + right[:: max(1, len(right) // N_COLUMNS)]
     pairs = [
         cell
         for one in chosen
         if one.activation is not None
-        for cell in (_cell(one), plots.Cell(_pixels(one.activation), "where it looked"))
+        for cell in (_cell(one), plots.Cell(_pixels(one.activation), "activation"))
     ]
-    looked_title = f"{split}: where the network looked for its answer, wrong answers first"
+    looked_title = f"{split}: class activation maps, wrong predictions first"
     return {
-        WRONG_PNG: grid([_cell(one) for one in wrong], wrong_title, f"{split}: no answer is wrong"),
-        RIGHT_PNG: grid([_cell(one) for one in right], right_title, f"{split}: no answer is right"),
+        WRONG_PNG: grid([_cell(one) for one in wrong], wrong_title, f"{split}: no prediction is wrong"),
+        RIGHT_PNG: grid([_cell(one) for one in right], right_title, f"{split}: no prediction is correct"),
         ACTIVATION_PNG: grid(pairs, looked_title, "This network gives no class activation map"),
         CONFUSED_PAIRS_PNG: confused_pairs(facts.gallery.pairs),
     }
@@ -154,7 +154,7 @@ def confused_pairs(pairs: Sequence[GalleryPair]) -> Figure:
         ]
         rows.append([_cell(one) for one in pair.mistaken] + empty + typical[0] + typical[1])
     headings = [f"{pair.truth} mistaken for {pair.predicted}: {pair.n} of {pair.n_truth}" for pair in pairs]
-    return plots.gallery(rows, "The pairs of classes most often confused, outside train", headings)
+    return plots.gallery(rows, "Most frequent confusions on valid and test", headings)
 
 
 def _cell(one: GalleryPhotograph) -> plots.Cell:

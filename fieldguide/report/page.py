@@ -93,10 +93,10 @@ def tiles(facts: Facts) -> list[tuple[str, str, str]]:
     return [
         (f"{split} accuracy", percent(figures.accuracy), f"{interval(figures, 'accuracy')}, n\u00a0=\u00a0{count(figures.n)}"),
         ("macro F1", number(figures.macro_f1), interval(figures, "macro_f1")),
-        ("calibration error", number(figures.ece), "expected, 0 is best"),
+        ("calibration error", number(figures.ece), "ECE, 0 is best"),
         ("classes", count(check.classes), f"{count(sum(check.images.values()))} labelled images"),
         ("model file", size(export.bytes), f"ONNX, opset {export.opset}"),
-        ("one image in", f"{best.latency_ms.p50:.1f} ms", f"{name}, median"),
+        ("latency", f"{best.latency_ms.p50:.1f} ms", f"one image, {name}, median"),
     ]
 
 
@@ -105,7 +105,7 @@ def data_section(facts: Facts) -> dict[str, Any]:
     check, classes, receipt = facts.split_check, facts.tables["classes"], facts.receipt
     near = check.near_duplicates
     keys = ("dataset", "home", "licence", "source", "version", "release", "layout")
-    out = f"{count(check.dropped)} of them are left out of use" if check.dropped else "all of them are in use"
+    out = f"{count(check.dropped)} of them are excluded" if check.dropped else "all are in use"
     total = sum(check.images.values()) + check.unlabelled
     return {
         "text": f"{count(total)} images of {count(check.classes)} classes; {out}.",
@@ -117,11 +117,11 @@ def data_section(facts: Facts) -> dict[str, Any]:
             ("unlabelled images", count(check.unlabelled)),
             ("unreadable images", count(check.unreadable)),
             ("byte-identical pairs", count(check.exact_duplicates)),
-            ("near duplicates across splits", count(near.across_splits, "not looked for")),
-            ("near duplicates within a split", count(near.within_split, "not looked for")),
-            ("photographs under two names", count(check.label_conflicts)),
+            ("near duplicates across splits", count(near.across_splits, "not searched for")),
+            ("near duplicates within a split", count(near.within_split, "not searched for")),
+            ("images with conflicting labels", count(check.label_conflicts)),
             *((f"classes without images in {split}", count(check.missing_classes[split])) for split in SPLITS),
-            ("images left out of use", count(check.dropped)),
+            ("images excluded", count(check.dropped)),
         ],
         "searched": near.across_splits is not None,
         "origin": [
@@ -165,8 +165,8 @@ def training_text(facts: Facts) -> str:
     """Size, epochs and the best of them."""
     figures = facts.train
     return (
-        f"{count(figures.parameters)} parameters, {figures.epochs} epochs. The best by the validation split is epoch"
-        f" {figures.best_epoch}, with {percent(figures.valid.accuracy)} right there; it is the one that is kept."
+        f"{count(figures.parameters)} parameters, trained for {figures.epochs} epochs. The weights are those of epoch"
+        f" {figures.best_epoch}, the best on the validation split, with an accuracy of {percent(figures.valid.accuracy)} there."
     )
 
 
@@ -200,8 +200,9 @@ def results_section(facts: Facts) -> dict[str, Any]:
 def result_text(facts: Facts) -> str:
     """The headline in a sentence."""
     figures = facts.measured
-    right = f"{count(round(figures.accuracy * figures.n))} of {count(figures.n)} images of {facts.held_out} are named right"
-    return f"{right}: {percent(figures.accuracy)}, 95\u00a0% interval {interval(figures, 'accuracy')}\u00a0%."
+    right = f"{count(round(figures.accuracy * figures.n))} of {count(figures.n)} images of {facts.held_out}"
+    accuracy = f"{percent(figures.accuracy)}, 95\u00a0% interval {interval(figures, 'accuracy')}\u00a0%"
+    return f"{right} are classified correctly: {accuracy}."
 
 
 def per_class(facts: Facts) -> list[dict[str, Any]]:
@@ -226,12 +227,12 @@ def gallery_section(facts: Facts) -> dict[str, Any]:
     """Photographs of answers, with the text above them."""
     gallery, figures = facts.gallery, facts.measured
     has_map = any(one.activation for one in gallery.wrong + gallery.right)
-    beside = " Beside each: where the network looked for its answer (class activation)." if has_map else ""
+    beside = " Beside each is its class activation map: bright regions support the prediction." if has_map else ""
     wrong, total = len(gallery.wrong), figures.n - round(figures.accuracy * figures.n)
     shown = f"{count(wrong)} of the {count(total)}" if wrong < total else f"All {count(total)}" if total > 1 else "The one"
     return dict(gallery) | {
-        "wrong_text": f"{shown} wrong answer{'s' if total > 1 else ''} of {gallery.split}.{beside}",
-        "right_text": f"From the surest to the least sure, spread over all right answers of {gallery.split}.{beside}",
+        "wrong_text": f"{shown} wrong prediction{'s' if total > 1 else ''} on {gallery.split}.{beside}",
+        "right_text": f"A sample of the correct predictions on {gallery.split}, from most to least confident.{beside}",
         "all_pairs": _records(facts.rows("confused_pairs", gallery.split)),
     }
 
@@ -245,7 +246,7 @@ def confidence_section(facts: Facts, figures: dict[Path, Figure]) -> dict[str, A
         "text": confidence_text(facts),
         "charts": [
             _chart("Reliability", figures[RELIABILITY_PNG], ece),
-            _chart("Accuracy over coverage", figures[COVERAGE_PNG], "when the least certain are refused"),
+            _chart("Accuracy over coverage", figures[COVERAGE_PNG], "if the least confident images are rejected"),
         ],
         "coverage": rows[["coverage", split, f"{split}_probability"]].to_numpy().tolist(),
     }
@@ -254,23 +255,23 @@ def confidence_section(facts: Facts, figures: dict[Path, Figure]) -> dict[str, A
 def confidence_text(facts: Facts) -> str:
     """What the dots mean, and what calibration changed."""
     metrics, split, figures = facts.evaluate, facts.held_out, facts.measured
-    right = f" and {percent(figures.accuracy_when_sure)} of these are right" if figures.sure else ""
+    right = f" and {percent(figures.accuracy_when_sure)} of these are correct" if figures.sure else ""
     refused = ", ".join(f"{percent(ood.refused, 0)} of {kind.replace('_', ' ')}" for kind, ood in metrics.strangers.items())
     return (
-        "A dot is a bin of answers: how sure the network was, and how many of them are right, with its 95 % interval."
-        f" Probabilities are at temperature {metrics.calibration.temperature:.3f}, fitted on valid, which takes the calibration"
-        f" error of {split} from {figures.ece_uncalibrated:.3f} to {figures.ece:.3f}. {percent(figures.known)} of {split} are"
-        f" taken for known classes; {percent(figures.sure)} are answered as sure{right}."
-        f" Of drawn pictures that show none of the classes are refused: {refused}."
+        "Each dot is a bin of predictions: their mean confidence, and their accuracy with its 95 % interval."
+        f" Probabilities are scaled with a temperature of {metrics.calibration.temperature:.3f}, fitted on valid. This changes"
+        f" the calibration error on {split} from {figures.ece_uncalibrated:.3f} to {figures.ece:.3f}."
+        f" {percent(figures.known)} of {split} are accepted as known classes; {percent(figures.sure)} are classified as sure"
+        f"{right}. Rejected out-of-distribution images: {refused}."
     )
 
 
 def export_rows(facts: Facts) -> list[tuple[str, str]]:
-    """The proof that the ONNX file answers as torch does."""
+    """The ONNX file compared with torch."""
     export = facts.export_onnx
     known = {
-        "top1_agreement": ("same first answer", percent(export.top1_agreement, 2)),
-        "max_abs_difference": ("largest difference of a probability", f"{export.max_abs_difference:.1e}"),
+        "top1_agreement": ("same top-1 prediction", percent(export.top1_agreement, 2)),
+        "max_abs_difference": ("largest difference in probability", f"{export.max_abs_difference:.1e}"),
         "bytes": ("size", size(export.bytes)),
     }
     return [known.get(key, (key.replace("_", " "), shown(value))) for key, value in flat(export.as_dict()).items()]
@@ -279,7 +280,7 @@ def export_rows(facts: Facts) -> list[tuple[str, str]]:
 def benchmark_text(facts: Facts) -> str:
     """The conditions of the measurement, and the verdict on INT8."""
     hardware, int8 = facts.benchmark.hardware, facts.benchmark.int8
-    return f"Measured after warm-up on {hardware.device}; the figures belong to that machine. INT8: {int8.advice()}."
+    return f"Measured after warm-up on {hardware.device}. Other machines give other figures. INT8: {int8.advice()}."
 
 
 def throughput_table(facts: Facts) -> dict[str, list[dict[str, Any]]]:

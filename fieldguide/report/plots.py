@@ -77,8 +77,8 @@ def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
     size = 9 if n_classes <= 20 else 8 if n_classes <= 60 else 6
     axis.set_xticks(ticks, labels, rotation=90, fontsize=size, parse_math=False)
     axis.set_yticks(ticks, labels, fontsize=size, parse_math=False)
-    axis.set(xlabel="predicted", ylabel="truth", title=title)
-    figure.colorbar(image, ax=axis, label="share of the truth", shrink=0.6)
+    axis.set(xlabel="predicted class", ylabel="true class", title=title)
+    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.6)
     return figure
 
 
@@ -208,18 +208,18 @@ def reliability(splits: Mapping[str, pd.DataFrame], title: str) -> Figure:
     axes = figure.subplots(2, len(splits), sharex=True, squeeze=False, height_ratios=[3, 1])
     for (above, below), (split, bins) in zip(axes.T, splits.items(), strict=True):
         edges = np.linspace(0, 1, len(bins) + 1)
-        above.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="as sure as right")
+        above.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="perfect calibration")
         above.bar(edges[:-1], bins["accuracy"], np.diff(edges), align="edge", color="0.85", edgecolor="0.5", linewidth=0.6)
         above.vlines(bins["confidence"], bins["accuracy_low"], bins["accuracy_high"], color="black", linewidth=1)
         above.plot(
-            "confidence", "accuracy", "o", data=bins, color="black", markersize=4, label="answers of a bin, 95 % interval"
+            "confidence", "accuracy", "o", data=bins, color="black", markersize=4, label="bin of predictions, 95 % interval"
         )
         above.set(xlim=(0, 1), ylim=(0, 1.02))
         above.set_title(f"{split}: {bins['n'].sum()} images", fontsize=10)
         below.bar(edges[:-1], bins["n"], np.diff(edges), align="edge", color="0.35")
         below.set_xlabel("confidence (largest probability)")
         below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
-    axes[0, 0].set_ylabel("share right")
+    axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("images")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
     figure.suptitle(title)
@@ -246,13 +246,13 @@ def class_scores(f1: np.ndarray, support: np.ndarray, names: Sequence[str], titl
 
 
 def coverage(accuracy: pd.DataFrame, title: str) -> Figure:
-    """Accuracy (0..1) of each split, a column, if only a share (0..1, the index) of the images, the surest, is answered."""
+    """Accuracy (0..1) of each split, a column, if only a share (0..1, the index) of the images, the most confident, is kept."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axis = figure.subplots()
     for split in accuracy:
         color, dash = STYLES[str(split)]
         axis.plot(100 * accuracy.index, 100 * accuracy[split], dash, color=color, label=split)
-    axis.set(xlabel="images answered, the surest first (%)", ylabel="of these right (%)", xlim=(0, 100), title=title)
+    axis.set(xlabel="coverage: images answered, most confident first (%)", ylabel="accuracy (%)", xlim=(0, 100), title=title)
     axis.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axis.grid(color="0.9")
     axis.legend(frameon=False)

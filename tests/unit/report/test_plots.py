@@ -133,7 +133,7 @@ def test_a_class_without_images_is_an_empty_row() -> None:
 
 def test_confusion_has_the_truth_down_and_the_prediction_across() -> None:
     axis = axes_of(confusion(np.array([[0, 5], [0, 5]]), names(2), "All taken for the second"))
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "truth")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted class", "true class")
     assert axis.get_title() == "All taken for the second"
     assert axis.images[0].get_array()[0].tolist() == [0, 1]
 

@@ -79,12 +79,12 @@ def html(folder: Path) -> str:
 def test_the_page_states_the_figures_that_the_stages_wrote(html: str) -> None:
     text = Page(html).text.replace("\u00a0", " ")
     for words in (
-        "16 images of 2 classes; 3 of them are left out of use.",
-        "3 of 4 images of test are named right: 75.0 %, 95 % interval 65.0 to 80.0 %.",
-        "1,234 parameters, 3 epochs.",
+        "16 images of 2 classes; 3 of them are excluded.",
+        "3 of 4 images of test are classified correctly: 75.0 %, 95 % interval 65.0 to 80.0 %.",
+        "1,234 parameters, trained for 3 epochs.",
         "near duplicates across splits 2",
         "Papilio machaon",
-        "temperature 0.500, fitted on valid, which takes the calibration error of test from 0.200 to 0.040",
+        "temperature of 0.500, fitted on valid. This changes the calibration error on test from 0.200 to 0.040",
         "onnxruntime 1.50 2.50 3.50 321 75.00 % 4.0 MB",
         "risk_coverage_area 0.01",
         "A mistaken for Papilio machaon: 1 of 4",
@@ -164,7 +164,7 @@ def test_without_labelled_test_images_valid_takes_their_place(folder: Path) -> N
     text = Page(render_page(facts)).text
     assert "There are no labelled test images" in text
     assert "valid accuracy" in text
-    assert "There is no figure on labelled test images." in render_card(facts)
+    assert "There are no metrics on labelled test images." in render_card(facts)
 
 
 def test_a_class_called_na_keeps_its_name(folder: Path) -> None:
