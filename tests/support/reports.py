@@ -58,7 +58,7 @@ def split_figures(accuracy: float, n: int) -> dict[str, float]:
         figures
         | ends
         | dict.fromkeys(COVERAGES, 0.8)
-        | {"loss_uncalibrated": 0.6, "ece_uncalibrated": 0.2, "risk_coverage_area": 0.01, "n": n}
+        | {"loss_uncalibrated": 0.6, "ece_uncalibrated": 0.2, "risk_coverage_area": 0.01, "n": n, "known": 0.9, "sure": 0.8}
     )
 
 
