@@ -10,12 +10,11 @@ from fieldguide.core.files import write_bytes
 from fieldguide.core.params import read_params
 from fieldguide.core.paths import CHECKPOINT, MODEL_CARD, REPORT_HTML
 from fieldguide.report.card import render_card
-from fieldguide.report.data_figures import save_data_figures
+from fieldguide.report.data_figures import data_figures
 from fieldguide.report.facts import read_facts
 from fieldguide.report.figures import figures_of
 from fieldguide.report.page import render_page
 from fieldguide.report.plots import save_png
-from fieldguide.report.speed_figure import save_speed_figure
 from fieldguide.tracking.run import stage_run
 
 
@@ -31,18 +30,15 @@ def main() -> None:
         "export": params.export,
         "benchmark": params.benchmark,
     }
-    data_figures = save_data_figures()
     facts = read_facts({name: section.model_dump(mode="json") for name, section in sections.items()})
-    figures = figures_of(facts)
+    figures = data_figures() | figures_of(facts)
     for path, figure in figures.items():
         save_png(figure, path)
-    drawn = [*data_figures, *figures, *save_speed_figure(params.model)]
     write_bytes(REPORT_HTML, render_page(facts, figures).encode())
     write_bytes(MODEL_CARD, render_card(facts).encode())
-    if CHECKPOINT.exists():
-        with stage_run("report", None, CHECKPOINT) as run:
-            run.log({}, REPORT_HTML, MODEL_CARD, *drawn)
-    print(f"-> {REPORT_HTML} ({REPORT_HTML.stat().st_size / 1e6:.1f} MB) {MODEL_CARD} and {len(drawn)} charts")
+    with stage_run("report", None, CHECKPOINT) as run:
+        run.log({}, REPORT_HTML, MODEL_CARD, *figures)
+    print(f"-> {REPORT_HTML} ({REPORT_HTML.stat().st_size / 1e6:.1f} MB) {MODEL_CARD} and {len(figures)} charts")
 
 
 if __name__ == "__main__":

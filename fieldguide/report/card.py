@@ -7,98 +7,87 @@ import yaml
 from fieldguide.core.names import common_name
 from fieldguide.report.facts import Facts
 from fieldguide.report.page import (
-    FEW,
-    backend_rows,
-    benchmark_section,
+    benchmark_text,
     data_section,
     environment,
     per_class,
     results_section,
     summary,
-    title,
     training_text,
 )
 from fieldguide.report.text import count, table_rows
 
+FEW = 10  # images of a class below which the card warns of its figures
+
 
 def render_card(facts: Facts) -> str:
     """The model card as Markdown, in the sections of Hugging Face's template."""
-    split, receipt, results = facts.held_out, facts.receipt, results_section(facts)
-    benchmark = benchmark_section(facts)
-    names = facts.rows("classes")["class_name"].tolist() if "classes" in facts.tables else []
-    training = training_text(facts)
     sections = ("data.dataset", "model", "train", "augment")
-    return (
-        environment(autoescape=False)
-        .get_template("model_card.md")
-        .render(
-            front_matter=front_matter(facts),
-            title=title(facts),
-            summary=summary(facts),
-            headline=results["text"] if results else "",
-            model=facts.params["model"],
-            parameters=facts.train.parameters if facts.train else None,
-            classes=[common_name(str(name)) for name in names],
-            licence=(receipt.licence if receipt else "") or "not stated either",
-            home=receipt.home if receipt else "",
-            thresholds=facts.evaluate.calibration if facts.evaluate else None,
-            synthetic=receipt is not None and receipt.dataset == "sample",
-            limitations=limitations(facts, split),
-            data=data_section(facts),
-            training=training or "The figures of the training are not there.",
-            hyperparameters=[row for row in table_rows(facts.params) if row[0].startswith(sections)],
-            backends=backend_rows(facts),
-            hardware=benchmark["text"] if benchmark else "",
-            results=results,
-            versions=list(facts.versions.items()),
-            hashes=facts.hashes,
-        )
+    template = environment(autoescape=False).get_template("model_card.md")
+    return template.render(
+        front_matter=front_matter(facts),
+        receipt=facts.receipt,
+        summary=summary(facts),
+        model=facts.params["model"],
+        parameters=facts.train.parameters,
+        classes=facts.tables["classes"]["class_name"].tolist(),
+        thresholds=facts.evaluate.calibration,
+        limitations=limitations(facts),
+        data=data_section(facts),
+        training=training_text(facts),
+        hyperparameters=[row for row in table_rows(facts.params) if row[0].startswith(sections)],
+        backends=facts.benchmark.backends,
+        hardware=benchmark_text(facts),
+        results=results_section(facts),
+        versions=facts.versions.items(),
+        hashes=facts.hashes,
     )
 
 
 def front_matter(facts: Facts) -> str:
     """The card's metadata as YAML, with the results in the form of a model index."""
-    split, name = (
-        facts.held_out,
-        f"fieldguide-{facts.params['data']['dataset']}-{facts.params['model']['name'].replace('/', '-')}",
-    )
+    kind, figures = facts.params["data"]["dataset"], facts.measured
+    metrics = [
+        {"type": "accuracy", "value": round(figures.accuracy, 4), "name": "Accuracy"},
+        {"type": "f1", "value": round(figures.macro_f1, 4), "name": "Macro F1"},
+    ]
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": facts.receipt.title, "type": kind, "split": facts.held_out},
+        "metrics": metrics,
+    }
     card: dict[str, Any] = {
         "library_name": "onnx",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "fieldguide"],
+        "metrics": ["accuracy", "f1"],
+        "model-index": [{"name": f"fieldguide-{kind}-{facts.params['model']['name'].replace('/', '-')}", "results": [result]}],
     }
-    if split and facts.evaluate:
-        figures = facts.evaluate.splits[split]
-        kinds = (("accuracy", "accuracy", "Accuracy"), ("f1", "macro_f1", "Macro F1"))
-        results = [{"type": kind, "value": round(getattr(figures, key), 4), "name": text} for kind, key, text in kinds]
-        dataset = {"name": title(facts), "type": facts.params["data"]["dataset"], "split": split}
-        entry = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": results}
-        card |= {"metrics": ["accuracy", "f1"], "model-index": [{"name": name, "results": [entry]}]}
     return yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def limitations(facts: Facts, split: str | None) -> list[str]:
-    """What the data say against the model, and what nobody measured."""
+def limitations(facts: Facts) -> list[str]:
+    """Known weaknesses in data and evaluation, and what was not measured."""
     lines = []
-    check, rows = facts.split_check, per_class(facts)
-    if rows:
-        few = sum(row["support"] < FEW for row in rows)
-        if few:
-            lines.append(f"{few} of {len(rows)} classes have fewer than {FEW} images in {split}: their figures mean little.")
-        low = [row for row in rows if row["f1"] < 1][:5]
-        if low:
-            listed = ", ".join(f"{row['class_name']} ({row['f1']:.2f}, n = {row['support']})" for row in low)
-            lines.append(f"The lowest F1 in {split}: {listed}.")
-    if facts.gallery and facts.gallery.pairs:
+    check, rows, split = facts.split_check, per_class(facts), facts.held_out
+    few = sum(row["support"] < FEW for row in rows)
+    if few:
+        lines.append(f"{few} of {len(rows)} classes have fewer than {FEW} images in {split}: their metrics are unreliable.")
+    low = [f"{common_name(row['class_name'])} ({row['f1']:.2f}, n = {row['support']})" for row in rows if row["f1"] < 1]
+    if low:
+        lines.append(f"Lowest F1 on {split}: {', '.join(low[:5])}.")
+    if facts.gallery.pairs:
         pairs = [f"{pair.truth} for {pair.predicted} ({pair.n} of {pair.n_truth})" for pair in facts.gallery.pairs]
-        lines.append(f"Most often mistaken outside train: {', '.join(pairs[:5])}.")
-    spread = check.train_images_per_class if check else None
+        lines.append(f"Most frequent confusions on valid and test: {', '.join(pairs[:5])}.")
+    spread = check.train_images_per_class
     if spread and spread.smallest < spread.largest:
-        lines.append(f"Classes are learned from {count(spread.smallest)} to {count(spread.largest)} images: not equally well.")
-    if check and check.near_duplicates.across_splits is None:
-        lines.append("Near duplicates between the splits were not looked for; the figures may be too good.")
-    if facts.evaluate is None or facts.evaluate.test is None:
-        lines.append("There is no figure on labelled test images.")
-    lines.append("One training run, one seed: the spread between runs was not measured.")
-    lines.append("It was measured on no other collection of photographs.")
+        lines.append(
+            f"Classes have {count(spread.smallest)} to {count(spread.largest)} training images and are learned unequally well."
+        )
+    if check.near_duplicates.across_splits is None:
+        lines.append("Near duplicates across splits were not searched for, so the metrics may be too optimistic.")
+    if facts.evaluate.test is None:
+        lines.append("There are no metrics on labelled test images.")
+    lines.append("The metrics are of one training run with one seed. The variance between runs was not measured.")
+    lines.append("The model was not evaluated on any other data set.")
     return lines

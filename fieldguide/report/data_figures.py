@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from fieldguide.core.images import decode, read_encoded
 from fieldguide.core.manifest import named_tuples, read_manifest
@@ -15,22 +16,24 @@ from fieldguide.report import plots
 N_SAMPLES, SAMPLE_PX = 10, 96  # pictures of each split in samples.png
 
 
-def save_data_figures() -> list[Path]:
-    """Draws metrics/classes.png, samples.png and sizes.png and returns their paths."""
+def data_figures() -> dict[Path, Figure]:
+    """The charts of the data, by the path of the PNG."""
     frame = read_manifest(MANIFEST)
     counts = pd.read_csv(CLASSES_CSV, dtype={"class_name": str}, keep_default_na=False)
     with np.load(MEAN_IMAGES) as archive:
-        means = {split: archive[split] for split in archive.files}
-    by_split = {split: counts[split].to_numpy() for split in SPLITS if counts[split].any()}
-    plots.save_png(plots.class_distribution(by_split, counts["class_name"].tolist()), CLASSES_PNG)
-    save_samples(frame[frame["use"]])
+        means = dict(archive)
     sized = frame[frame["width"].notna()]
     widths, heights = (sized[side].to_numpy(dtype=np.int64) for side in ("width", "height"))
-    plots.save_png(plots.sizes_and_mean(widths, heights, means), SIZES_PNG)
-    return [CLASSES_PNG, SAMPLES_PNG, SIZES_PNG]
+    return {
+        CLASSES_PNG: plots.class_distribution(
+            {split: counts[split].to_numpy() for split in SPLITS if counts[split].any()}, counts["class_name"].tolist()
+        ),
+        SAMPLES_PNG: samples(frame[frame["use"]]),
+        SIZES_PNG: plots.sizes_and_mean(widths, heights, means),
+    }
 
 
-def save_samples(rows: pd.DataFrame) -> None:
+def samples(rows: pd.DataFrame) -> Figure:
     """Photographs of each split among the rows of the manifest, with their class names."""
     splits = [split for split in (*SPLITS, "unlabelled") if split in set(rows["split"])]
     chosen = [choose_samples(rows[rows["split"] == split]) for split in splits]
@@ -39,7 +42,7 @@ def save_samples(rows: pd.DataFrame) -> None:
         for samples in chosen
     ]
     captions = [[string.capwords(name) for name in samples["class_name"]] for samples in chosen]
-    plots.save_png(plots.image_grid(pictures, splits, "Samples of each split", captions), SAMPLES_PNG)
+    return plots.image_grid(pictures, splits, "Samples of each split", captions)
 
 
 def choose_samples(rows: pd.DataFrame) -> pd.DataFrame:

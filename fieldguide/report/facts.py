@@ -4,21 +4,22 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import yaml
 
 from fieldguide.core.artifacts import (
-    Artifact,
     BenchmarkMetrics,
     EvaluateMetrics,
     ExportMetrics,
     Gallery,
     Receipt,
     SplitCheckMetrics,
+    SplitMetrics,
     TrainMetrics,
 )
+from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash
 from fieldguide.core.manifest import held_out_split
 from fieldguide.core.names import SPLITS
@@ -34,19 +35,17 @@ from fieldguide.core.paths import (
     HISTORY_CSV,
     LOCK,
     MANIFEST,
+    MEAN_IMAGES,
     ONNX,
     PER_CLASS_CSV,
     RAW,
     RECEIPT,
     RELIABILITY_CSV,
-    SAMPLES_PNG,
-    SIZES_PNG,
     THROUGHPUT_CSV,
     confusion_csv,
     stage_metrics,
 )
 
-STAGES = ("split_check", "train", "evaluate", "export_onnx", "benchmark")  # that write metrics
 TABLES = {
     "classes": CLASSES_CSV,
     "findings": FINDINGS_CSV,
@@ -57,68 +56,68 @@ TABLES = {
     "confused_pairs": CONFUSED_PAIRS_CSV,
     "throughput": THROUGHPUT_CSV,
 }
-PNGS = {"sizes": SIZES_PNG, "samples": SAMPLES_PNG, "batch": BATCH_PNG}
+STAGE_METRICS = tuple(map(stage_metrics, ("split_check", "train", "evaluate", "export_onnx", "benchmark")))
 HASHED = (MANIFEST, CHECKPOINT, CALIBRATION, ONNX)
+INPUTS = (RAW, *HASHED, *STAGE_METRICS, GALLERY_JSON, *TABLES.values(), *map(confusion_csv, SPLITS), MEAN_IMAGES, BATCH_PNG)
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "onnx", "onnxruntime", "dvc", "mlflow")
-
-
-Content = TypeVar("Content", bound=Artifact)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the stages wrote, `None` (or no entry) for what is not there.
+    """The outputs of all stages.
 
-    tables: by their name in `TABLES`; confusions: tables of truth and prediction by split;
-    pngs: encoded, by their name in `PNGS`; hashes: a row for each file; params: by section.
+    params: by section; tables: by their name in `TABLES`; confusions: truth and prediction of every image, by split;
+    hashes: a row for each file.
     """
 
-    receipt: Receipt | None
-    split_check: SplitCheckMetrics | None
-    train: TrainMetrics | None
-    evaluate: EvaluateMetrics | None
-    export_onnx: ExportMetrics | None
-    benchmark: BenchmarkMetrics | None
+    params: dict[str, dict[str, Any]]
+    receipt: Receipt
+    split_check: SplitCheckMetrics
+    train: TrainMetrics
+    evaluate: EvaluateMetrics
+    export_onnx: ExportMetrics
+    benchmark: BenchmarkMetrics
+    gallery: Gallery
     tables: dict[str, pd.DataFrame]
     confusions: dict[str, pd.DataFrame]
-    gallery: Gallery | None
-    pngs: dict[str, bytes]
     hashes: list[dict[str, Any]]
     versions: dict[str, str]
-    params: dict[str, dict[str, Any]]
 
     @property
-    def held_out(self) -> str | None:
-        """The split on which the network is measured: test, or valid where test has no labels."""
-        return held_out_split(self.evaluate.splits) if self.evaluate else None
+    def held_out(self) -> str:
+        """The split on which the network is measured: test, or valid if test has no labels."""
+        return held_out_split(self.evaluate.splits)
 
-    def rows(self, table: str, split: str | None = None) -> pd.DataFrame:
-        """A table, or its rows of one split; empty where it is not there."""
-        frame = self.tables.get(table, pd.DataFrame())
-        return frame[frame["split"] == split] if split and len(frame) else frame
+    @property
+    def measured(self) -> SplitMetrics:
+        """The metrics of the held-out split."""
+        return self.evaluate.splits[self.held_out]
+
+    def rows(self, table: str, split: str) -> pd.DataFrame:
+        """The rows of one split."""
+        return self.tables[table][self.tables[table]["split"] == split]
 
 
 def read_facts(params: dict[str, dict[str, Any]]) -> Facts:
-    """All that lies in the folder in which DVC runs the stage."""
+    """Reads the folder in which DVC runs the stage; raises `UserError` for a missing or damaged file."""
+    for path in INPUTS:
+        if not path.exists():
+            raise UserError(f"{path}: No such file or directory; create it with: dvc repro")
+    split_check, train, evaluate, export_onnx, benchmark = STAGE_METRICS
     return Facts(
-        receipt=_read(Receipt, RECEIPT),
-        tables={name: _read_table(path) for name, path in TABLES.items() if path.exists()},
-        confusions={split: _read_table(confusion_csv(split)) for split in SPLITS if confusion_csv(split).exists()},
-        split_check=_read(SplitCheckMetrics, stage_metrics("split_check")),
-        train=_read(TrainMetrics, stage_metrics("train")),
-        evaluate=_read(EvaluateMetrics, stage_metrics("evaluate")),
-        export_onnx=_read(ExportMetrics, stage_metrics("export_onnx")),
-        benchmark=_read(BenchmarkMetrics, stage_metrics("benchmark")),
-        gallery=_read(Gallery, GALLERY_JSON),
-        pngs={name: path.read_bytes() for name, path in PNGS.items() if path.exists()},
+        params=params,
+        receipt=Receipt.read(RECEIPT),
+        split_check=SplitCheckMetrics.read(split_check),
+        train=TrainMetrics.read(train),
+        evaluate=EvaluateMetrics.read(evaluate),
+        export_onnx=ExportMetrics.read(export_onnx),
+        benchmark=BenchmarkMetrics.read(benchmark),
+        gallery=Gallery.read(GALLERY_JSON),
+        tables={name: _read_table(path) for name, path in TABLES.items()},
+        confusions={split: _read_table(confusion_csv(split)) for split in SPLITS},
         hashes=_hashes(),
         versions={"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
-        params=params,
     )
-
-
-def _read(kind: type[Content], source: Path) -> Content | None:
-    return kind.read(source) if source.exists() else None
 
 
 def _read_table(source: Path) -> pd.DataFrame:
@@ -127,17 +126,14 @@ def _read_table(source: Path) -> pd.DataFrame:
 
 
 def _hashes() -> list[dict[str, Any]]:
-    """Size and SHA-256 of every input that is a file, and the MD5 that dvc.lock has of it."""
+    """Size, SHA-256 and MD5 (DVC's hash) of every input that is a file; of the folder data/raw what dvc.lock has."""
     lock = yaml.safe_load(LOCK.read_text(encoding="utf-8")) if LOCK.exists() else {}
-    known = {out["path"]: out for stage in (lock.get("stages") or {}).values() for out in stage.get("outs", [])}
-    rows = []
-    for path in (RAW, *HASHED):
-        if path.exists():
-            entry = known.get(str(path), {})
-            whole = path.is_file()
-            size = path.stat().st_size if whole else entry.get("size")
-            md5 = entry.get("md5")
-            same = not whole or file_hash(path, "md5") == md5  # else dvc.lock speaks of another run
-            sha256 = file_hash(path) if whole else None
-            rows.append({"path": str(path), "bytes": size, "sha256": sha256, "md5": md5 if same else None})
-    return rows
+    outs = [out for stage in (lock.get("stages") or {}).values() for out in stage.get("outs", [])]
+    raw: dict[str, Any] = next((out for out in outs if out["path"] == str(RAW)), {})
+    return [
+        {"path": str(RAW), "bytes": raw.get("size"), "sha256": None, "md5": raw.get("md5")},
+        *(
+            {"path": str(path), "bytes": path.stat().st_size, "sha256": file_hash(path), "md5": file_hash(path, "md5")}
+            for path in HASHED
+        ),
+    ]

@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
 
 from fieldguide.core.artifacts import GalleryPair, GalleryPhotograph
 from fieldguide.core.images import inspect
@@ -21,6 +21,7 @@ from fieldguide.core.paths import (
     PER_CLASS_PNG,
     RELIABILITY_PNG,
     RIGHT_PNG,
+    SPEED_PNG,
     WRONG_PNG,
     confusion_png,
 )
@@ -33,18 +34,16 @@ N_MISTAKEN, N_TYPICAL = 4, 2  # photographs in a row of a confused pair: mistake
 
 
 def figures_of(facts: Facts) -> dict[Path, Figure]:
-    """Every chart of training and evaluation by the path of its PNG, as far as the stages have run."""
-    figures: dict[Path, Figure] = {}
-    if facts.train is not None and len(facts.rows("history")):
-        figures[CURVES_PNG] = curves(facts)
-    if facts.evaluate is not None:
-        drawn = {"per_class": (PER_CLASS_PNG, per_class), "reliability": (RELIABILITY_PNG, reliability)}
-        drawn |= {"coverage": (COVERAGE_PNG, coverage)}
-        figures |= {path: draw(facts) for table, (path, draw) in drawn.items() if table in facts.tables}
-        figures |= {confusion_png(split): confusion(facts, split) for split in facts.confusions}
-    if facts.gallery is not None and facts.gallery.split in facts.confusions:
-        figures |= galleries(facts)
-    return figures
+    """The charts of training, evaluation and benchmark, by the path of the PNG."""
+    return {
+        CURVES_PNG: curves(facts),
+        PER_CLASS_PNG: per_class(facts),
+        RELIABILITY_PNG: reliability(facts),
+        COVERAGE_PNG: coverage(facts),
+        SPEED_PNG: speed(facts),
+        **{confusion_png(split): confusion(facts, split) for split in facts.confusions},
+        **galleries(facts),
+    }
 
 
 def svg(figure: Figure, label: str) -> str:
@@ -60,8 +59,7 @@ def svg(figure: Figure, label: str) -> str:
 
 def curves(facts: Facts) -> Figure:
     """Loss, accuracy and learning rate over the epochs."""
-    assert facts.train is not None
-    history = facts.rows("history")
+    history = facts.tables["history"]
     loss, accuracy = (
         {split: history[f"{split}_{key}"].tolist() for split in ("train", "valid")} for key in ("loss", "accuracy")
     )
@@ -70,76 +68,68 @@ def curves(facts: Facts) -> Figure:
 
 def confusion(facts: Facts, split: str) -> Figure:
     """Truth against prediction, or a notice where the split has no labels."""
-    table = facts.confusions.get(split, pd.DataFrame())
+    table = facts.confusions[split]
     if table.empty:
-        return plots.notice(f"{split}: there are no images with labels")
-    counts, names = confusion_counts(facts, split)
+        return plots.notice(f"{split}: no labels")
+    names = list(dict.fromkeys([*facts.tables["classes"]["class_name"], *table["truth"], *table["predicted"]]))
+    counts = confusion_matrix(table["truth"], table["predicted"], labels=names)
     n_right = int(np.trace(counts))
     return plots.confusion(counts, names, f"{split}: {n_right} of {len(table)} right ({n_right / len(table):.1%})")
-
-
-def confusion_counts(facts: Facts, split: str) -> tuple[np.ndarray, list[str]]:
-    """How often each class, down, was answered as each, across, int `[K, K]`; and the names of the classes."""
-    table = facts.confusions[split]
-    listed = facts.tables["classes"]["class_name"] if "classes" in facts.tables else sorted(table["truth"].unique())
-    names = list(dict.fromkeys([*listed, *table["truth"], *table["predicted"]]))
-    places = {name: place for place, name in enumerate(names)}
-    counts = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(counts, (table["truth"].map(places), table["predicted"].map(places)), 1)
-    return counts, names
 
 
 def per_class(facts: Facts) -> Figure:
     """F1 of every class of the held-out split, the worst first."""
     split = facts.held_out
     table = facts.rows("per_class", split)
-    predicted = facts.confusions.get(str(split), pd.DataFrame({"predicted": []}))["predicted"]
-    f1 = table["f1"].where((table["support"] > 0) | table["class_name"].isin(predicted))
+    f1 = table["f1"].where((table["support"] > 0) | table["class_name"].isin(facts.confusions[split]["predicted"]))
     title = f"{split}: macro F1 {f1.mean():.3f}; {(f1 < 0.9).sum()} of {f1.notna().sum()} classes below 0.9"
     return plots.class_scores(f1.to_numpy(), table["support"].to_numpy(), table["class_name"].tolist(), title)
 
 
 def reliability(facts: Facts) -> Figure:
     """How often answers of each confidence are right, in valid and test."""
-    columns = ("n", "confidence", "accuracy", "accuracy_low", "accuracy_high")
-    tables = {split: facts.rows("reliability", split) for split in ("valid", "test")}
-    panels = {split: tuple(table[column].to_numpy() for column in columns) for split, table in tables.items() if len(table)}
-    counts, confidence, accuracy = panels[str(facts.held_out)][:3]
-    mean, right = (np.nansum(counts * values) / counts.sum() for values in (confidence, accuracy))
-    return plots.reliability(panels, f"{facts.held_out}: {mean:.1%} sure on average, {right:.1%} right")
+    tables = {split: facts.rows("reliability", split) for split in facts.evaluate.splits if split != "train"}
+    bins = tables[facts.held_out]
+    mean, right = ((bins["n"] * bins[column]).sum() / bins["n"].sum() for column in ("confidence", "accuracy"))
+    return plots.reliability(tables, f"{facts.held_out}: mean confidence {mean:.1%}, accuracy {right:.1%}")
 
 
 def coverage(facts: Facts) -> Figure:
     """How accurate the answers are when the least certain images are refused."""
-    table, split = facts.rows("coverage"), str(facts.held_out)
-    lines = {
-        name: (table["coverage"].to_numpy(), table[name].to_numpy()) for name in ("valid", "test") if table[name].notna().any()
-    }
-    title = f"{split}: {table[split].iloc[-1]:.1%} right; without the tenth that is least sure {table[split].iloc[-11]:.1%}"
-    return plots.coverage(lines, title)
+    table, split = facts.tables["coverage"].set_index("coverage"), facts.held_out
+    title = f"{split}: accuracy {table[split].iloc[-1]:.1%}; {table[split].iloc[-11]:.1%} without the least confident 10 %"
+    return plots.coverage(table[["valid", "test"]].dropna(axis="columns", how="all"), title)
+
+
+def speed(facts: Facts) -> Figure:
+    """Accuracy against latency of each backend."""
+    metrics, model = facts.benchmark, facts.params["model"]
+    points = {name: (one.latency_ms.p50, one.latency_ms.p95, one.accuracy) for name, one in metrics.backends.items()}
+    images = f"{facts.measured.n} {facts.held_out} images"
+    title = f"{model['name']} at {model['image_px']} px, {images}, {metrics.hardware.device}"
+    return plots.accuracy_latency(points, title)
 
 
 def galleries(facts: Facts) -> dict[Path, Figure]:
     """Wrong and right answers, where the network looked, and the most confused pairs."""
-    assert facts.gallery is not None
     split, wrong, right = facts.gallery.split, facts.gallery.wrong, facts.gallery.right
-    counts, _ = confusion_counts(facts, split)
-    n_right = int(np.trace(counts))
-    n_wrong = int(counts.sum()) - n_right
-    shown = f", the {len(wrong)} surest" if len(wrong) < n_wrong else ", the surest first"
-    wrong_title = f"{split}: {n_wrong} of {counts.sum()} answers are wrong" + (shown if n_wrong > 1 else "")
-    right_title = f"{split}: {len(right)} of {n_right} right answers, from the surest to the least sure"
+    table = facts.confusions[split]
+    n_right = (table["truth"] == table["predicted"]).sum()
+    n_wrong = len(table) - n_right
+    shown = f", the {len(wrong)} most confident" if len(wrong) < n_wrong else ", most confident first"
+    wrong_title = f"{split}: {n_wrong} of {len(table)} predictions are wrong" + (shown if n_wrong > 1 else "")
+    right_title = f"{split}: {len(right)} of {n_right} correct predictions, from most to least confident"
     chosen = wrong[: 2 * N_COLUMNS] + right[:: max(1, len(right) // N_COLUMNS)]
     pairs = [
         cell
         for one in chosen
         if one.activation is not None
-        for cell in (_cell(one), plots.Cell(_pixels(one.activation), "where it looked"))
+        for cell in (_cell(one), plots.Cell(_pixels(one.activation), "activation"))
     ]
-    looked_title = f"{split}: where the network looked for its answer, wrong answers first"
+    looked_title = f"{split}: class activation maps, wrong predictions first"
     return {
-        WRONG_PNG: grid([_cell(one) for one in wrong], wrong_title, f"{split}: no answer is wrong"),
-        RIGHT_PNG: grid([_cell(one) for one in right], right_title, f"{split}: no answer is right"),
+        WRONG_PNG: grid([_cell(one) for one in wrong], wrong_title, f"{split}: no prediction is wrong"),
+        RIGHT_PNG: grid([_cell(one) for one in right], right_title, f"{split}: no prediction is correct"),
         ACTIVATION_PNG: grid(pairs, looked_title, "This network gives no class activation map"),
         CONFUSED_PAIRS_PNG: confused_pairs(facts.gallery.pairs),
     }
@@ -164,7 +154,7 @@ def confused_pairs(pairs: Sequence[GalleryPair]) -> Figure:
         ]
         rows.append([_cell(one) for one in pair.mistaken] + empty + typical[0] + typical[1])
     headings = [f"{pair.truth} mistaken for {pair.predicted}: {pair.n} of {pair.n_truth}" for pair in pairs]
-    return plots.gallery(rows, "The pairs of classes most often confused, outside train", headings)
+    return plots.gallery(rows, "Most frequent confusions on valid and test", headings)
 
 
 def _cell(one: GalleryPhotograph) -> plots.Cell:

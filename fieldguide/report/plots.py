@@ -1,12 +1,13 @@
 """Figures from arrays: the only module that imports matplotlib. The data of each figure are saved beside it by the caller."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -39,21 +40,15 @@ def curves(
     """Loss and accuracy (0..1) over epochs, a line for each split, the best epoch marked; the rate at each epoch's start."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
-    axes[2].plot(epochs, rates, color="black", marker="." if len(epochs) == 1 else "")
+    marker = "." if len(epochs) == 1 else ""  # a line of one point is invisible
+    axes[2].plot(epochs, rates, color="black", marker=marker)
     axes[2].set_ylabel("learning rate")
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axis, name, lines in ((axes[0], "loss (nats)", loss), (axes[1], "accuracy", accuracy)):
-        for (split, values), style in zip(lines.items(), ("--", "-"), strict=True):
-            axis.plot(
-                epochs,
-                values,
-                style,
-                label=split,
-                marker="." if len(epochs) == 1 else "",
-                color="black" if style == "-" else "tab:orange",
-            )
+        for (split, values), style, color in zip(lines.items(), ("--", "-"), ("tab:orange", "black"), strict=True):
+            axis.plot(epochs, values, style, label=split, marker=marker, color=color)
         axis.axvline(best, color="grey", linewidth=0.8, linestyle=":")
         axis.set_ylabel(name)
         axis.legend(frameon=False)
@@ -82,10 +77,8 @@ def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
     size = 9 if n_classes <= 20 else 8 if n_classes <= 60 else 6
     axis.set_xticks(ticks, labels, rotation=90, fontsize=size, parse_math=False)
     axis.set_yticks(ticks, labels, fontsize=size, parse_math=False)
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("truth")
-    axis.set_title(title)
-    figure.colorbar(image, ax=axis, label="share of the truth", shrink=0.6)
+    axis.set(xlabel="predicted class", ylabel="true class", title=title)
+    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.6)
     return figure
 
 
@@ -104,8 +97,7 @@ def image_grid(
         for picture, axis, name in zip(pictures, line, names, strict=True):
             axis.imshow(picture)
             axis.set_title(textwrap.shorten(name, 20, placeholder="…"), fontsize=6, pad=2, parse_math=False)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(row_title)
     figure.suptitle(title)
     return figure
@@ -135,15 +127,13 @@ def sizes_and_mean(widths: np.ndarray, heights: np.ndarray, means: dict[str, np.
     low, high = sides[0].min(), sides[1].max()
     bounds = (low, high) if low < high else (0.9 * low, 1.1 * high)
     axes[0].hist(sides, bins=20, range=bounds, label=["smaller side", "larger side"], color=["0.2", "0.65"])
-    axes[0].set_xlabel("pixels")
-    axes[0].set_ylabel("images")
+    axes[0].set(xlabel="pixels", ylabel="images")
     axes[0].legend(frameon=False, fontsize=8)
     axes[0].set_title(f"{len(widths)} images of {low} to {high} px", fontsize=9)
     for axis, (split, mean) in zip(axes[1:], means.items(), strict=True):
         axis.imshow(mean)
         axis.set_title(f"mean of {split}", fontsize=9)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
     return figure
 
 
@@ -156,10 +146,8 @@ def accuracy_latency(points: dict[str, tuple[float, float, float]], title: str) 
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(ScalarFormatter())
-    axis.set_xlabel("latency at batch 1, p50 (bar: to p95), milliseconds")
-    axis.set_ylabel("accuracy")
+    axis.set(xlabel="latency at batch 1, p50 (bar: to p95), milliseconds", ylabel="accuracy", title=title)
     axis.legend(frameon=False, fontsize=8)
-    axis.set_title(title)
     return figure
 
 
@@ -210,26 +198,28 @@ def notice(text: str) -> Figure:
     return figure
 
 
-def reliability(splits: dict[str, tuple[np.ndarray, ...]], title: str) -> Figure:
+def reliability(splits: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """A panel for each split: how often the answers of each confidence are right, and below how many there are.
 
-    By split and for each of B equal bins of the confidence: the number of answers, int `[B]`, then their mean confidence,
-    the share right and its interval's ends, float `[B]`, NaN where a bin is empty.
+    By split, a row for each of B equal bins of the confidence: `n` answers, their mean `confidence` and `accuracy` with
+    `accuracy_low` and `accuracy_high`, NaN where a bin is empty.
     """
     figure = Figure(figsize=(3.9 * len(splits) + 0.4, 4.8), layout="constrained")
     axes = figure.subplots(2, len(splits), sharex=True, squeeze=False, height_ratios=[3, 1])
-    for (above, below), (split, (counts, confidence, accuracy, low, high)) in zip(axes.T, splits.items(), strict=True):
-        edges = np.linspace(0, 1, len(counts) + 1)
-        above.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="as sure as right")
-        above.bar(edges[:-1], accuracy, np.diff(edges), align="edge", color="0.85", edgecolor="0.5", linewidth=0.6)
-        above.vlines(confidence, low, high, color="black", linewidth=1)
-        above.plot(confidence, accuracy, "o", color="black", markersize=4, label="answers of a bin, 95 % interval")
+    for (above, below), (split, bins) in zip(axes.T, splits.items(), strict=True):
+        edges = np.linspace(0, 1, len(bins) + 1)
+        above.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="perfect calibration")
+        above.bar(edges[:-1], bins["accuracy"], np.diff(edges), align="edge", color="0.85", edgecolor="0.5", linewidth=0.6)
+        above.vlines(bins["confidence"], bins["accuracy_low"], bins["accuracy_high"], color="black", linewidth=1)
+        above.plot(
+            "confidence", "accuracy", "o", data=bins, color="black", markersize=4, label="bin of predictions, 95 % interval"
+        )
         above.set(xlim=(0, 1), ylim=(0, 1.02))
-        above.set_title(f"{split}: {counts.sum()} images", fontsize=10)
-        below.bar(edges[:-1], counts, np.diff(edges), align="edge", color="0.35")
+        above.set_title(f"{split}: {bins['n'].sum()} images", fontsize=10)
+        below.bar(edges[:-1], bins["n"], np.diff(edges), align="edge", color="0.35")
         below.set_xlabel("confidence (largest probability)")
         below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
-    axes[0, 0].set_ylabel("share right")
+    axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("images")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
     figure.suptitle(title)
@@ -250,27 +240,20 @@ def class_scores(f1: np.ndarray, support: np.ndarray, names: Sequence[str], titl
     axis.set_yticks(places, labels, fontsize=size, parse_math=False)
     axis.invert_yaxis()
     axis.margins(y=0.01)
-    axis.set_xlim(0, 1.02)
-    axis.set_xlabel("F1")
-    axis.set_ylabel("class (images)")
+    axis.set(xlim=(0, 1.02), xlabel="F1", ylabel="class (images)", title=title, axisbelow=True)
     axis.grid(axis="x", color="0.9")
-    axis.set_axisbelow(True)
-    axis.set_title(title)
     return figure
 
 
-def coverage(splits: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
-    """How accurate the answers are (float, 0..1) when only this share (likewise) of the images, the surest, is answered."""
+def coverage(accuracy: pd.DataFrame, title: str) -> Figure:
+    """Accuracy (0..1) of each split, a column, if only a share (0..1, the index) of the images, the most confident, is kept."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axis = figure.subplots()
-    for split, (shares, accuracy) in splits.items():
-        color, dash = STYLES[split]
-        axis.plot(100 * shares, 100 * accuracy, dash, color=color, label=split)
-    axis.set_xlabel("images answered, the surest first (%)")
-    axis.set_ylabel("of these right (%)")
-    axis.set_xlim(0, 100)
+    for split in accuracy:
+        color, dash = STYLES[str(split)]
+        axis.plot(100 * accuracy.index, 100 * accuracy[split], dash, color=color, label=split)
+    axis.set(xlabel="coverage: images answered, most confident first (%)", ylabel="accuracy (%)", xlim=(0, 100), title=title)
     axis.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axis.grid(color="0.9")
     axis.legend(frameon=False)
-    axis.set_title(title)
     return figure

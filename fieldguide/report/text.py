@@ -1,35 +1,30 @@
 """Values as a person reads them, in the page and in the card."""
 
-import math
-from typing import Any, TypeGuard
+from typing import Any
+
+import pandas as pd
+from jinja2.filters import do_filesizeformat
 
 from fieldguide.core.names import flat
 
-
-def is_known(value: float | None) -> TypeGuard[float]:
-    return value is not None and not (isinstance(value, float) and math.isnan(value))
+UNKNOWN = "–"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f}\u00a0%" if is_known(value) else "–"
+    return UNKNOWN if pd.isna(value) else f"{100 * value:.{digits}f}\u00a0%"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    return f"{value:,.{digits}f}" if is_known(value) else "–"
+    return UNKNOWN if pd.isna(value) else f"{value:,.{digits}f}"
 
 
-def count(value: float | None) -> str:
-    return f"{int(value):,}" if is_known(value) else "–"
+def count(value: int | None, unknown: str = UNKNOWN) -> str:
+    return unknown if value is None else f"{value:,}"
 
 
 def size(value: int | None) -> str:
     """Bytes in the unit that leaves one to three digits before the point."""
-    if not is_known(value):
-        return "–"
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= factor:
-            return f"{value / factor:.1f} {unit}"
-    return f"{value} bytes"
+    return UNKNOWN if value is None else do_filesizeformat(value)
 
 
 def shown(value: Any) -> str:
@@ -48,12 +43,12 @@ def table_rows(tree: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, shown(value)) for name, value in flat(tree).items()]
 
 
-def interval(figures: object, key: str, write: str) -> str:
-    """The 95 % interval of a figure, or nothing."""
+def interval(figures: object, key: str) -> str:
+    """The 95 % interval of a figure, an accuracy in percent; empty for a figure without."""
     low, high = (getattr(figures, f"{key}_{end}", None) for end in ("low", "high"))
     if low is None or high is None:
         return ""
-    return f"{100 * low:.1f} to {100 * high:.1f}" if write == "percent" else f"{low:.3f} to {high:.3f}"
+    return f"{100 * low:.1f} to {100 * high:.1f}" if key == "accuracy" else f"{low:.3f} to {high:.3f}"
 
 
 def markdown(text: object) -> str:

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from flask import Blueprint, Flask, Response, current_app, g, json, render_template, request, url_for
+from flask import Blueprint, Flask, Response, current_app, g, render_template, request, url_for
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
@@ -149,7 +149,7 @@ def create_app(settings: Settings) -> Flask:
     assert isinstance(app.json, DefaultJSONProvider) and app.static_folder is not None  # as Flask makes them
     app.json.sort_keys = False
     app.jinja_options["trim_blocks"] = app.jinja_options["lstrip_blocks"] = True
-    app.jinja_env.filters.update(percent=percent, common_name=common_name, roman=roman, thousands=thousands, day=day)
+    app.jinja_env.filters.update(percent=percent, common_name=common_name, roman=roman, day=day)
     app.jinja_env.globals.update(
         asset=asset_address(Path(app.static_folder)), has_example=lambda name: name in guide().examples
     )
@@ -237,7 +237,7 @@ def example(index: int) -> Response:
 
 
 @pages.post("/api/predict")
-def predict() -> Response:
+def predict() -> dict[str, object]:
     """Ranked classes for one or more images; the first problem if all images have one."""
     current, model = guide(), model_in_use()
     with current.slots.taken(1):
@@ -248,25 +248,25 @@ def predict() -> Response:
     if len(problems) == len(answers):
         raise problems[0]
     results = [{"file": upload.name} | result(answer) for upload, answer in zip(uploads, answers, strict=True)]
-    return as_json({"model": model.sha256, "results": results})
+    return {"model": model.sha256, "results": results}
 
 
 @pages.get("/api/model")
-def model_facts() -> Response:
-    return as_json(facts() | {"class_names": model_in_use().classifier.class_names})
+def model_facts() -> dict[str, object]:
+    return facts() | {"class_names": model_in_use().classifier.class_names}
 
 
 @pages.get("/healthz")
-def healthy() -> Response:
-    return as_json({"status": "ok"})
+def healthy() -> dict[str, str]:
+    return {"status": "ok"}
 
 
 @pages.get("/readyz")
-def ready() -> Response:
+def ready() -> dict[str, str]:
     """Whether the server accepts images."""
     if guide().draining:
         raise Problem("overloaded", "The server is stopping.")
-    return as_json({"status": "ready", "model": model_in_use().sha256})
+    return {"status": "ready", "model": model_in_use().sha256}
 
 
 @pages.get("/metrics")
@@ -275,12 +275,8 @@ def metrics() -> Response:
 
 
 @pages.get("/openapi.json")
-def openapi() -> Response:
-    return as_json(description(guide().settings))
-
-
-def as_json(content: object) -> Response:
-    return Response(json.dumps(content), mimetype="application/json")
+def openapi() -> dict[str, object]:
+    return description(guide().settings)
 
 
 def result(answer: Prediction | Problem) -> dict[str, object]:
@@ -294,7 +290,7 @@ def result(answer: Prediction | Problem) -> dict[str, object]:
 def plates_of(uploads: list[Upload], first: int) -> list[Plate]:
     """A plate for each image, with its centre square and activation map."""
     answers = guide().answers(model_in_use(), uploads, activation=True)
-    return [plate_of(*numbered) for numbered in zip(range(first, first + len(uploads)), uploads, answers, strict=True)]
+    return list(map(plate_of, range(first, first + len(uploads)), uploads, answers))
 
 
 def plate_of(number: int, upload: Upload, answer: Prediction | Problem) -> Plate:
@@ -389,10 +385,6 @@ def roman(number: int) -> str:
         text += sign * (number // value)
         number %= value
     return text
-
-
-def thousands(number: int) -> str:
-    return f"{number:,}"
 
 
 def day(moment: str) -> str:

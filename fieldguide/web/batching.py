@@ -108,16 +108,14 @@ class Batcher:
             self.changed.notify_all()
 
     def _work(self) -> None:
-        while self._due():
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.waiting or self.closed)
+                if not self.waiting:
+                    return
             with self.cores:
                 if batch := self._next():
                     self._answer(batch)
-
-    def _due(self) -> bool:
-        """Waits for something to do; false when closed."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.waiting or self.closed)
-            return bool(self.waiting)
 
     def _answer(self, batch: list[Waiting]) -> None:
         start = time.perf_counter()
@@ -146,13 +144,10 @@ class Batcher:
         with self.changed:
             if not self.waiting:
                 return []
-            batch = [self.waiting.popleft()]
-            fits = BATCH_PIXELS // batch[0].classifier.image_px ** 2
+            batch = [first := self.waiting.popleft()]
+            alike = (first.classifier, first.activation)
+            fits = BATCH_PIXELS // first.classifier.image_px**2
             share = min(self.max_batch, fits, -(-(1 + len(self.waiting)) // self.n_workers))
-            while self.waiting and len(batch) < share and self._alike(self.waiting[0], batch[0]):
+            while len(batch) < share and self.waiting and (self.waiting[0].classifier, self.waiting[0].activation) == alike:
                 batch.append(self.waiting.popleft())
             return batch
-
-    @staticmethod
-    def _alike(one: Waiting, other: Waiting) -> bool:
-        return one.classifier is other.classifier and one.activation == other.activation

@@ -49,5 +49,4 @@ class Problem(Exception):
 
 def code_of(status: int) -> str:
     """The code for an error status of the framework or the server."""
-    plain = {400: "bad_request", 500: "internal"}
-    return plain.get(status) or next((code for code, number in STATUS.items() if number == status), "bad_request")
+    return next((code for code, number in STATUS.items() if number == status), "bad_request")

@@ -8,9 +8,7 @@ import pytest
 import yaml
 
 from fieldguide.core.imports import direct_imports, import_closure
-from fieldguide.core.names import SPLITS
 from fieldguide.core.params import Params
-from fieldguide.core.paths import GALLERY_JSON, MEAN_IMAGES, RAW, confusion_csv, stage_metrics
 from fieldguide.report import facts as report
 from support import ROOT
 from support.structure import PACKAGES, third_party
@@ -19,7 +17,7 @@ STAGES = ("download", "split_check", "train", "evaluate", "export_onnx", "benchm
 WITHOUT_EFFECT = {"tracking"}  # on outputs: tests/e2e/test_train.py holds that they are the same bytes without a store
 OWNERS = {  # the only modules that import a heavy library
     "mlflow": {"tracking/store.py", "tracking/run.py", "tracking/registry.py", "commands/runs.py"},
-    "matplotlib": {"report/plots.py", "report/figures.py", "report/page.py"},
+    "matplotlib": {"report/plots.py", "report/figures.py", "report/data_figures.py", "report/page.py"},
     "kaggle": {"sources/kaggle.py"},
     "onnxruntime": {"onnx/classifier.py", "onnx/quantize.py"},
     "PIL": {"core/images.py", "sources/sample.py", "benchmark/reference.py"},
@@ -101,12 +99,7 @@ def test_deps_name_exactly_the_artifacts_that_a_stage_reads(stage: str) -> None:
 
 
 def test_deps_of_the_report_are_all_that_it_reads_but_the_lock_file() -> None:
-    own = {Path(out) for out in PIPELINE["report"]["plots"]}
-    read = {*report.TABLES.values(), *report.PNGS.values(), *report.HASHED, GALLERY_JSON, MEAN_IMAGES, RAW} - own
-    read |= {stage_metrics(stage) for stage in report.STAGES} | {confusion_csv(split) for split in SPLITS}
-    assert {dep for dep in PIPELINE["report"]["deps"] if not dep.startswith(("stages/", "fieldguide/"))} == {
-        str(path) for path in read
-    }
+    assert data_deps("report") == set(map(str, report.INPUTS))
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,21 +1,17 @@
-"""The pictures that the report stage draws of data and speed, from what other stages wrote."""
+"""The pictures that the report stage draws of the data, from what other stages wrote."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from fieldguide.core.manifest import COLUMNS, read_manifest, write_manifest, write_table
+from fieldguide.core.manifest import COLUMNS, write_manifest, write_table
 from fieldguide.core.names import SPLITS
-from fieldguide.core.params import Model
-from fieldguide.core.paths import CLASSES_CSV, CLASSES_PNG, MANIFEST, MEAN_IMAGES, RAW, SAMPLES_PNG, SIZES_PNG, SPEED_PNG
+from fieldguide.core.paths import CLASSES_CSV, CLASSES_PNG, MANIFEST, MEAN_IMAGES, RAW, SAMPLES_PNG, SIZES_PNG
 from fieldguide.report import plots
-from fieldguide.report.data_figures import N_SAMPLES, SAMPLE_PX, choose_samples, save_data_figures
-from fieldguide.report.speed_figure import save_speed_figure
-from support import ROOT
+from fieldguide.report.data_figures import N_SAMPLES, SAMPLE_PX, choose_samples, data_figures
 
 CLASSES = ("A", "NA", "painted lady")
 
@@ -49,8 +45,7 @@ def test_the_pictures_of_the_data_show_what_the_split_check_wrote(project: Path,
     for name in ("class_distribution", "sizes_and_mean", "image_grid"):
         real = getattr(plots, name)
         monkeypatch.setattr(plots, name, lambda *given, name=name, real=real: drawn.update({name: given}) or real(*given))
-    assert save_data_figures() == [CLASSES_PNG, SAMPLES_PNG, SIZES_PNG]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (CLASSES_PNG, SAMPLES_PNG, SIZES_PNG))
+    assert list(data_figures()) == [CLASSES_PNG, SAMPLES_PNG, SIZES_PNG]
     by_split, names = drawn["class_distribution"]
     assert ({split: counts.tolist() for split, counts in by_split.items()}, names) == (
         {"train": [1, 2, 2], "valid": [1, 1, 1], "test": [1, 1, 1]},
@@ -65,9 +60,14 @@ def test_the_pictures_of_the_data_show_what_the_split_check_wrote(project: Path,
     assert captions[0] == ["A"] * 3 + ["Na"] * 4 + ["Painted Lady"] * 3
 
 
+def drawn_bytes() -> list[bytes]:
+    for path, figure in data_figures().items():
+        plots.save_png(figure, path)
+    return [path.read_bytes() for path in (CLASSES_PNG, SAMPLES_PNG, SIZES_PNG)]
+
+
 def test_the_same_files_give_the_same_pictures(project: Path) -> None:
-    first = [path.read_bytes() for path in save_data_figures()]
-    assert [path.read_bytes() for path in save_data_figures()] == first
+    assert drawn_bytes() == drawn_bytes()
 
 
 def test_the_samples_are_of_classes_spread_over_the_list(project: Path) -> None:
@@ -76,21 +76,3 @@ def test_the_samples_are_of_classes_spread_over_the_list(project: Path) -> None:
     unlabelled = rows.assign(label=pd.array([None] * 30, "Int64"))
     assert len(choose_samples(unlabelled)) == N_SAMPLES
     assert len(choose_samples(rows[:2])) == N_SAMPLES  # a small split repeats
-
-
-def test_the_picture_of_speed_has_each_backend_and_says_what_was_measured(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    metrics = json.loads((ROOT / "metrics" / "benchmark.json").read_text())
-    metrics["timm_own_inference"] = {"bytes_to_answer_ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0}}
-    (project / "metrics" / "benchmark.json").write_text(json.dumps(metrics))
-    drawn = {}
-    real = plots.accuracy_latency
-    monkeypatch.setattr(plots, "accuracy_latency", lambda *given: drawn.update(given=given) or real(*given))
-    assert save_speed_figure(Model(name="fieldnet", weights="none", image_px=128)) == [SPEED_PNG]
-    assert SPEED_PNG.read_bytes().startswith(b"\x89PNG")
-    points, title = drawn["given"]
-    assert list(points) == ["torch", "onnxruntime", "onnxruntime_fp16", "onnxruntime_int8"]
-    torch = metrics["torch"]
-    assert points["torch"] == (torch["latency_ms"]["p50"], torch["latency_ms"]["p95"], torch["accuracy"])
-    assert title == f"fieldnet at 128 px, {len(read_manifest(MANIFEST)) // 4} test images, {metrics['hardware']['device']}"

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -132,7 +133,7 @@ def test_a_class_without_images_is_an_empty_row() -> None:
 
 def test_confusion_has_the_truth_down_and_the_prediction_across() -> None:
     axis = axes_of(confusion(np.array([[0, 5], [0, 5]]), names(2), "All taken for the second"))
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "truth")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted class", "true class")
     assert axis.get_title() == "All taken for the second"
     assert axis.images[0].get_array()[0].tolist() == [0, 1]
 
@@ -264,7 +265,8 @@ def test_a_caption_stays_below_its_photograph(name: str) -> None:
 
 def test_reliability_has_a_panel_for_each_split_with_its_dots_and_counts() -> None:
     nan = np.nan
-    bins = tuple(np.array(values) for values in ([0, 4], [nan, 0.75], [nan, 0.5], [nan, 0.2], [nan, 0.8]))
+    columns = {"n": [0, 4], "confidence": [nan, 0.75], "accuracy": [nan, 0.5], "accuracy_low": [nan, 0.2]}
+    bins = pd.DataFrame(columns | {"accuracy_high": [nan, 0.8]})
     figure = reliability({"valid": bins, "test": bins}, "Title")
     above, _, below, _ = figure.axes
     (dots,) = [line for line in above.lines if line.get_marker() == "o"]
@@ -289,10 +291,8 @@ def test_class_scores_start_with_the_worst_and_can_be_read(n_classes: int) -> No
 
 
 def test_coverage_is_in_percent() -> None:
-    axis = axes_of(
-        coverage({"valid": (np.array([0.5, 1]), np.array([1, 0.75])), "test": (np.array([1]), np.array([0.5]))}, "T")
-    )
-    assert [line.get_xydata().tolist() for line in axis.lines] == [[[50, 100], [100, 75]], [[100, 50]]]
+    axis = axes_of(coverage(pd.DataFrame({"valid": [1, 0.75], "test": [0.75, 0.5]}, index=[0.5, 1]), "T"))
+    assert [line.get_xydata().tolist() for line in axis.lines] == [[[50, 100], [100, 75]], [[50, 75], [100, 50]]]
     assert "%" in axis.get_xlabel()
     assert "%" in axis.get_ylabel()
 
