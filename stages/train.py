@@ -24,7 +24,7 @@ from fieldguide.training.fit import Fit
 from fieldguide.training.loop import Training
 from fieldguide.training.preview import save_batch_picture
 from fieldguide.training.resume import stop_signals
-from fieldguide.training.setup import open_states, shared_state, train_metrics, training_setup
+from fieldguide.training.setup import open_states, train_metrics, training_setup
 
 
 def main() -> None:
@@ -49,8 +49,8 @@ def train_network(params: Params, world: World) -> None:
     ):
         if world.is_first:
             save_batch_picture(training, BATCH_PNG)
-        state = shared_state(states.load() if states else None, world)
-        with open_run(params, state.facts["run_key"] if state else "", training) as run, stop_signals() as stop:
+        state = world.broadcast_object(states.load() if states else None)
+        with open_run(params, state["run_key"] if state else "", training) as run, stop_signals() as stop:
             for split, table in rows.items() if world.is_first else ():
                 run.log_data(split, table)
             name, image_px = params.model.name, params.model.image_px

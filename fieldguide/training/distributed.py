@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -84,12 +84,12 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def broadcast_bytes(self, content: bytes) -> bytes:
-        """The bytes that rank 0 passed, on all ranks."""
-        contents = [content]
+    def broadcast_object(self, own: Any) -> Any:
+        """What rank 0 passed, on all ranks."""
+        objects = [own]
         if self.size > 1:
-            dist.broadcast_object_list(contents, src=0)
-        return contents[0]
+            dist.broadcast_object_list(objects, src=0)
+        return objects[0]
 
     def gather_rows(self, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
         """The rows of all processes, of which rank r passes r, r + size, …: `[n_rows, ...]` on the CPU."""

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pandas as pd
 import torch
 
 from fieldguide.core.errors import UserError
+from fieldguide.core.files import check_free_space
 from fieldguide.core.manifest import write_table
 from fieldguide.core.params import Train
 from fieldguide.core.paths import CHECKPOINT, HISTORY_CSV
@@ -21,7 +22,7 @@ from fieldguide.network.inference import Score, predict, score
 from fieldguide.network.loader import Source
 from fieldguide.tracking.run import Run
 from fieldguide.training.loop import Progress, Stopped, Training, image_px_at
-from fieldguide.training.resume import State, States
+from fieldguide.training.resume import KEPT, States
 
 OOM_PATTERN = "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # messages of torch's allocators
 
@@ -47,7 +48,7 @@ class Fit:
     history: list[dict[str, float]] = field(default_factory=list)  # one line per epoch
     best: int = 0  # epoch, from 1
 
-    def all_epochs(self, state: State | None) -> pd.DataFrame:
+    def all_epochs(self, state: dict[str, Any] | None) -> pd.DataFrame:
         """Trains from a saved state, if any, to the last epoch or until early stopping; returns the history.
 
         Writes the best network to models/model.safetensors. After SIGTERM or SIGINT it finishes the step, saves the state and
@@ -55,8 +56,9 @@ class Fit:
         """
         train, world = self.training.train, self.training.world
         if self.states:
-            weights = sum(tensor.nbytes for tensor in self.training.state().values())
-            self.states.require_space(3 * weights)  # Adam keeps two numbers per weight
+            n_bytes = sum(tensor.nbytes for tensor in self.training.model.state_dict().values())
+            n_networks = 5  # of that size: the model, its average, Adam's two numbers per weight, and the checkpoint
+            check_free_space(self.states.folder, (KEPT + 1) * n_networks * n_bytes, " for the state of the training")
         begun = self._resume(state) if state else None
         for epoch in range(len(self.history), train.epochs):
             if train.patience and self.best and epoch - self.best >= train.patience:
@@ -75,14 +77,14 @@ class Fit:
                 self._exit(f"after epoch {epoch + 1}")
         return self._write_history()
 
-    def _resume(self, state: State) -> Progress | None:
+    def _resume(self, state: dict[str, Any]) -> Progress | None:
         """Restores a state; returns the progress of an unfinished epoch."""
-        progress = {name: tensor for name, tensor in state.tensors.items() if name.startswith("progress.")}
-        self.training.restore({name: tensor for name, tensor in state.tensors.items() if name not in progress})
-        self.history, self.best = state.facts["history"], state.facts["best"]
-        n_batches = state.facts["n_batches"]
-        print(f"resuming after epoch {len(self.history)}" + (f" and {n_batches} batches" if progress else ""), flush=True)
-        return Progress(n_batches, progress["progress.sums"], progress["progress.losses"]) if progress else None
+        self.training.restore(state)
+        self.history, self.best = state["history"], state["best"]
+        progress = Progress(*state["progress"]) if state["progress"] else None
+        batches = f" and {progress.n_batches} batches" if progress else ""
+        print(f"resuming after epoch {len(self.history)}{batches}", flush=True)
+        return progress
 
     def _exit(self, where: str) -> NoReturn:
         """Exits after the state is written."""
@@ -95,14 +97,10 @@ class Fit:
         sys.exit(128 + number)
 
     def _save(self, progress: Progress | None = None) -> None:
-        if not self.states:
-            return
-        tensors = self.training.state()
-        if progress:
-            tensors |= {"progress.sums": progress.sums, "progress.losses": progress.losses}
-        n_batches = progress.n_batches if progress else 0
-        facts = {"history": self.history, "best": self.best, "n_batches": n_batches, "run_key": self.run.key}
-        self.states.save(tensors, facts, files=(CHECKPOINT,) if self.best else ())
+        if self.states:
+            own = {"history": self.history, "best": self.best, "run_key": self.run.key}
+            state = self.training.state() | own | {"progress": progress and tuple(progress)}
+            self.states.save(state, files=(CHECKPOINT,) if self.best else ())
 
     def _end_epoch(self, trained: Score, seconds: float) -> None:
         """Validates, keeps the network if it is the best, saves the state, and logs."""

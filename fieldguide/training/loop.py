@@ -173,37 +173,18 @@ class Training:
         if self.average is not None:
             update_average(self.average, self.model, self.train.ema, step)
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Weights, their average and the optimiser's state, under flat names."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        if self.average is not None:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items() if torch.is_tensor(value)}
-        return tensors
+    def state(self) -> dict[str, Any]:
+        """The state dicts of the network, of its average and of the optimiser."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
 
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Restores a `state`.
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restores a `state`."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
 
-        The optimiser's tensors get the memory format of their weights, which a file does not keep and fused GPU kernels need.
-        """
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        networks: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}}
-        for name, tensor in tensors.items():
-            owner, rest = name.split(".", 1)
-            if owner == "optimizer":
-                number, key = rest.split(".")
-                like = parameters[int(number)]
-                placed = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-                moments.setdefault(int(number), {})[key] = placed
-            else:
-                networks[owner][rest] = tensor
-        self.model.load_state_dict(networks["model"])
-        if self.average is not None:
-            self.average.load_state_dict(networks["average"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _begin(self, frozen: bool) -> nn.Module:
         """The network in training mode; a frozen backbone keeps its weights and the statistics of its norms."""

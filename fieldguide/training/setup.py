@@ -27,7 +27,7 @@ from fieldguide.training.distributed import World
 from fieldguide.training.fit import Valid
 from fieldguide.training.loop import Training, image_px_at
 from fieldguide.training.optim import make_optimizer
-from fieldguide.training.resume import State, States, states_of
+from fieldguide.training.resume import States, states_of
 
 VERSIONED = ("torch", "numpy", "pillow", "timm", "torchvision")  # libraries on which the trained weights depend
 
@@ -115,14 +115,6 @@ def state_key_inputs(params: Params, script: Path, world: World) -> dict[str, An
         "device": [device_name(device), str(pick_dtype(params.train.precision, device)), world.size],
         "versions": {package: version(package) for package in VERSIONED},
     }
-
-
-def shared_state(state: State | None, world: World) -> State | None:
-    """The state of rank 0, in every process."""
-    if world.size == 1:
-        return state
-    content = world.broadcast_bytes(state.pack() if state else b"")
-    return State.unpack(content) if content else None
 
 
 def train_metrics(history: pd.DataFrame, best: int, model: nn.Module) -> TrainMetrics:
