@@ -76,12 +76,9 @@ def check_free_space(folder: Path, n_bytes: int, use: str = "") -> None:
 
 
 def file_hash(source: Path, algorithm: str = "sha256") -> str:
-    """Hex digest of a file's content, read in chunks (md5 is DVC's own)."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
+    """Hex digest of a file's content (md5 is DVC's own)."""
     with source.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def seal(content: bytes) -> bytes:

@@ -60,7 +60,6 @@ def confusion_csv(split: str) -> Path:
 
 
 def confusion_png(split: str) -> Path:
-    """Path of the confusion matrix as a heat map."""
     return METRICS / f"confusion_{split}.png"
 
 

@@ -43,11 +43,6 @@ class World:
         """Whether this process writes."""
         return self.rank == 0
 
-    @property
-    def number(self) -> tuple[int, ...]:
-        """Suffix of the random generators' counters, so that ranks draw different numbers; empty for rank 0."""
-        return () if self.is_first else (self.rank,)
-
     def shares(self, lengths: Sequence[int]) -> list[torch.Tensor]:
         """This rank's positions in consecutive batches of these lengths: int64, ascending.
 
@@ -56,11 +51,11 @@ class World:
         """
         places, start = [], 0
         for length in lengths:
-            pairs = length // 2
-            first, last = pairs * self.rank // self.size, pairs * (self.rank + 1) // self.size
-            middle = [pairs] if length % 2 and self.is_first else []  # rank 0 never has the larger share of pairs
-            ahead = torch.arange(first, last)
-            places.append(torch.cat([ahead, torch.tensor(middle, dtype=torch.int64), length - 1 - ahead.flip(0)]) + start)
+            own, n_pairs = torch.arange(length), length // 2
+            pair = torch.minimum(own, own.flip(0))
+            first, last = n_pairs * self.rank // self.size, n_pairs * (self.rank + 1) // self.size
+            is_middle = (pair == n_pairs) & self.is_first  # rank 0 never has the larger share of pairs
+            places.append(own[(pair >= first) & (pair < last) | is_middle] + start)
             start += length
         return places
 
@@ -117,7 +112,7 @@ class World:
 
 
 def synchronise_norms(model: nn.Module, device: torch.device) -> None:
-    """Converts batch norms to synchronised ones, in place; raises `UserError` if the device does not support them."""
+    """Converts batch norms, in place; raises `UserError` if the device does not support it."""
     if device.type != "cuda":
         raise UserError(f"params.yaml: train.sync_batch_norm is true, but needs CUDA and not {device.type}; set it to false")
     nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, because the model itself is not a norm
@@ -165,7 +160,7 @@ def launch(module: str, n: int) -> None:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // n)))
     options = ["--standalone", f"--nproc-per-node={n}", f"--max-restarts={MAX_RESTARTS}", "--no-python"]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # keeps nohup
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # keeps nohup
         options.append("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT")
     failure: Exception | None = None
     signal_number = 0

@@ -6,19 +6,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import pandas as pd
 import torch
 
+from fieldguide.core.artifacts import SplitScore
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import check_free_space
 from fieldguide.core.manifest import write_table
 from fieldguide.core.params import Train
 from fieldguide.core.paths import CHECKPOINT, HISTORY_CSV
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
-from fieldguide.network.inference import Score, predict, score
+from fieldguide.network.inference import predict, score
 from fieldguide.network.loader import Source
 from fieldguide.tracking.run import Run
 from fieldguide.training.loop import Progress, Stopped, Training, image_px_at
@@ -102,7 +103,7 @@ class Fit:
             state = self.training.state() | own | {"progress": progress and tuple(progress)}
             self.states.save(state, files=(CHECKPOINT,) if self.best else ())
 
-    def _end_epoch(self, trained: Score, seconds: float) -> None:
+    def _end_epoch(self, trained: SplitScore, seconds: float) -> None:
         """Validates, keeps the network if it is the best, saves the state, and logs."""
         training, train, number = self.training, self.training.train, len(self.history) + 1
         with out_of_memory_explained(train, training.image_px):
@@ -124,17 +125,8 @@ class Fit:
         self.history.append(line)
         self._write_history()
         images_per_second = len(training.source) / seconds
-        self.run.log_metrics(
-            {
-                "train": asdict(trained),
-                "valid": asdict(validated),
-                "lr": line["lr"],
-                "image_px": line["image_px"],
-                "images_per_second": images_per_second,
-                "seconds": seconds,
-            },
-            step=number,
-        )
+        metrics = {"train": trained.as_dict(), "valid": validated.as_dict(), "lr": line["lr"], "image_px": line["image_px"]}
+        self.run.log_metrics(metrics | {"images_per_second": images_per_second, "seconds": seconds}, step=number)
         self._save()  # after log_metrics: a resumed training does not log this epoch again
         print(
             f"epoch {number:4d}/{train.epochs}  {line['image_px']:4d} px  loss {trained.loss:7.4f}  acc {trained.accuracy:6.2%}"

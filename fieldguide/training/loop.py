@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fieldguide.core.artifacts import SplitScore
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import Augment, Train
 from fieldguide.network.device import autocast, seed_device
-from fieldguide.network.inference import Score
 from fieldguide.network.loader import Source
 from fieldguide.network.models import Classifier
 from fieldguide.training import augment
@@ -90,7 +90,7 @@ class Training:
         weights = len(self.targets) / (counts.clamp(min=1) * (counts > 0).sum())
         return torch.where(counts > 0, weights, 1.0)  # a class without images still has its share of smoothed labels
 
-    def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], int] = lambda: 0) -> Score:
+    def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], int] = lambda: 0) -> SplitScore:
         """Trains on every image once (or on every class equally often); the score is that of the augmented images.
 
         The device is synchronised only at the end. All random numbers are a function of (seed, epoch, position in the epoch),
@@ -113,7 +113,7 @@ class Training:
         for k, images in enumerate(self.source.batches(own[begun.n_batches :]), start=begun.n_batches):
             step, place = divmod(k, train.accumulate)
             step += epoch * self.steps_per_epoch
-            seed_device(device, _seed_of(train.seed, epoch, k, *world.number))  # for dropout in the network
+            seed_device(device, _seed_of(train.seed, epoch, k, world.rank))  # for dropout in the network
             pixels = augment.augment(images, u[k], self.augment, image_px)
             partner, share = targets[k], 1.0
             if mixes:
@@ -134,7 +134,7 @@ class Training:
         together = self._together(Progress(len(batches), sums, losses), begun, weights)
         self._refuse_non_finite(together.losses, epoch)
         loss_sum, n_right = together.sums.double().sum(dim=0).tolist()
-        return Score(loss_sum / n_images, n_right / n_images)
+        return SplitScore(loss=loss_sum / n_images, accuracy=n_right / n_images)
 
     def learn(
         self,
