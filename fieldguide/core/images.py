@@ -11,7 +11,6 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +35,6 @@ class UnreadableImage(ValueError):
 
 class TooManyPixels(UnreadableImage):
     """The image declares more pixels than allowed; nothing was decoded."""
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """Size as displayed (EXIF orientation applied), pixels."""
-
-    width: int
-    height: int
 
 
 def decode(encoded: bytes, image_px: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -78,8 +69,8 @@ def _centre_square(rgb: Image.Image, width: float, height: float, image_px: int)
     return rgb.resize((image_px, image_px), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 
-def inspect(encoded: bytes, at_least_px: int) -> tuple[ImageFacts, np.ndarray]:
-    """Decodes the image completely: its size, and uint8 `[H, W, 3]`, RGB.
+def inspect(encoded: bytes, at_least_px: int) -> tuple[tuple[int, int], np.ndarray]:
+    """Decodes the image completely: width and height as displayed (EXIF orientation applied), and uint8 `[H, W, 3]`, RGB.
 
     A JPEG is decoded at the smallest n/8 scale at which both sides have `at_least_px`. Raises `UnreadableImage`, also for a
     truncated file that Pillow accepts.
@@ -92,8 +83,7 @@ def inspect(encoded: bytes, at_least_px: int) -> tuple[ImageFacts, np.ndarray]:
         drafted = image.size
         image.load()
         upright = ImageOps.exif_transpose(image)
-        turned = upright.size != drafted
-        return ImageFacts(*(full[::-1] if turned else full)), np.asarray(_rgb(upright))
+        return full if upright.size == drafted else full[::-1], np.asarray(_rgb(upright))
 
 
 def encode_jpeg(pixels: np.ndarray, max_px: int) -> bytes:

@@ -43,7 +43,6 @@ def write_manifest(frame: pd.DataFrame, target: Path) -> None:
 
 
 def named_tuples(frame: pd.DataFrame) -> Iterator[Any]:
-    """The rows of a table as named tuples, untyped."""
     return frame.itertuples()
 
 

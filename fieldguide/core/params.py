@@ -156,8 +156,6 @@ class Evaluate(Section):
 
 
 class Export(Section):
-    """The ONNX files and the comparison with the checkpoint."""
-
     opset: Annotated[int, Field(ge=18, le=25)]
     max_abs_difference: Annotated[float, Field(gt=0, le=1)]
     int8_images: Annotated[int, Field(ge=8, le=100_000)]
@@ -184,8 +182,6 @@ class Runtime(Section):
 
 
 class Params(Section):
-    """The content of `params.yaml`."""
-
     data: Data
     split_check: SplitCheck
     model: Model
@@ -273,7 +269,8 @@ def _message(error: ValidationError) -> str:
 
 def _place(loc: tuple[int | str, ...]) -> tuple[str, type[Section]]:
     """The key of an error, without pydantic's parts for list items and alternatives, and the section that has it."""
-    section, inner = Params, Params
+    section: type[Section] = Params
+    inner: Any = Params
     path: list[str] = []
     for part in loc:
         section = inner

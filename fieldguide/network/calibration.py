@@ -114,11 +114,7 @@ def mahalanobis(logits: torch.Tensor, embedding: torch.Tensor, tensors: Tensors)
 
 
 SCORES: dict[str, Callable[[torch.Tensor, torch.Tensor, Tensors], torch.Tensor]] = {
-    "probability": probability,
-    "energy": energy,
-    "cosine": cosine,
-    "whitened_cosine": whitened_cosine,
-    "mahalanobis": mahalanobis,
+    score.__name__: score for score in (probability, energy, cosine, whitened_cosine, mahalanobis)
 }
 
 
@@ -201,7 +197,6 @@ def verdicts(confidence: np.ndarray, known: np.ndarray, calibration: Calibration
 
 
 def save_calibration(target: Path, calibration: Calibration) -> None:
-    """Writes a sealed file, atomically; equal calibrations give equal bytes."""
     facts = vars(calibration).copy()
     save_sealed(target, facts.pop("tensors"), facts)
 

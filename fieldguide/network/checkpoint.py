@@ -88,7 +88,6 @@ def sealed_content(source: Path, kind: str, stage: str) -> Iterator[tuple[dict[s
 
 
 def save_checkpoint(target: Path, model: Classifier, facts: Checkpoint) -> None:
-    """Writes weights and facts, atomically; equal input gives equal bytes."""
     save_sealed(target, model.state_dict(), asdict(facts))
 
 

@@ -6,6 +6,7 @@ Each is a `Classifier`: pixels in 0..1 to logits, with the input normalisation b
 import difflib
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -94,11 +95,10 @@ def check_name(name: str, where: str = "params.yaml: model.name") -> None:
 
 def runs_at(model: Classifier, image_px: int) -> bool:
     """Whether the network supports squares of that side (a ViT only the one that it was built for)."""
-    try:
+    with suppress(*UNFIT):
         embedding_size(model.features, image_px)
-    except UNFIT:
-        return False
-    return True
+        return True
+    return False
 
 
 def embedding_size(features: nn.Module, image_px: int) -> int:
@@ -175,12 +175,10 @@ def torchvision_features(name: str, image_px: int) -> nn.Module:
     elif name.startswith("maxvit_"):
         options = {"input_size": (image_px, image_px)}
     network = torchvision.models.get_model(name, weights=None, **options)
-    heads = [
-        path
-        for path, module in network.named_modules()
-        if (isinstance(module, nn.Linear) and module.out_features == 1000)
-        or (isinstance(module, nn.Conv2d) and module.out_channels == 1000)  # squeezenet
-    ]
+    sizes = {  # squeezenet ends in a convolution
+        path: getattr(module, "out_features", getattr(module, "out_channels", None)) for path, module in network.named_modules()
+    }
+    heads = [path for path, size in sizes.items() if size == 1000]
     network.set_submodule(heads[-1], nn.Identity())
     return network
 
@@ -199,12 +197,9 @@ def _sizes(name: str, near: int) -> list[int]:
     """Up to four supported sides of `USUAL_PX`, the nearest ones."""
     fitting: list[int] = []
     for image_px in sorted(USUAL_PX, key=lambda usual_px: abs(usual_px - near)):
-        try:
-            with torch.device("meta"):
-                embedding_size(_features(name, image_px), image_px)
-        except UNFIT:
-            continue
-        fitting.append(image_px)
+        with suppress(*UNFIT), torch.device("meta"):
+            embedding_size(_features(name, image_px), image_px)
+            fitting.append(image_px)
         if len(fitting) == 4:
             break
     return sorted(fitting)

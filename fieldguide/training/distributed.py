@@ -67,10 +67,9 @@ class World:
 
     def all_reduce_max(self, number: int) -> int:
         """The largest number that any process passed."""
-        if self.size == 1:
-            return number
         numbers = torch.tensor([number])
-        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        if self.size > 1:
+            dist.all_reduce(numbers, dist.ReduceOp.MAX)
         return int(numbers)
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -88,8 +87,6 @@ class World:
 
     def gather_rows(self, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
         """The rows of all processes, of which rank r passes r, r + size, …: `[n_rows, ...]` on the CPU."""
-        if self.size == 1:
-            return rows
         gathered = torch.zeros(n_rows, *rows.shape[1:], dtype=rows.dtype)
         gathered[self.rank :: self.size] = rows
         return self.sum(gathered)
@@ -162,16 +159,13 @@ def launch(module: str, n: int) -> None:
     options = ["--standalone", f"--nproc-per-node={n}", f"--max-restarts={MAX_RESTARTS}", "--no-python"]
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # keeps nohup
         options.append("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT")
-    failure: Exception | None = None
-    signal_number = 0
+    failure: SignalException | ChildFailedError | None = None
     with tempfile.TemporaryDirectory(prefix="fieldguide-") as folder:
         file = Path(folder, "outcome.json")
         os.environ[OUTCOME] = str(file)
         try:
             torchrun([*options, sys.executable, "-m", module])
-        except SignalException as error:
-            signal_number = int(error.sigval)
-        except ChildFailedError as error:
+        except (SignalException, ChildFailedError) as error:
             failure = error
         finally:
             del os.environ[OUTCOME]
@@ -180,8 +174,8 @@ def launch(module: str, n: int) -> None:
         raise UserError(outcome["error"]) from failure
     if outcome.get("status") == 0:
         return
-    if signal_number:
-        _exit_now(128 + signal_number)
+    if isinstance(failure, SignalException):
+        _exit_now(128 + int(failure.sigval))
     if "status" in outcome:
         sys.exit(outcome["status"])
     if failure:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import pandas as pd
 import torch
 
-from fieldguide.core.artifacts import SplitScore
+from fieldguide.core.artifacts import SplitScore, TrainMetrics
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import check_free_space
 from fieldguide.core.manifest import write_table
@@ -22,26 +22,22 @@ from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
 from fieldguide.network.inference import predict, score
 from fieldguide.network.loader import Source
 from fieldguide.tracking.run import Run
-from fieldguide.training.loop import Progress, Stopped, Training, image_px_at
+from fieldguide.training.loop import Progress, Training, image_px_at
 from fieldguide.training.resume import KEPT, States
 
 OOM_PATTERN = "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # messages of torch's allocators
 
 
-@dataclass(frozen=True)
-class Valid:
-    """The validation split: images of this process, and targets of all images, int64 `[N]` on the CPU."""
-
-    source: Source
-    targets: torch.Tensor
-
-
 @dataclass
 class Fit:
-    """A training with its validation split, its run and its saved states; only rank 0 writes."""
+    """A training with its validation split, its run and its saved states; only rank 0 writes.
+
+    valid: images of this process; targets: of all images of the split, int64 `[N]` on the CPU.
+    """
 
     training: Training
-    valid: Valid
+    valid: Source
+    targets: torch.Tensor
     run: Run
     facts: Checkpoint
     states: States | None  # None except on rank 0
@@ -49,8 +45,8 @@ class Fit:
     history: list[dict[str, float]] = field(default_factory=list)  # one line per epoch
     best: int = 0  # epoch, from 1
 
-    def all_epochs(self, state: dict[str, Any] | None) -> pd.DataFrame:
-        """Trains from a saved state, if any, to the last epoch or until early stopping; returns the history.
+    def all_epochs(self, state: dict[str, Any] | None) -> TrainMetrics:
+        """Trains from a saved state, if any, to the last epoch or until early stopping.
 
         Writes the best network to models/model.safetensors. After SIGTERM or SIGINT it finishes the step, saves the state and
         exits with 128 + the signal's number.
@@ -66,17 +62,17 @@ class Fit:
                 print(f"early stopping: no improvement for {train.patience} epochs")
                 break
             start = time.perf_counter()
-            try:
-                with out_of_memory_explained(train, self.training.image_px):
-                    trained = self.training.epoch(epoch, begun, self.stop)
-            except Stopped as stopped:
-                self._save(stopped.progress)
-                self._exit(f"after epoch {epoch} and {stopped.progress.n_batches} batches")
+            with out_of_memory_explained(train, self.training.image_px):
+                trained = self.training.epoch(epoch, begun, self.stop)
+            if isinstance(trained, Progress):
+                self._save(trained)
+                self._exit(f"after epoch {epoch} and {trained.n_batches} batches")
             begun = None
             self._end_epoch(trained, time.perf_counter() - start)
             if world.all_reduce_max(self.stop()) and epoch + 1 < train.epochs:
                 self._exit(f"after epoch {epoch + 1}")
-        return self._write_history()
+        self._write_history()
+        return self._metrics()
 
     def _resume(self, state: dict[str, Any]) -> Progress | None:
         """Restores a state; returns the progress of an unfinished epoch."""
@@ -88,7 +84,6 @@ class Fit:
         return progress
 
     def _exit(self, where: str) -> NoReturn:
-        """Exits after the state is written."""
         if self.states:
             self.states.finish()
         number = self.training.world.all_reduce_max(self.stop())
@@ -107,8 +102,8 @@ class Fit:
         """Validates, keeps the network if it is the best, saves the state, and logs."""
         training, train, number = self.training, self.training.train, len(self.history) + 1
         with out_of_memory_explained(train, training.image_px):
-            logits = predict(training.result, self.valid.source, train.batch_size, training.device, training.dtype)
-        validated = score(training.world.gather_rows(logits, len(self.valid.targets)), self.valid.targets)
+            logits = predict(training.result, self.valid, train.batch_size, training.device, training.dtype)
+        validated = score(training.world.gather_rows(logits, len(self.targets)), self.targets)
         line = {
             "epoch": number,
             "image_px": image_px_at(number - 1, train, training.image_px),
@@ -135,11 +130,20 @@ class Fit:
             flush=True,
         )
 
-    def _write_history(self) -> pd.DataFrame:
-        table = pd.DataFrame(self.history)
+    def _write_history(self) -> None:
         if self.training.world.is_first:
-            write_table(table, HISTORY_CSV)
-        return table
+            write_table(pd.DataFrame(self.history), HISTORY_CSV)
+
+    def _metrics(self) -> TrainMetrics:
+        """Both splits at the best epoch, train with augmentation."""
+        line = self.history[self.best - 1]
+        return TrainMetrics(
+            epochs=len(self.history),
+            best_epoch=self.best,
+            train=SplitScore(loss=line["train_loss"], accuracy=line["train_accuracy"]),
+            valid=SplitScore(loss=line["valid_loss"], accuracy=line["valid_accuracy"]),
+            parameters=sum(parameter.numel() for parameter in self.training.model.parameters()),
+        )
 
 
 def rank(line: dict[str, float], best_by: str) -> tuple[float, float]:

@@ -22,19 +22,11 @@ from fieldguide.training.optim import lr_at, set_lr, update_average
 
 
 class Progress(NamedTuple):
-    """The progress within an epoch."""
+    """The progress of an epoch that was stopped after a step, to resume it."""
 
     n_batches: int
     sums: torch.Tensor  # float32 [batches of the epoch, 2]: sum of cross-entropies, number of right predictions
     losses: torch.Tensor  # float32 [batches of the epoch]
-
-
-class Stopped(Exception):
-    """Raised when an epoch is stopped after a step; `progress` allows it to be resumed."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__(f"stopped after batch {progress.n_batches}")
-        self.progress = progress
 
 
 PX_STEP = 16  # step of the growing input size: networks halve it four times or more
@@ -90,17 +82,19 @@ class Training:
         weights = len(self.targets) / (counts.clamp(min=1) * (counts > 0).sum())
         return torch.where(counts > 0, weights, 1.0)  # a class without images still has its share of smoothed labels
 
-    def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], int] = lambda: 0) -> SplitScore:
+    def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], int] = lambda: 0) -> SplitScore | Progress:
         """Trains on every image once (or on every class equally often); the score is that of the augmented images.
 
         The device is synchronised only at the end. All random numbers are a function of (seed, epoch, position in the epoch),
-        so that resuming from `begun` gives the same result. Raises `UserError` for the first batch whose loss is not finite,
-        and `Stopped` after a step if `stop()` is true.
+        so that resuming from `begun` gives the same result. Raises `UserError` for the first batch whose loss is not finite.
+        Returns the progress after a step if `stop()` is true.
         """
         train, n_images, device, world = self.train, len(self.source), self.device, self.world
         network = self._begin(frozen=epoch < train.head_epochs)
         image_px = image_px_at(epoch, train, self.image_px)
-        order = self._order(epoch)
+        order = augment.order(train.seed, epoch, n_images)
+        if train.sampling == "balanced":
+            order = balanced_order(train.seed, epoch, self.targets.cpu())
         batches = self._cut(order)  # of all processes
         places = world.shares([len(batch) for batch in batches])  # of this one
         own, lengths = [order[place] for place in places], [len(place) for place in places]
@@ -128,11 +122,8 @@ class Training:
             if place + 1 == len(summed):
                 self.update(step)
                 if world.all_reduce_max(stop()) and k + 1 < len(batches):
-                    progress = self._together(Progress(k + 1, sums, losses), begun, weights)
-                    self._refuse_non_finite(progress.losses, epoch)
-                    raise Stopped(progress)
-        together = self._together(Progress(len(batches), sums, losses), begun, weights)
-        self._refuse_non_finite(together.losses, epoch)
+                    return self._together(Progress(k + 1, sums, losses), begun, weights, epoch)
+        together = self._together(Progress(len(batches), sums, losses), begun, weights, epoch)
         loss_sum, n_right = together.sums.double().sum(dim=0).tolist()
         return SplitScore(loss=loss_sum / n_images, accuracy=n_right / n_images)
 
@@ -178,7 +169,6 @@ class Training:
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restores a `state`."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
 
@@ -196,8 +186,6 @@ class Training:
 
     def _weights(self, batches: Sequence[torch.Tensor], own: Sequence[torch.Tensor]) -> list[float]:
         """Weight of the mean loss of this process's share in that of the batch, times the processes, which DDP averages."""
-        if self.world.size == 1:
-            return [1.0] * len(batches)
         ones = torch.ones(len(self.targets))
         weights = ones if self.class_weights is None else self.class_weights[self.targets].cpu()
         return [
@@ -205,22 +193,16 @@ class Training:
             for share, batch in zip(own, batches, strict=True)
         ]
 
-    def _together(self, own: Progress, begun: Progress, weights: list[float]) -> Progress:
-        """The progress of all processes; also copies the statistics of norms from rank 0 to the others."""
+    def _together(self, own: Progress, begun: Progress, weights: list[float], epoch: int) -> Progress:
+        """The progress of all processes, checked; also copies the statistics of norms from rank 0 to the others."""
         world = self.world
-        if world.size == 1:
-            return own
         counts = torch.tensor(weights, device=self.device) / world.size
         counts[: begun.n_batches] = 1.0  # these are sums over all processes, held by rank 0 only
         losses = world.sum(own.losses * counts)
+        self._refuse_non_finite(losses, epoch)
         for network in (self.model, self.average):
             world.broadcast(network.buffers() if network is not None else [])
         return Progress(own.n_batches, world.sum(own.sums), losses)
-
-    def _order(self, epoch: int) -> torch.Tensor:
-        if self.train.sampling == "balanced":
-            return balanced_order(self.train.seed, epoch, self.targets.cpu())
-        return augment.order(self.train.seed, epoch, len(self.source))
 
     def _cut(self, order: torch.Tensor) -> Sequence[torch.Tensor]:
         """Splits into batches; appends a last batch with less than two images per process to the one before it.

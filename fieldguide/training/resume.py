@@ -11,7 +11,6 @@ import json
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -34,7 +33,7 @@ class States:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._written: Future[None] | None = None  # of the last state
         self.kept = False  # whether they are kept after the training has ended
 
@@ -47,7 +46,7 @@ class States:
         copies = {str(file): torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8) for file in files}
         stream = io.BytesIO()
         torch.save(state | {"files": copies}, stream)
-        self._written = self._thread.submit(self._write, stream.getvalue())
+        self._written = self.thread.submit(self._write, stream.getvalue())
 
     def finish(self) -> None:
         """Waits until the last state is on the disk; raises its error, once."""
@@ -75,11 +74,6 @@ class States:
             path.unlink()
         return None
 
-    def remove(self) -> None:
-        """Removes all states after the training has ended; ignores a state that could not be written."""
-        self._thread.shutdown()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("state-*"))
 
@@ -88,7 +82,7 @@ class States:
 def stop_signals() -> Iterator[Callable[[], int]]:
     """A function that returns the first of `STOP_SIGNALS` received (0: none), to stop after a step with a saved state.
 
-    A second SIGINT interrupts immediately. SIGHUP stays ignored under nohup. Does nothing outside the main thread.
+    A second SIGINT interrupts immediately. SIGHUP stays ignored under nohup.
     """
     received: list[int] = []
 
@@ -96,9 +90,6 @@ def stop_signals() -> Iterator[Callable[[], int]]:
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
     is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS if number != signal.SIGHUP or not is_nohup}
     try:
@@ -135,7 +126,8 @@ def states_of(depends_on: dict[str, Any]) -> Iterator[States]:
                 folder.rmdir()
             raise
         if not states.kept:
-            states.remove()
+            states.thread.shutdown()  # without the error of a state that could not be written
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def forget(run_key: str) -> None:
