@@ -20,8 +20,7 @@ from fieldguide.network.checkpoint import save_sealed, sealed_content
 
 Tensors = Mapping[str, torch.Tensor]
 TEMPERATURES = (0.05, 20.0)  # search range
-# of the covariance within classes; measured: from 0.003 to 0.3 AUROC of butterflies against 733 flowers fell 0.006
-SHRINKAGE = 0.01
+SHRINKAGE = 0.01  # of the within-class covariance; from 0.003 to 0.3 AUROC of butterflies against 733 flowers fell by 0.006
 NEVER = 1.01  # above every probability
 
 
@@ -191,9 +190,8 @@ def fit_unknown_below(known: np.ndarray, accept: float) -> float:
 
 def verdicts(confidence: np.ndarray, known: np.ndarray, calibration: Calibration) -> np.ndarray:
     """`sure`, `unsure` or `unknown` for each image, from its largest calibrated probability and its known score."""
-    return np.where(
-        known < calibration.unknown_below, "unknown", np.where(confidence < calibration.unsure_below, "unsure", "sure")
-    )
+    is_unknown, is_unsure = known < calibration.unknown_below, confidence < calibration.unsure_below
+    return np.select([is_unknown, is_unsure], ["unknown", "unsure"], "sure")
 
 
 def save_calibration(target: Path, calibration: Calibration) -> None:

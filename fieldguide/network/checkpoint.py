@@ -126,9 +126,8 @@ def load_weights(model: Classifier, settings: Model) -> str:
 
 def weights_file(settings: Model) -> Path | None:
     """The file that `settings.weights` names; None for `none` and `imagenet`."""
-    if settings.weights in ("none", "imagenet"):
-        return None
-    return project_root() / os.path.expanduser(settings.weights)
+    is_file = settings.weights not in ("none", "imagenet")
+    return project_root() / os.path.expanduser(settings.weights) if is_file else None
 
 
 def _read(source: Path, where: str) -> Mapping[str, Any]:

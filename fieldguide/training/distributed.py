@@ -141,11 +141,6 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def per_process(n: int) -> int:
-    """The share of n cores or workers for each process on this machine; at least 1."""
-    return max(1, n // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 def launch(module: str, n: int) -> None:
     """Runs `module` in n processes under torchrun, which restarts all of them when one dies.
 

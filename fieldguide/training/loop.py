@@ -60,11 +60,6 @@ class Training:
     def device(self) -> torch.device:
         return self.targets.device
 
-    @property
-    def batch_size(self) -> int:
-        """The global batch size."""
-        return self.world.size * self.train.batch_size
-
     def lr(self, step: int) -> float:
         """The head's learning rate at a step, linear in the number of processes (Goyal et al. 2017, arXiv:1706.02677)."""
         return self.world.size * lr_at(step, self.steps_per_epoch, self.train)
@@ -165,7 +160,6 @@ class Training:
             update_average(self.average, self.model, self.train.ema, step)
 
     def state(self) -> dict[str, Any]:
-        """The state dicts of the network, of its average and of the optimiser."""
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -179,9 +173,7 @@ class Training:
     def _begin(self, frozen: bool) -> nn.Module:
         """The network in training mode; a frozen backbone keeps its weights and the statistics of its norms."""
         self.model.train()
-        self.model.features.requires_grad_(not frozen)
-        if frozen:
-            self.model.features.eval()
+        self.model.features.train(not frozen).requires_grad_(not frozen)
         return self.world.wrap(self.model)
 
     def _weights(self, batches: Sequence[torch.Tensor], own: Sequence[torch.Tensor]) -> list[float]:
@@ -209,7 +201,7 @@ class Training:
 
         Batch norm needs more than one value.
         """
-        batches = list(order.split(self.batch_size))
+        batches = list(order.split(self.world.size * self.train.batch_size))
         if len(batches) > 1 and len(batches[-1]) < 2 * self.world.size:
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches

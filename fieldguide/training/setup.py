@@ -1,6 +1,7 @@
 """Set-up of a training from params and manifest, and what its saved states depend on."""
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
@@ -59,7 +60,7 @@ def training_setup(
     if train.compile:
         compile_each_size(model, len(sizes))
     with ExitStack() as stack:
-        n_workers = distributed.per_process(params.runtime.n_workers)
+        n_workers = max(1, params.runtime.n_workers // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # for each process
         own_rows = {"train": rows["train"], "valid": rows["valid"].iloc[world.rank :: world.size].reset_index(drop=True)}
         sources = {
             split: stack.enter_context(closing(open_images(own_rows[split], raw, px, n_workers, device, train)))
