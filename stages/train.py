@@ -4,11 +4,10 @@ Reads data/manifest.csv, data/raw and `model`, `train`, `augment` of params.yaml
 metrics/train.json, metrics/history.csv (one line per epoch) and metrics/batch.png. Run it with `dvc repro train`.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
-import pandas as pd
-
+from fieldguide.core.artifacts import TrainMetrics
 from fieldguide.core.errors import run_command
 from fieldguide.core.files import file_hash
 from fieldguide.core.manifest import classes_of, read_manifest, rows_of
@@ -21,10 +20,9 @@ from fieldguide.tracking.store import CHECKPOINT_TAG
 from fieldguide.training import distributed
 from fieldguide.training.distributed import World
 from fieldguide.training.fit import Fit
-from fieldguide.training.loop import Training
 from fieldguide.training.preview import save_batch_picture
-from fieldguide.training.resume import stop_signals
-from fieldguide.training.setup import open_states, shared_state, train_metrics, training_setup
+from fieldguide.training.resume import states_of, stop_signals
+from fieldguide.training.setup import state_key_inputs, training_setup
 
 
 def main() -> None:
@@ -43,39 +41,34 @@ def train_network(params: Params, world: World) -> None:
     manifest = read_manifest(MANIFEST)
     classes = classes_of(manifest)
     rows = {split: rows_of(manifest, split) for split in ("train", "valid")}
+    depends_on = state_key_inputs(params, Path(__file__).resolve(), world)
     with (
-        open_states(params, Path(__file__).resolve(), world) as states,
-        training_setup(params, classes, rows, RAW, world) as (training, valid),
+        states_of(depends_on) if world.is_first else nullcontext() as states,
+        training_setup(params, classes, rows, RAW, world) as (training, valid, targets),
     ):
         if world.is_first:
             save_batch_picture(training, BATCH_PNG)
-        state = shared_state(states.load() if states else None, world)
-        with open_run(params, state.facts["run_key"] if state else "", training) as run, stop_signals() as stop:
+        state = world.broadcast_object(states.load() if states else None)
+        key, device = state["run_key"] if state else "", device_name(training.device)
+        tracked = training_run(params, key, device) if world.is_first else nullcontext(Run())  # which records nothing
+        with tracked as run, stop_signals() as stop:
             for split, table in rows.items() if world.is_first else ():
                 run.log_data(split, table)
             name, image_px = params.model.name, params.model.image_px
             facts = Checkpoint(name, image_px, classes.names, classes.labels, 0, file_hash(MANIFEST))
-            fit = Fit(training, valid, run, facts, states, stop)
-            history = fit.all_epochs(state)
+            fit = Fit(training, valid, targets, run, facts, states, stop)
+            metrics = fit.all_epochs(state)
             if world.is_first:
-                write_outputs(training, run, history, fit.best)
+                write_outputs(run, metrics)
         if states and stop():  # a stopped process may not write its outputs; the next start resumes at the end
             states.kept = True
-    valid_accuracy = history.iloc[fit.best - 1]["valid_accuracy"]
-    print(f"best epoch {fit.best} by {params.train.best_by}: valid accuracy {valid_accuracy:.2%} (n={len(rows['valid'])})")
+    accuracy = f"valid accuracy {metrics.valid.accuracy:.2%} (n={len(rows['valid'])})"
+    print(f"best epoch {metrics.best_epoch} by {params.train.best_by}: {accuracy}")
     print(f"-> {CHECKPOINT} {stage_metrics('train')} {HISTORY_CSV} {BATCH_PNG}")
 
 
-def open_run(params: Params, key: str, training: Training) -> AbstractContextManager[Run]:
-    """The training's run on rank 0; on the others a run that records nothing."""
-    if not training.world.is_first:
-        return nullcontext(Run())
-    return training_run(params, key, device_name(training.device))
-
-
-def write_outputs(training: Training, run: Run, history: pd.DataFrame, best: int) -> None:
-    """Writes and logs the metrics of a finished training."""
-    metrics = train_metrics(history, best, training.model)
+def write_outputs(run: Run, metrics: TrainMetrics) -> None:
+    """Writes the metrics of a finished training, and logs all outputs."""
     metrics.write(stage_metrics("train"))
     run.tag(CHECKPOINT_TAG, file_hash(CHECKPOINT, "md5"))
     run.log_metrics({"train": metrics.as_dict()})

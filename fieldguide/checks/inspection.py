@@ -70,11 +70,11 @@ def _inspect_one(raw: Path, place: Place) -> Inspected:
     encoded = read_encoded(raw / file, offset, length)
     digest = hashlib.sha256(encoded).hexdigest()
     try:
-        facts, rgb = inspect(encoded, INSPECTED_PX)
+        (width, height), rgb = inspect(encoded, INSPECTED_PX)
     except UnreadableImage as error:
         return Inspected(None, None, digest, "", f"unreadable: {error}", None, None)
     prints = fingerprint(rgb)
-    return Inspected(facts.width, facts.height, digest, f"{prints.hashes[0]:016x}", "", prints, resize(rgb, MEAN_PX))
+    return Inspected(width, height, digest, f"{prints.hashes[0]:016x}", "", prints, resize(rgb, MEAN_PX))
 
 
 def read_rgb(raw: Path, place: Place) -> np.ndarray:

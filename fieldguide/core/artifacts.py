@@ -33,8 +33,6 @@ class Part(BaseModel):
 
 
 class Artifact(Part):
-    """The content of a JSON file."""
-
     def write(self, target: Path) -> None:
         write_json(target, self.as_dict())
 
@@ -53,8 +51,6 @@ class Artifact(Part):
 
 
 class RawFile(Part):
-    """A file under data/raw."""
-
     bytes: int
     sha256: str
 
@@ -94,8 +90,6 @@ class ClassSizes(Part):
 
 
 class SplitCheckMetrics(Artifact):
-    """Counts of images and of each kind of fault."""
-
     classes: int
     images: dict[str, int]  # by split, those out of use too
     unlabelled: int
@@ -347,8 +341,6 @@ class Int8Comparison(Part):
 
 
 class Hardware(Part):
-    """The machine and the software versions of the benchmark."""
-
     device: str
     cpu: str
     cores: int | None

@@ -68,20 +68,17 @@ def read_json(source: Path) -> Any:
         raise UserError(f"{source}: not valid JSON ({error}); recreate it with: dvc repro -f") from error
 
 
-def check_free_space(folder: Path, n_bytes: int) -> None:
-    """Raises `UserError` if less than `n_bytes` are free on the disk of `folder`."""
+def check_free_space(folder: Path, n_bytes: int, use: str = "") -> None:
+    """Raises `UserError`, which says for what `use`, if less than `n_bytes` are free on the disk of `folder`."""
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
-        raise UserError(f"{folder}: {n_bytes / 1e9:.3f} GB are needed, {free / 1e9:.3f} GB are free; free disk space")
+        raise UserError(f"{folder}: {n_bytes / 1e9:.3f} GB are needed{use}, {free / 1e9:.3f} GB are free; free disk space")
 
 
 def file_hash(source: Path, algorithm: str = "sha256") -> str:
-    """Hex digest of a file's content, read in chunks (md5 is DVC's own)."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
+    """Hex digest of a file's content (md5 is DVC's own)."""
     with source.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def seal(content: bytes) -> bytes:

@@ -11,23 +11,12 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 
-ORIENTATION = 0x0112  # EXIF tag
-UPRIGHT = 1
-TURNS = {  # the transpose that makes each orientation upright (EXIF 2.3, 4.6.4)
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+UPRIGHT = 1  # EXIF 2.3, 4.6.4
 AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker that is neither stuffing nor a restart
 CAPTION_PX = 20  # height of letters
 MAX_PIXELS = 80_000_000  # a file of 20 kB can declare more pixels than fit in memory
@@ -36,21 +25,8 @@ RESIZE_RULE = "centre square; JPEG decoded at the smallest n/8 scale that is lar
 WIDE_GREY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-PILLOW_ERRORS = (  # raised by Pillow's decoders for damaged files
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
+REFUSALS = (OSError, EOFError, SyntaxError, ValueError, MemoryError, struct.error, zlib.error)  # of Pillow's decoders
+DEFECTS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # theirs, on damaged files
 
 
 class UnreadableImage(ValueError):
@@ -59,14 +35,6 @@ class UnreadableImage(ValueError):
 
 class TooManyPixels(UnreadableImage):
     """The image declares more pixels than allowed; nothing was decoded."""
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """Size as displayed (EXIF orientation applied), pixels."""
-
-    width: int
-    height: int
 
 
 def decode(encoded: bytes, image_px: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -79,9 +47,13 @@ def decode(encoded: bytes, image_px: int, max_pixels: int = MAX_PIXELS) -> np.nd
         image.load()
         rgb = _rgb(image)
         width, height = scaled[1][2:] if scaled else rgb.size  # of a scaled JPEG a fraction: its last blocks are padded
-        turn = TURNS.get(image.getexif().get(ORIENTATION, UPRIGHT))
         square = _centre_square(rgb, width, height, image_px)
-        return np.asarray(square if turn is None else square.transpose(turn))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+        if orientation != UPRIGHT:
+            square = Image.fromarray(np.asarray(square))  # without other metadata, which may be damaged
+            square.getexif()[ExifTags.Base.Orientation] = orientation
+            square = ImageOps.exif_transpose(square)
+        return np.asarray(square)
 
 
 def resize(rgb: np.ndarray, image_px: int) -> np.ndarray:
@@ -97,8 +69,8 @@ def _centre_square(rgb: Image.Image, width: float, height: float, image_px: int)
     return rgb.resize((image_px, image_px), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 
-def inspect(encoded: bytes, at_least_px: int) -> tuple[ImageFacts, np.ndarray]:
-    """Decodes the image completely: its size, and uint8 `[H, W, 3]`, RGB.
+def inspect(encoded: bytes, at_least_px: int) -> tuple[tuple[int, int], np.ndarray]:
+    """Decodes the image completely: width and height as displayed (EXIF orientation applied), and uint8 `[H, W, 3]`, RGB.
 
     A JPEG is decoded at the smallest n/8 scale at which both sides have `at_least_px`. Raises `UnreadableImage`, also for a
     truncated file that Pillow accepts.
@@ -109,9 +81,9 @@ def inspect(encoded: bytes, at_least_px: int) -> tuple[ImageFacts, np.ndarray]:
         full = image.size
         image.draft("RGB", (at_least_px, at_least_px))
         drafted = image.size
-        upright = _upright(image)
-        turned = upright.size != drafted
-        return ImageFacts(*(full[::-1] if turned else full)), np.asarray(_rgb(upright))
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return full if upright.size == drafted else full[::-1], np.asarray(_rgb(upright))
 
 
 def encode_jpeg(pixels: np.ndarray, max_px: int) -> bytes:
@@ -211,14 +183,8 @@ def _opened(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Imag
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooManyPixels(f"far more than {MAX_PIXELS:,} pixels") from error
-    except PILLOW_ERRORS as error:
+    except (*REFUSALS, *DEFECTS) as error:
         raise UnreadableImage(str(error).split("<")[0].strip() or type(error).__name__) from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The first frame, decoded, in its EXIF orientation."""
-    image.load()
-    return ImageOps.exif_transpose(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 PACKAGES = ("fieldguide", "stages")  # top-level packages of the project
@@ -27,29 +28,22 @@ def direct_imports(file: Path, root: Path) -> Iterator[Path]:
     """The project files that the import statements of one file name."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from _files_of(alias.name.split("."), root)
+            modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            if node.level:
+            if node.module is None or node.level:
                 raise ModuleNotFoundError(f"{file}: a relative import, which import_closure does not follow")
-            module = (node.module or "").split(".")
-            yield from _files_of(module, root)
-            for alias in node.names:  # `from package import module`
-                if module[0] in PACKAGES and _module_file([*module, alias.name], root):
-                    yield from _files_of([*module, alias.name], root)
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [node.module, *(name for name in names if _module_file(name, root))]  # `from package import module`
+        else:
+            continue
+        for module in modules:
+            if module.split(".")[0] in PACKAGES:
+                for name in accumulate(module.split("."), "{}.{}".format):  # its packages, and itself
+                    if not (imported := _module_file(name, root)):
+                        raise ModuleNotFoundError(f"{name} has no file under {root}")
+                    yield imported
 
 
-def _files_of(module: list[str], root: Path) -> Iterator[Path]:
-    """The module's file and the `__init__.py` of its packages; nothing for a library."""
-    if module[0] not in PACKAGES:
-        return
-    for depth in range(1, len(module) + 1):
-        file = _module_file(module[:depth], root)
-        if file is None:
-            raise ModuleNotFoundError(f"{'.'.join(module)} has no file under {root}")
-        yield file
-
-
-def _module_file(module: list[str], root: Path) -> Path | None:
-    path = root.joinpath(*module)
+def _module_file(module: str, root: Path) -> Path | None:
+    path = root / module.replace(".", "/")
     return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)

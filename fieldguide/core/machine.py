@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+from pathlib import Path
 
 
 def n_cores() -> int:
@@ -11,17 +13,16 @@ def n_cores() -> int:
 
 def has_vnni() -> bool | None:
     """Whether the processor has INT8 dot products; None if the system does not report it."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return "vnni" in lines.read()
-    except OSError:
-        return None
+    facts = _cpu_facts()
+    return "vnni" in facts if facts else None
 
 
 def cpu_model() -> str:
     """The processor's name, or its architecture if the system does not report a name."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    except OSError:
-        return platform.processor() or platform.machine()
+    name = re.search(r"^model name\s*: (.+)", _cpu_facts(), re.MULTILINE)
+    return name[1] if name else platform.processor() or platform.machine()
+
+
+def _cpu_facts() -> str:
+    file = Path("/proc/cpuinfo")  # Linux only
+    return file.read_text() if file.exists() else ""

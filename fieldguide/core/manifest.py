@@ -38,12 +38,10 @@ def write_table(frame: pd.DataFrame, target: Path) -> None:
 
 
 def write_manifest(frame: pd.DataFrame, target: Path) -> None:
-    """Writes the table as CSV with the columns in the order of `COLUMNS`, atomically."""
     write_table(frame[list(COLUMNS)], target)
 
 
 def named_tuples(frame: pd.DataFrame) -> Iterator[Any]:
-    """The rows of a table as named tuples, untyped."""
     return frame.itertuples()
 
 
@@ -92,9 +90,7 @@ def rows_of(frame: pd.DataFrame, split: str) -> pd.DataFrame:
     """The rows of one split that are in use, in the manifest's order; raises `UserError` if there are none."""
     rows = frame[(frame["split"] == split) & frame["use"]].reset_index(drop=True)
     if rows.empty:
-        raise UserError(
-            f"data/manifest.csv: split {split} has no image in use; see the column reason, and metrics/findings.csv"
-        )
+        raise UserError(f"{MANIFEST}: split {split} has no image in use; see the column reason, and metrics/findings.csv")
     return rows
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.machine import n_cores
@@ -54,8 +54,6 @@ class Features(Section):
 
 
 class Data(Section):
-    """The data set and its source."""
-
     dataset: Literal["sample", "butterflies", "flowers", "folder", "tfrecords"]
     path: str
     version: Annotated[str, BeforeValidator(_as_text)]
@@ -81,16 +79,12 @@ class SplitCheck(Section):
 
 
 class Model(Section):
-    """The network, its initial weights and its input size."""
-
     name: Annotated[str, Field(pattern=r"^(timm/)?[A-Za-z0-9_.-]+$")]
     weights: Annotated[str, Field(min_length=1)]
     image_px: ImagePx
 
 
 class Train(Section):
-    """How the network is trained."""
-
     devices: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
     sync_batch_norm: bool
     epochs: Annotated[int, Field(ge=1, le=10_000)]
@@ -129,8 +123,6 @@ class Train(Section):
 
 
 class Augment(Section):
-    """Random augmentation of training images."""
-
     horizontal_flip: Probability
     vertical_flip: Probability
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]
@@ -155,8 +147,6 @@ class Augment(Section):
 
 
 class Evaluate(Section):
-    """How the checkpoint is evaluated and calibrated."""
-
     batch_size: BatchSize
     ece_bins: Annotated[int, Field(ge=2, le=1000)]
     tta: Literal["none", "mirror"]
@@ -166,16 +156,12 @@ class Evaluate(Section):
 
 
 class Export(Section):
-    """The ONNX files and the comparison with the checkpoint."""
-
     opset: Annotated[int, Field(ge=18, le=25)]
     max_abs_difference: Annotated[float, Field(gt=0, le=1)]
     int8_images: Annotated[int, Field(ge=8, le=100_000)]
 
 
 class Benchmark(Section):
-    """How speed is measured."""
-
     batch_sizes: Annotated[tuple[BatchSize, ...], Field(min_length=1, strict=False)]
     warmup_runs: Annotated[int, Field(ge=1, le=10_000)]
     latency_runs: Annotated[int, Field(ge=10, le=100_000)]
@@ -196,8 +182,6 @@ class Runtime(Section):
 
 
 class Params(Section):
-    """The content of `params.yaml`."""
-
     data: Data
     split_check: SplitCheck
     model: Model
@@ -213,13 +197,9 @@ class YamlLoader(yaml.SafeLoader):
     """PyYAML with YAML 1.2 floats and without repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark)
-            if isinstance(key, Hashable):  # PyYAML refuses the others
-                seen.add(key)
+        for number, (key, _) in enumerate(node.value):
+            if any(key.value == other.value for other, _ in node.value[:number]):
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -273,36 +253,33 @@ def _contradiction(params: Params) -> str:
 def _message(error: ValidationError) -> str:
     """`train.lr must be in (0, 10], got -1` for the first error that pydantic found."""
     first = error.errors()[0]
-    n_faults = len({_path(fault["loc"]) for fault in error.errors()})
+    n_faults = len({_place(fault["loc"])[0] for fault in error.errors()})
     more = f" (and {n_faults - 1} more)" if n_faults > 1 else ""
-    section: Any = Params
-    path = _path(first["loc"])
-    for part in path:
-        parent, field = section, section.model_fields.get(part)
-        section = field.annotation if field else object
-    name = ".".join(path) or "the file"
+    name, section = _place(first["loc"])
     match first["type"]:
         case "missing":
             return f"{name} is missing; add it{more}"
         case "extra_forbidden" | "invalid_key":
-            return f"{name} is not a known key; known keys: {', '.join(parent.model_fields)}{more}"
+            return f"{name} is not a known key; known keys: {', '.join(section.model_fields)}{more}"
         case "model_type":
-            return f"{name} must be a section with keys, got {first['input']!r}{more}"
-    assert field is not None  # otherwise the key is unknown
-    annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    return f"{name} must be {in_words(TypeAdapter(annotation).json_schema())}, got {first['input']!r}{more}"
+            return f"{name or 'the file'} must be a section with keys, got {first['input']!r}{more}"
+    allowed = section.model_json_schema()["properties"][name.rpartition(".")[2]]
+    return f"{name} must be {in_words(allowed)}, got {first['input']!r}{more}"
 
 
-def _path(loc: tuple[int | str, ...]) -> tuple[str, ...]:
-    """The keys of an error's location, without pydantic's parts for list items and alternatives."""
-    section: Any = Params
+def _place(loc: tuple[int | str, ...]) -> tuple[str, type[Section]]:
+    """The key of an error, without pydantic's parts for list items and alternatives, and the section that has it."""
+    section: type[Section] = Params
+    inner: Any = Params
     path: list[str] = []
     for part in loc:
-        if isinstance(section, type) and issubclass(section, Section):
-            path.append(str(part))
-            field = section.model_fields.get(str(part))
-            section = field.annotation if field else None
-    return tuple(path)
+        section = inner
+        path.append(str(part))
+        field = section.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, Section)):
+            break
+    return ".".join(path), section
 
 
 def in_words(schema: dict[str, Any]) -> str:

@@ -60,7 +60,6 @@ def confusion_csv(split: str) -> Path:
 
 
 def confusion_png(split: str) -> Path:
-    """Path of the confusion matrix as a heat map."""
     return METRICS / f"confusion_{split}.png"
 
 
@@ -72,18 +71,20 @@ def project_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
 
 
+# Folders that DVC does not delete
+
+
 def unfinished() -> Path:
-    """Folder of the saved states of unfinished trainings; DVC does not delete it."""
+    """Saved states of unfinished trainings."""
     return project_root() / ".fieldguide" / "unfinished"
 
 
 def journals() -> Path:
-    """Folder in which runs are recorded before they are sent to the tracking store; DVC does not delete it."""
+    """Where runs are recorded before they are sent to the tracking store."""
     return project_root() / ".fieldguide" / "tracking"
 
 
 def download_cache() -> Path:
-    """Cache of downloads; DVC does not delete it."""
     return project_root() / ".fieldguide" / "downloads"
 
 

@@ -10,8 +10,8 @@ import pickle
 import re
 import struct
 import sys
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,38 +52,53 @@ class Checkpoint:
         return Classes(self.class_names, self.labels)
 
 
-def save_checkpoint(target: Path, model: Classifier, facts: Checkpoint) -> None:
-    """Writes weights and facts, atomically; equal input gives equal bytes."""
-    tensors = {  # copies, because safetensors refuses tensors that share memory
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()
+def save_sealed(target: Path, tensors: Mapping[str, torch.Tensor], facts: dict[str, Any]) -> None:
+    """Writes tensors and facts (JSON) with a checksum, atomically; equal input gives equal bytes."""
+    copies = {  # because safetensors refuses tensors that share memory
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    header = json.dumps(asdict(facts) | {"seal": UNSEALED}, ensure_ascii=False)
-    write_bytes(target, seal(save(tensors, metadata={HEADER_KEY: header})))
+    header = json.dumps(facts | {"seal": UNSEALED}, ensure_ascii=False)
+    write_bytes(target, seal(save(copies, metadata={HEADER_KEY: header})))
+
+
+@contextmanager
+def sealed_content(source: Path, kind: str, stage: str) -> Iterator[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
+    """Facts and tensors of a file that `save_sealed` wrote; raises `UserError` for any other file.
+
+    Errors in the block become a `UserError` too: the file is not of this `kind`, which `stage` writes.
+    """
+    remedy = f"create it with: dvc repro -f {stage}"
+    try:
+        content = source.read_bytes()
+        if is_damaged(content):
+            raise UserError(f"{source}: damaged, its checksum does not match; {remedy}")
+        with safe_open(source, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})[HEADER_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open does not iterate)
+        facts.pop("seal", None)
+        yield facts, tensors
+    except FileNotFoundError as error:
+        raise UserError(f"{source} does not exist; create it with: dvc repro {stage}") from error
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror or error}; {remedy}") from error
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: not a {kind} of fieldguide ({error}); {remedy}") from error
+    if not is_intact(content):
+        raise UserError(f"{source}: not a {kind} of fieldguide (it has no checksum); {remedy}")
+
+
+def save_checkpoint(target: Path, model: Classifier, facts: Checkpoint) -> None:
+    save_sealed(target, model.state_dict(), asdict(facts))
 
 
 def load_checkpoint(source: Path) -> tuple[Classifier, Checkpoint]:
     """The network on the CPU, in evaluation mode; raises `UserError` for a file that `save_checkpoint` did not write."""
-    try:
-        content = source.read_bytes()
-        if is_damaged(content):
-            raise UserError(f"{source}: damaged, its checksum does not match; create it with: dvc repro -f train")
-        with safe_open(source, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER_KEY])
-            header.pop("seal", None)
-            facts = Checkpoint(**header | {key: tuple(header[key]) for key in ("class_names", "labels")})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open does not iterate)
-    except FileNotFoundError as error:
-        raise UserError(f"{source} does not exist; create it with: dvc repro train") from error
-    except OSError as error:
-        raise UserError(f"{source}: {error.strerror or error}; create it with: dvc repro -f train") from error
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{source}: not a checkpoint of fieldguide ({error}); create it with: dvc repro -f train") from error
-    if not is_intact(content):
-        raise UserError(f"{source}: not a checkpoint of fieldguide (it has no checksum); create it with: dvc repro -f train")
+    with sealed_content(source, "checkpoint", "train") as (header, tensors):
+        facts = Checkpoint(**header | {key: tuple(header[key]) for key in ("class_names", "labels")})
     check_name(facts.model, where=f"{source}: network")
     model = build(facts.model, len(facts.class_names), facts.image_px)
     try:
-        model.load_state_dict(_versioned(tensors, _versions(model.state_dict())))
+        model.load_state_dict(_replaced(model.state_dict(), tensors))
     except RuntimeError as error:
         raise UserError(f"{source}: weights do not fit {facts.model} ({error}); create it with: dvc repro -f train") from error
     return model.eval().to(memory_format=torch.channels_last), facts
@@ -111,9 +126,8 @@ def load_weights(model: Classifier, settings: Model) -> str:
 
 def weights_file(settings: Model) -> Path | None:
     """The file that `settings.weights` names; None for `none` and `imagenet`."""
-    if settings.weights in ("none", "imagenet"):
-        return None
-    return project_root() / os.path.expanduser(settings.weights)
+    is_file = settings.weights not in ("none", "imagenet")
+    return project_root() / os.path.expanduser(settings.weights) if is_file else None
 
 
 def _read(source: Path, where: str) -> Mapping[str, Any]:
@@ -154,7 +168,7 @@ def _fill(features: nn.Module, content: Mapping[str, Any], complaint: str) -> No
     Ignores a classifier in `content`. Interpolates position embeddings of another image size.
     """
     own = features.state_dict()
-    state = _in_own_names(content, _versions(own))
+    state = _in_own_names(content, features.state_dict())
     from_timm = getattr(sys.modules[type(features).__module__], "checkpoint_filter_fn", None)  # timm's convention
     try:
         if "encoder.pos_embedding" in own and "encoder.pos_embedding" in state:
@@ -176,32 +190,23 @@ def _fill(features: nn.Module, content: Mapping[str, Any], complaint: str) -> No
             )
 
 
-def _in_own_names(content: Mapping[str, Any], versions: Mapping[str, Any]) -> OrderedDict[str, torch.Tensor]:
-    """The tensors under the backbone's names; `versions` are those of its modules in this installation."""
+def _in_own_names(content: Mapping[str, Any], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors under the names of the backbone; `own` is its state dict."""
     if "pixel_mean" in content:  # a checkpoint of fieldguide
         prefix = "features."
-        return _versioned({name[len(prefix) :]: content[name] for name in content if name.startswith(prefix)}, versions)
-    saved = getattr(content, "_metadata", {"": versions[""]})  # missing in safetensors, and required by torchvision's mnasnet
-    return _versioned(
-        {
-            DENSENET.sub(r"\1\2", WRAPPERS.sub("", name)): value
-            for name, value in content.items()
-            if isinstance(value, torch.Tensor)
-        },
-        {WRAPPERS.sub("", f"{name}.").removesuffix("."): version for name, version in saved.items()},
-    )
+        return _replaced(own, {name.removeprefix(prefix): content[name] for name in content if name.startswith(prefix)})
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    state: Any = _replaced(own, {DENSENET.sub(r"\1\2", WRAPPERS.sub("", name)): tensors[name] for name in tensors})
+    saved = getattr(content, "_metadata", {"": state._metadata[""]})  # required by mnasnet; not in safetensors
+    state._metadata = {WRAPPERS.sub("", f"{name}.").removesuffix("."): version for name, version in saved.items()}
+    return state
 
 
-def _versions(state: Any) -> dict[str, Any]:
-    """The versions of a state dict's modules, in an attribute that its declared type lacks."""
-    return state._metadata
-
-
-def _versioned(state: Mapping[str, torch.Tensor], versions: Mapping[str, Any]) -> OrderedDict[str, torch.Tensor]:
-    """A state dict with the versions of its modules, by which torch converts old names."""
-    versioned: Any = OrderedDict(state)
-    versioned._metadata = OrderedDict(versions)
-    return versioned
+def _replaced(state: dict[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict with other tensors and its own versions of modules, by which torch converts old names."""
+    state.clear()
+    state.update(tensors)
+    return state
 
 
 def _fill_from_torchvision(features: nn.Module, settings: Model, where: str) -> str:

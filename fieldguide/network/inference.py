@@ -1,24 +1,16 @@
 """Pixels to logits, without augmentation; shared by validation, evaluation and the comparison with ONNX."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from fieldguide.core.artifacts import SplitScore
 from fieldguide.network.device import autocast
 from fieldguide.network.loader import Source
 from fieldguide.network.models import Classifier
 
 N_VIEWS = {"none": 1, "mirror": 2}  # forward passes per image of each test-time augmentation
-
-
-@dataclass(frozen=True)
-class Score:
-    """Mean cross-entropy (nats) and top-1 accuracy."""
-
-    loss: float
-    accuracy: float
 
 
 @torch.inference_mode()
@@ -64,5 +56,6 @@ def _pixels(source: Source, batches: Sequence[torch.Tensor], device: torch.devic
         yield images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def score(logits: torch.Tensor, targets: torch.Tensor) -> Score:
-    return Score(F.cross_entropy(logits, targets).item(), (logits.argmax(1) == targets).double().mean().item())
+def score(logits: torch.Tensor, targets: torch.Tensor) -> SplitScore:
+    accuracy = (logits.argmax(1) == targets).double().mean().item()
+    return SplitScore(loss=F.cross_entropy(logits, targets).item(), accuracy=accuracy)

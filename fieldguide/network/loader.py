@@ -12,7 +12,10 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import repeat
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,8 +35,7 @@ from fieldguide.core.params import Train
 CHANNELS = 3
 PREFETCHED = 4  # batches per worker
 STUCK_SECONDS = 5.0  # grace period for workers to exit
-SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")  # SIGHUP: the terminal was closed
-STOP_SIGNALS = [signal.Signals[name] for name in SIGNALS if hasattr(signal, name)]  # stop a training
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # stop a training; SIGHUP: the terminal was closed
 
 
 class Source(Protocol):
@@ -70,11 +72,8 @@ class Streaming:
     def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device) -> None:
         self.device = device
         self._decoder = _Decoder(rows, raw, image_px)
-        self._order = _Order()
-        methods = multiprocessing.get_all_start_methods()
-        method = "forkserver" if "forkserver" in methods else "spawn"  # fork would copy held locks
-        if method == "forkserver":
-            _start_forkserver()
+        self._order: list[list[int]] = []  # batches of row numbers, which each epoch replaces
+        _start_forkserver()
         self._loader = DataLoader(
             self._decoder,
             sampler=self._order,
@@ -84,14 +83,14 @@ class Streaming:
             persistent_workers=True,
             pin_memory=device.type == "cuda",
             worker_init_fn=_die_with_training,
-            multiprocessing_context=method,
+            multiprocessing_context="forkserver",  # fork would copy held locks
         )
 
     def __len__(self) -> int:
         return len(self._decoder)
 
     def batches(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        self._order.batches = [rows.tolist() for rows in batches]
+        self._order[:] = [rows.tolist() for rows in batches]
         try:
             for pixels in self._start_iterator():
                 if isinstance(pixels, UserError):  # returned, because torch wraps an exception in the worker's traceback
@@ -138,26 +137,21 @@ class Prefetching:
         return len(self._decoder)
 
     def batches(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        decoder, waiting = self._decoder, deque[tuple[np.ndarray, list[Future[None]]]]()
-        try:
-            with encoded_reader(decoder.raw, decoder.files) as read, ThreadPoolExecutor(self.n_workers) as pool:
-                try:
-                    for rows in batches:
-                        pixels = np.empty((len(rows), decoder.image_px, decoder.image_px, CHANNELS), np.uint8)
-                        slots = zip(pixels, rows.tolist(), strict=True)
-                        waiting.append((pixels, [pool.submit(decoder.fill, slot, row, read) for slot, row in slots]))
-                        if len(waiting) == PREFETCHED:
-                            yield self._decoded(*waiting.popleft())
-                    while waiting:
+        decoder, waiting = self._decoder, deque[tuple[np.ndarray, Iterator[None]]]()
+        with decoder.reader(decoder.files) as read, ThreadPoolExecutor(self.n_workers) as pool:
+            try:
+                for rows in batches:
+                    pixels = decoder.empty(len(rows))
+                    waiting.append((pixels, pool.map(decoder.fill, pixels, rows.tolist(), repeat(read))))
+                    if len(waiting) == PREFETCHED:
                         yield self._decoded(*waiting.popleft())
-                finally:  # if the consumer stops early
-                    pool.shutdown(cancel_futures=True)
-        except OSError as error:
-            raise _lost(error) from error
+                while waiting:
+                    yield self._decoded(*waiting.popleft())
+            finally:  # if the consumer stops early
+                pool.shutdown(cancel_futures=True)
 
-    def _decoded(self, pixels: np.ndarray, filled: list[Future[None]]) -> torch.Tensor:
-        for future in filled:
-            future.result()
+    def _decoded(self, pixels: np.ndarray, filled: Iterator[None]) -> torch.Tensor:
+        deque(filled, maxlen=0)  # waits, and raises the first error
         return torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
 
 
@@ -167,8 +161,6 @@ def _start_forkserver() -> None:
     The training handles a signal to the process group, from torchrun or a terminal: it finishes its step, which may need more
     images, and then ends the workers. Torch's workers exit as soon as the process that they were forked from has exited.
     """
-    from multiprocessing import forkserver, resource_tracker  # not on Windows
-
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # workers share torch's memory
     resource_tracker.ensure_running()  # otherwise the fork server starts it and unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -195,19 +187,6 @@ def _die_with_training(_: int) -> None:
     threading.Thread(target=watch, name="orphan", daemon=True).start()
 
 
-class _Order:
-    """The sampler of a DataLoader with persistent workers, which reads `batches` anew in each epoch."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
 class _Decoder(Dataset[torch.Tensor | UserError]):
     """Runs in a worker: a list of row numbers to uint8 `[B, px, px, 3]`."""
 
@@ -224,35 +203,38 @@ class _Decoder(Dataset[torch.Tensor | UserError]):
         return len(self.places)
 
     def __getitem__(self, rows: list[int]) -> torch.Tensor | UserError:
-        pixels = np.empty((len(rows), self.image_px, self.image_px, CHANNELS), np.uint8)
+        pixels = self.empty(len(rows))
         try:
-            with encoded_reader(self.raw, [self.files[number] for number in set(self.places[rows, 0])]) as read:
+            with self.reader(self.files[number] for number in set(self.places[rows, 0])) as read:
                 for slot, row in zip(pixels, rows, strict=True):
                     self.fill(slot, row, read)
-        except OSError as error:
-            return _lost(error)
         except UserError as error:
             return error
         return torch.from_numpy(pixels)
 
+    def empty(self, n: int) -> np.ndarray:
+        return np.empty((n, self.image_px, self.image_px, CHANNELS), np.uint8)
+
+    @contextmanager
+    def reader(self, files: Iterable[str]) -> Iterator[Callable[[str, int, int], bytes]]:
+        """`encoded_reader` of the raw data; raises `UserError` for a missing file."""
+        try:
+            with encoded_reader(self.raw, files) as read:
+                yield read
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}; restore the data with: dvc repro download") from error
+
     def fill(self, slot: np.ndarray, row: int, read: Callable[[str, int, int], bytes]) -> None:
         """Decodes one image into uint8 `[px, px, 3]`; raises `UserError` naming the image."""
         number, offset, length = self.places[row].tolist()
+        name = f"{self.raw / self.files[number]} at byte {offset} ({self.names[row]})"
         try:
             encoded = read(self.files[number], offset, length)
             if hashlib.sha256(encoded).hexdigest().encode() != self.digests[row]:
-                raise UserError(f"{self._name(row)}: changed since the split check; restore it with: dvc checkout data/raw")
+                raise UserError(f"{name}: changed since the split check; restore it with: dvc checkout data/raw")
             slot[:] = decode(encoded, self.image_px)
         except (UnreadableImage, OSError) as error:
-            raise UserError(f"{self._name(row)}: {error}; check the data with: dvc repro -f split_check") from error
-
-    def _name(self, row: int) -> str:
-        number, offset, _ = self.places[row].tolist()
-        return f"{self.raw / self.files[number]} at byte {offset} ({self.names[row]})"
-
-
-def _lost(error: OSError) -> UserError:
-    return UserError(f"{error.filename}: {error.strerror}; restore the data with: dvc repro download")
+            raise UserError(f"{name}: {error}; check the data with: dvc repro -f split_check") from error
 
 
 def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> torch.Tensor:
@@ -260,15 +242,11 @@ def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> 
 
     Raises `UserError` naming the first image that cannot be decoded.
     """
-    pixels = np.empty((len(rows), image_px, image_px, CHANNELS), np.uint8)
     decoder = _Decoder(rows, raw, image_px)
-    try:
-        with encoded_reader(raw, rows["file"]) as read, ThreadPoolExecutor(n_workers) as pool:
-            filled = pool.map(lambda row: decoder.fill(pixels[row], row, read), range(len(rows)))
-            for _ in tqdm(filled, total=len(rows), unit="image", desc="decode", disable=None):
-                pass
-    except OSError as error:
-        raise _lost(error) from error
+    pixels = decoder.empty(len(rows))
+    with decoder.reader(decoder.files) as read, ThreadPoolExecutor(n_workers) as pool:
+        filled = pool.map(decoder.fill, pixels, range(len(rows)), repeat(read))
+        deque(tqdm(filled, total=len(rows), unit="image", desc="decode", disable=None), maxlen=0)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 

@@ -6,11 +6,14 @@ Each is a `Classifier`: pixels in 0..1 to logits, with the input normalisation b
 import difflib
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from fieldguide.core.errors import UserError
 
@@ -92,11 +95,10 @@ def check_name(name: str, where: str = "params.yaml: model.name") -> None:
 
 def runs_at(model: Classifier, image_px: int) -> bool:
     """Whether the network supports squares of that side (a ViT only the one that it was built for)."""
-    try:
+    with suppress(*UNFIT):
         embedding_size(model.features, image_px)
-    except UNFIT:
-        return False
-    return True
+        return True
+    return False
 
 
 def embedding_size(features: nn.Module, image_px: int) -> int:
@@ -119,24 +121,18 @@ def averaged_map(features: nn.Module, image_px: int) -> str | None:
 
     Compares the outputs of all submodules on noise.
     """
-    outputs: list[tuple[str, torch.Tensor]] = []
-    handles = [
-        module.register_forward_hook(lambda _, __, output, name=name: outputs.append((name, output)))
-        for name, module in features.named_modules()
-    ]
-    try:
-        with torch.no_grad():
-            noise = torch.rand(2, 3, image_px, image_px, generator=torch.Generator().manual_seed(0)) * 4 - 2
-            embedding = features.eval()(noise.to(next(features.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    outputs: list[tuple[nn.Module, torch.Tensor]] = []
+    names = {module: name for name, module in features.named_modules()}
+    noise = torch.rand(2, 3, image_px, image_px, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    hook = register_module_forward_hook(lambda module, _, output: outputs.append((module, output)))
+    with hook, torch.no_grad():
+        embedding = features.eval()(noise.to(next(features.parameters()).device))
     tolerance = 1e-4 * float(embedding.abs().max())
-    for name, output in reversed(outputs):
+    for module, output in reversed(outputs):
         if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[1] == embedding.shape[1]:
             is_map = output.shape[2] * output.shape[3] > 1
             if is_map and torch.allclose(output.mean(dim=(2, 3)), embedding, atol=tolerance, rtol=1e-3):
-                return name
+                return names[module]
     return None
 
 
@@ -146,13 +142,9 @@ def block_numbers(model: Classifier) -> dict[str, int]:
     Consecutive parameters are in the same block if their names agree up to the first component with a digit, or in the first
     component if none has a digit: `layer1` of resnet50, `features.3` of convnext_tiny, `blocks.3` of timm's ViT.
     """
-    numbers: dict[str, int] = {}
-    number, last = -1, ""
-    for name, _ in model.named_parameters():
-        block = BLOCK.match(name)[0]  # type: ignore[index]  # each name is in features or the head
-        number, last = number + (block != last), block
-        numbers[name] = number
-    return numbers
+    names = [name for name, _ in model.named_parameters()]
+    blocks = groupby(names, key=lambda name: BLOCK.match(name)[0])  # type: ignore[index]  # each is in features or the head
+    return {name: number for number, (_, block) in enumerate(blocks) for name in block}
 
 
 def _scaling(name: str) -> tuple[Sequence[float], Sequence[float]]:
@@ -185,12 +177,10 @@ def torchvision_features(name: str, image_px: int) -> nn.Module:
     elif name.startswith("maxvit_"):
         options = {"input_size": (image_px, image_px)}
     network = torchvision.models.get_model(name, weights=None, **options)
-    heads = [
-        path
-        for path, module in network.named_modules()
-        if (isinstance(module, nn.Linear) and module.out_features == 1000)
-        or (isinstance(module, nn.Conv2d) and module.out_channels == 1000)  # squeezenet
-    ]
+    sizes = {  # squeezenet ends in a convolution
+        path: getattr(module, "out_features", getattr(module, "out_channels", None)) for path, module in network.named_modules()
+    }
+    heads = [path for path, size in sizes.items() if size == 1000]
     network.set_submodule(heads[-1], nn.Identity())
     return network
 
@@ -209,12 +199,9 @@ def _sizes(name: str, near: int) -> list[int]:
     """Up to four supported sides of `USUAL_PX`, the nearest ones."""
     fitting: list[int] = []
     for image_px in sorted(USUAL_PX, key=lambda usual_px: abs(usual_px - near)):
-        try:
-            with torch.device("meta"):
-                embedding_size(_features(name, image_px), image_px)
-        except UNFIT:
-            continue
-        fitting.append(image_px)
+        with suppress(*UNFIT), torch.device("meta"):
+            embedding_size(_features(name, image_px), image_px)
+            fitting.append(image_px)
         if len(fitting) == 4:
             break
     return sorted(fitting)
@@ -226,7 +213,7 @@ def cnn(n_classes: int) -> Classifier:
     channels = (3, 32, 64, 128, 256)
     for n_in, n_out, kernel in zip(channels, channels[1:], (5, 5, 3, 5), strict=False):
         layers += [nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-    return Classifier(nn.Sequential(*layers, *global_average()), channels[-1], n_classes)
+    return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels[-1], n_classes)
 
 
 def fieldnet(n_classes: int) -> Classifier:
@@ -246,7 +233,7 @@ def fieldnet(n_classes: int) -> Classifier:
         for block in range(depth):
             layers.append(ResidualBlock(n_in, width, stride=2 if block == 0 and width != widths[0] else 1))
             n_in = width
-    return Classifier(nn.Sequential(*layers, *global_average()), n_in, n_classes)
+    return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), n_in, n_classes)
 
 
 class ResidualBlock(nn.Module):
@@ -268,11 +255,6 @@ class ResidualBlock(nn.Module):
         """`[B, n_in, H, W]` to `[B, n_out, ceil(H / stride), ceil(W / stride)]`."""
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
-
-
-def global_average() -> list[nn.Module]:
-    """`[B, C, H, W]` to `[B, C]`."""
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
 NETWORKS: dict[str, Callable[[int], Classifier]] = {"fieldnet": fieldnet, "cnn": cnn}

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -43,11 +43,6 @@ class World:
         """Whether this process writes."""
         return self.rank == 0
 
-    @property
-    def number(self) -> tuple[int, ...]:
-        """Suffix of the random generators' counters, so that ranks draw different numbers; empty for rank 0."""
-        return () if self.is_first else (self.rank,)
-
     def shares(self, lengths: Sequence[int]) -> list[torch.Tensor]:
         """This rank's positions in consecutive batches of these lengths: int64, ascending.
 
@@ -56,11 +51,11 @@ class World:
         """
         places, start = [], 0
         for length in lengths:
-            pairs = length // 2
-            first, last = pairs * self.rank // self.size, pairs * (self.rank + 1) // self.size
-            middle = [pairs] if length % 2 and self.is_first else []  # rank 0 never has the larger share of pairs
-            ahead = torch.arange(first, last)
-            places.append(torch.cat([ahead, torch.tensor(middle, dtype=torch.int64), length - 1 - ahead.flip(0)]) + start)
+            own, n_pairs = torch.arange(length), length // 2
+            pair = torch.minimum(own, own.flip(0))
+            first, last = n_pairs * self.rank // self.size, n_pairs * (self.rank + 1) // self.size
+            is_middle = (pair == n_pairs) & self.is_first  # rank 0 never has the larger share of pairs
+            places.append(own[(pair >= first) & (pair < last) | is_middle] + start)
             start += length
         return places
 
@@ -72,10 +67,9 @@ class World:
 
     def all_reduce_max(self, number: int) -> int:
         """The largest number that any process passed."""
-        if self.size == 1:
-            return number
         numbers = torch.tensor([number])
-        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        if self.size > 1:
+            dist.all_reduce(numbers, dist.ReduceOp.MAX)
         return int(numbers)
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -84,17 +78,15 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def broadcast_bytes(self, content: bytes) -> bytes:
-        """The bytes that rank 0 passed, on all ranks."""
-        contents = [content]
+    def broadcast_object(self, own: Any) -> Any:
+        """What rank 0 passed, on all ranks."""
+        objects = [own]
         if self.size > 1:
-            dist.broadcast_object_list(contents, src=0)
-        return contents[0]
+            dist.broadcast_object_list(objects, src=0)
+        return objects[0]
 
     def gather_rows(self, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
         """The rows of all processes, of which rank r passes r, r + size, …: `[n_rows, ...]` on the CPU."""
-        if self.size == 1:
-            return rows
         gathered = torch.zeros(n_rows, *rows.shape[1:], dtype=rows.dtype)
         gathered[self.rank :: self.size] = rows
         return self.sum(gathered)
@@ -117,7 +109,7 @@ class World:
 
 
 def synchronise_norms(model: nn.Module, device: torch.device) -> None:
-    """Converts batch norms to synchronised ones, in place; raises `UserError` if the device does not support them."""
+    """Converts batch norms, in place; raises `UserError` if the device does not support it."""
     if device.type != "cuda":
         raise UserError(f"params.yaml: train.sync_batch_norm is true, but needs CUDA and not {device.type}; set it to false")
     nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, because the model itself is not a norm
@@ -149,11 +141,6 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def per_process(n: int) -> int:
-    """The share of n cores or workers for each process on this machine; at least 1."""
-    return max(1, n // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 def launch(module: str, n: int) -> None:
     """Runs `module` in n processes under torchrun, which restarts all of them when one dies.
 
@@ -165,18 +152,15 @@ def launch(module: str, n: int) -> None:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // n)))
     options = ["--standalone", f"--nproc-per-node={n}", f"--max-restarts={MAX_RESTARTS}", "--no-python"]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # keeps nohup
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # keeps nohup
         options.append("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT")
-    failure: Exception | None = None
-    signal_number = 0
+    failure: SignalException | ChildFailedError | None = None
     with tempfile.TemporaryDirectory(prefix="fieldguide-") as folder:
         file = Path(folder, "outcome.json")
         os.environ[OUTCOME] = str(file)
         try:
             torchrun([*options, sys.executable, "-m", module])
-        except SignalException as error:
-            signal_number = int(error.sigval)
-        except ChildFailedError as error:
+        except (SignalException, ChildFailedError) as error:
             failure = error
         finally:
             del os.environ[OUTCOME]
@@ -185,8 +169,8 @@ def launch(module: str, n: int) -> None:
         raise UserError(outcome["error"]) from failure
     if outcome.get("status") == 0:
         return
-    if signal_number:
-        _exit_now(128 + signal_number)
+    if isinstance(failure, SignalException):
+        _exit_now(128 + int(failure.sigval))
     if "status" in outcome:
         sys.exit(outcome["status"])
     if failure:

@@ -6,40 +6,38 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import NoReturn
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
 
 import pandas as pd
 import torch
 
+from fieldguide.core.artifacts import SplitScore, TrainMetrics
 from fieldguide.core.errors import UserError
+from fieldguide.core.files import check_free_space
 from fieldguide.core.manifest import write_table
 from fieldguide.core.params import Train
 from fieldguide.core.paths import CHECKPOINT, HISTORY_CSV
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
-from fieldguide.network.inference import Score, predict, score
+from fieldguide.network.inference import predict, score
 from fieldguide.network.loader import Source
 from fieldguide.tracking.run import Run
-from fieldguide.training.loop import Progress, Stopped, Training, image_px_at
-from fieldguide.training.resume import State, States
+from fieldguide.training.loop import Progress, Training, image_px_at
+from fieldguide.training.resume import KEPT, States
 
 OOM_PATTERN = "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # messages of torch's allocators
 
 
-@dataclass(frozen=True)
-class Valid:
-    """The validation split: images of this process, and targets of all images, int64 `[N]` on the CPU."""
-
-    source: Source
-    targets: torch.Tensor
-
-
 @dataclass
 class Fit:
-    """A training with its validation split, its run and its saved states; only rank 0 writes."""
+    """A training with its validation split, its run and its saved states; only rank 0 writes.
+
+    valid: images of this process; targets: of all images of the split, int64 `[N]` on the CPU.
+    """
 
     training: Training
-    valid: Valid
+    valid: Source
+    targets: torch.Tensor
     run: Run
     facts: Checkpoint
     states: States | None  # None except on rank 0
@@ -47,45 +45,45 @@ class Fit:
     history: list[dict[str, float]] = field(default_factory=list)  # one line per epoch
     best: int = 0  # epoch, from 1
 
-    def all_epochs(self, state: State | None) -> pd.DataFrame:
-        """Trains from a saved state, if any, to the last epoch or until early stopping; returns the history.
+    def all_epochs(self, state: dict[str, Any] | None) -> TrainMetrics:
+        """Trains from a saved state, if any, to the last epoch or until early stopping.
 
         Writes the best network to models/model.safetensors. After SIGTERM or SIGINT it finishes the step, saves the state and
         exits with 128 + the signal's number.
         """
         train, world = self.training.train, self.training.world
         if self.states:
-            weights = sum(tensor.nbytes for tensor in self.training.state().values())
-            self.states.require_space(3 * weights)  # Adam keeps two numbers per weight
+            n_bytes = sum(tensor.nbytes for tensor in self.training.model.state_dict().values())
+            n_networks = 5  # of that size: the model, its average, Adam's two numbers per weight, and the checkpoint
+            check_free_space(self.states.folder, (KEPT + 1) * n_networks * n_bytes, " for the state of the training")
         begun = self._resume(state) if state else None
         for epoch in range(len(self.history), train.epochs):
             if train.patience and self.best and epoch - self.best >= train.patience:
                 print(f"early stopping: no improvement for {train.patience} epochs")
                 break
             start = time.perf_counter()
-            try:
-                with out_of_memory_explained(train, self.training.image_px):
-                    trained = self.training.epoch(epoch, begun, self.stop)
-            except Stopped as stopped:
-                self._save(stopped.progress)
-                self._exit(f"after epoch {epoch} and {stopped.progress.n_batches} batches")
+            with out_of_memory_explained(train, self.training.image_px):
+                trained = self.training.epoch(epoch, begun, self.stop)
+            if isinstance(trained, Progress):
+                self._save(trained)
+                self._exit(f"after epoch {epoch} and {trained.n_batches} batches")
             begun = None
             self._end_epoch(trained, time.perf_counter() - start)
             if world.all_reduce_max(self.stop()) and epoch + 1 < train.epochs:
                 self._exit(f"after epoch {epoch + 1}")
-        return self._write_history()
+        self._write_history()
+        return self._metrics()
 
-    def _resume(self, state: State) -> Progress | None:
+    def _resume(self, state: dict[str, Any]) -> Progress | None:
         """Restores a state; returns the progress of an unfinished epoch."""
-        progress = {name: tensor for name, tensor in state.tensors.items() if name.startswith("progress.")}
-        self.training.restore({name: tensor for name, tensor in state.tensors.items() if name not in progress})
-        self.history, self.best = state.facts["history"], state.facts["best"]
-        n_batches = state.facts["n_batches"]
-        print(f"resuming after epoch {len(self.history)}" + (f" and {n_batches} batches" if progress else ""), flush=True)
-        return Progress(n_batches, progress["progress.sums"], progress["progress.losses"]) if progress else None
+        self.training.restore(state)
+        self.history, self.best = state["history"], state["best"]
+        progress = Progress(*state["progress"]) if state["progress"] else None
+        batches = f" and {progress.n_batches} batches" if progress else ""
+        print(f"resuming after epoch {len(self.history)}{batches}", flush=True)
+        return progress
 
     def _exit(self, where: str) -> NoReturn:
-        """Exits after the state is written."""
         if self.states:
             self.states.finish()
         number = self.training.world.all_reduce_max(self.stop())
@@ -95,21 +93,17 @@ class Fit:
         sys.exit(128 + number)
 
     def _save(self, progress: Progress | None = None) -> None:
-        if not self.states:
-            return
-        tensors = self.training.state()
-        if progress:
-            tensors |= {"progress.sums": progress.sums, "progress.losses": progress.losses}
-        n_batches = progress.n_batches if progress else 0
-        facts = {"history": self.history, "best": self.best, "n_batches": n_batches, "run_key": self.run.key}
-        self.states.save(tensors, facts, files=(CHECKPOINT,) if self.best else ())
+        if self.states:
+            own = {"history": self.history, "best": self.best, "run_key": self.run.key}
+            state = self.training.state() | own | {"progress": progress and tuple(progress)}
+            self.states.save(state, files=(CHECKPOINT,) if self.best else ())
 
-    def _end_epoch(self, trained: Score, seconds: float) -> None:
+    def _end_epoch(self, trained: SplitScore, seconds: float) -> None:
         """Validates, keeps the network if it is the best, saves the state, and logs."""
         training, train, number = self.training, self.training.train, len(self.history) + 1
         with out_of_memory_explained(train, training.image_px):
-            logits = predict(training.result, self.valid.source, train.batch_size, training.device, training.dtype)
-        validated = score(training.world.gather_rows(logits, len(self.valid.targets)), self.valid.targets)
+            logits = predict(training.result, self.valid, train.batch_size, training.device, training.dtype)
+        validated = score(training.world.gather_rows(logits, len(self.targets)), self.targets)
         line = {
             "epoch": number,
             "image_px": image_px_at(number - 1, train, training.image_px),
@@ -126,17 +120,8 @@ class Fit:
         self.history.append(line)
         self._write_history()
         images_per_second = len(training.source) / seconds
-        self.run.log_metrics(
-            {
-                "train": asdict(trained),
-                "valid": asdict(validated),
-                "lr": line["lr"],
-                "image_px": line["image_px"],
-                "images_per_second": images_per_second,
-                "seconds": seconds,
-            },
-            step=number,
-        )
+        metrics = {"train": trained.as_dict(), "valid": validated.as_dict(), "lr": line["lr"], "image_px": line["image_px"]}
+        self.run.log_metrics(metrics | {"images_per_second": images_per_second, "seconds": seconds}, step=number)
         self._save()  # after log_metrics: a resumed training does not log this epoch again
         print(
             f"epoch {number:4d}/{train.epochs}  {line['image_px']:4d} px  loss {trained.loss:7.4f}  acc {trained.accuracy:6.2%}"
@@ -145,11 +130,20 @@ class Fit:
             flush=True,
         )
 
-    def _write_history(self) -> pd.DataFrame:
-        table = pd.DataFrame(self.history)
+    def _write_history(self) -> None:
         if self.training.world.is_first:
-            write_table(table, HISTORY_CSV)
-        return table
+            write_table(pd.DataFrame(self.history), HISTORY_CSV)
+
+    def _metrics(self) -> TrainMetrics:
+        """Both splits at the best epoch, train with augmentation."""
+        line = self.history[self.best - 1]
+        return TrainMetrics(
+            epochs=len(self.history),
+            best_epoch=self.best,
+            train=SplitScore(loss=line["train_loss"], accuracy=line["train_accuracy"]),
+            valid=SplitScore(loss=line["valid_loss"], accuracy=line["valid_accuracy"]),
+            parameters=sum(parameter.numel() for parameter in self.training.model.parameters()),
+        )
 
 
 def rank(line: dict[str, float], best_by: str) -> tuple[float, float]:

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fieldguide.core.artifacts import SplitScore
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import Augment, Train
 from fieldguide.network.device import autocast, seed_device
-from fieldguide.network.inference import Score
 from fieldguide.network.loader import Source
 from fieldguide.network.models import Classifier
 from fieldguide.training import augment
@@ -22,19 +22,11 @@ from fieldguide.training.optim import lr_at, set_lr, update_average
 
 
 class Progress(NamedTuple):
-    """The progress within an epoch."""
+    """The progress of an epoch that was stopped after a step, to resume it."""
 
     n_batches: int
     sums: torch.Tensor  # float32 [batches of the epoch, 2]: sum of cross-entropies, number of right predictions
     losses: torch.Tensor  # float32 [batches of the epoch]
-
-
-class Stopped(Exception):
-    """Raised when an epoch is stopped after a step; `progress` allows it to be resumed."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__(f"stopped after batch {progress.n_batches}")
-        self.progress = progress
 
 
 PX_STEP = 16  # step of the growing input size: networks halve it four times or more
@@ -68,11 +60,6 @@ class Training:
     def device(self) -> torch.device:
         return self.targets.device
 
-    @property
-    def batch_size(self) -> int:
-        """The global batch size."""
-        return self.world.size * self.train.batch_size
-
     def lr(self, step: int) -> float:
         """The head's learning rate at a step, linear in the number of processes (Goyal et al. 2017, arXiv:1706.02677)."""
         return self.world.size * lr_at(step, self.steps_per_epoch, self.train)
@@ -90,17 +77,19 @@ class Training:
         weights = len(self.targets) / (counts.clamp(min=1) * (counts > 0).sum())
         return torch.where(counts > 0, weights, 1.0)  # a class without images still has its share of smoothed labels
 
-    def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], int] = lambda: 0) -> Score:
+    def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], int] = lambda: 0) -> SplitScore | Progress:
         """Trains on every image once (or on every class equally often); the score is that of the augmented images.
 
         The device is synchronised only at the end. All random numbers are a function of (seed, epoch, position in the epoch),
-        so that resuming from `begun` gives the same result. Raises `UserError` for the first batch whose loss is not finite,
-        and `Stopped` after a step if `stop()` is true.
+        so that resuming from `begun` gives the same result. Raises `UserError` for the first batch whose loss is not finite.
+        Returns the progress after a step if `stop()` is true.
         """
         train, n_images, device, world = self.train, len(self.source), self.device, self.world
         network = self._begin(frozen=epoch < train.head_epochs)
         image_px = image_px_at(epoch, train, self.image_px)
-        order = self._order(epoch)
+        order = augment.order(train.seed, epoch, n_images)
+        if train.sampling == "balanced":
+            order = balanced_order(train.seed, epoch, self.targets.cpu())
         batches = self._cut(order)  # of all processes
         places = world.shares([len(batch) for batch in batches])  # of this one
         own, lengths = [order[place] for place in places], [len(place) for place in places]
@@ -113,7 +102,7 @@ class Training:
         for k, images in enumerate(self.source.batches(own[begun.n_batches :]), start=begun.n_batches):
             step, place = divmod(k, train.accumulate)
             step += epoch * self.steps_per_epoch
-            seed_device(device, _seed_of(train.seed, epoch, k, *world.number))  # for dropout in the network
+            seed_device(device, _seed_of(train.seed, epoch, k, world.rank))  # for dropout in the network
             pixels = augment.augment(images, u[k], self.augment, image_px)
             partner, share = targets[k], 1.0
             if mixes:
@@ -128,13 +117,10 @@ class Training:
             if place + 1 == len(summed):
                 self.update(step)
                 if world.all_reduce_max(stop()) and k + 1 < len(batches):
-                    progress = self._together(Progress(k + 1, sums, losses), begun, weights)
-                    self._refuse_non_finite(progress.losses, epoch)
-                    raise Stopped(progress)
-        together = self._together(Progress(len(batches), sums, losses), begun, weights)
-        self._refuse_non_finite(together.losses, epoch)
+                    return self._together(Progress(k + 1, sums, losses), begun, weights, epoch)
+        together = self._together(Progress(len(batches), sums, losses), begun, weights, epoch)
         loss_sum, n_right = together.sums.double().sum(dim=0).tolist()
-        return Score(loss_sum / n_images, n_right / n_images)
+        return SplitScore(loss=loss_sum / n_images, accuracy=n_right / n_images)
 
     def learn(
         self,
@@ -173,50 +159,25 @@ class Training:
         if self.average is not None:
             update_average(self.average, self.model, self.train.ema, step)
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Weights, their average and the optimiser's state, under flat names."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        if self.average is not None:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items() if torch.is_tensor(value)}
-        return tensors
+    def state(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts().items()}
 
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Restores a `state`.
+    def restore(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
 
-        The optimiser's tensors get the memory format of their weights, which a file does not keep and fused GPU kernels need.
-        """
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        networks: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}}
-        for name, tensor in tensors.items():
-            owner, rest = name.split(".", 1)
-            if owner == "optimizer":
-                number, key = rest.split(".")
-                like = parameters[int(number)]
-                placed = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-                moments.setdefault(int(number), {})[key] = placed
-            else:
-                networks[owner][rest] = tensor
-        self.model.load_state_dict(networks["model"])
-        if self.average is not None:
-            self.average.load_state_dict(networks["average"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _begin(self, frozen: bool) -> nn.Module:
         """The network in training mode; a frozen backbone keeps its weights and the statistics of its norms."""
         self.model.train()
-        self.model.features.requires_grad_(not frozen)
-        if frozen:
-            self.model.features.eval()
+        self.model.features.train(not frozen).requires_grad_(not frozen)
         return self.world.wrap(self.model)
 
     def _weights(self, batches: Sequence[torch.Tensor], own: Sequence[torch.Tensor]) -> list[float]:
         """Weight of the mean loss of this process's share in that of the batch, times the processes, which DDP averages."""
-        if self.world.size == 1:
-            return [1.0] * len(batches)
         ones = torch.ones(len(self.targets))
         weights = ones if self.class_weights is None else self.class_weights[self.targets].cpu()
         return [
@@ -224,29 +185,23 @@ class Training:
             for share, batch in zip(own, batches, strict=True)
         ]
 
-    def _together(self, own: Progress, begun: Progress, weights: list[float]) -> Progress:
-        """The progress of all processes; also copies the statistics of norms from rank 0 to the others."""
+    def _together(self, own: Progress, begun: Progress, weights: list[float], epoch: int) -> Progress:
+        """The progress of all processes, checked; also copies the statistics of norms from rank 0 to the others."""
         world = self.world
-        if world.size == 1:
-            return own
         counts = torch.tensor(weights, device=self.device) / world.size
         counts[: begun.n_batches] = 1.0  # these are sums over all processes, held by rank 0 only
         losses = world.sum(own.losses * counts)
+        self._refuse_non_finite(losses, epoch)
         for network in (self.model, self.average):
             world.broadcast(network.buffers() if network is not None else [])
         return Progress(own.n_batches, world.sum(own.sums), losses)
-
-    def _order(self, epoch: int) -> torch.Tensor:
-        if self.train.sampling == "balanced":
-            return balanced_order(self.train.seed, epoch, self.targets.cpu())
-        return augment.order(self.train.seed, epoch, len(self.source))
 
     def _cut(self, order: torch.Tensor) -> Sequence[torch.Tensor]:
         """Splits into batches; appends a last batch with less than two images per process to the one before it.
 
         Batch norm needs more than one value.
         """
-        batches = list(order.split(self.batch_size))
+        batches = list(order.split(self.world.size * self.train.batch_size))
         if len(batches) > 1 and len(batches[-1]) < 2 * self.world.size:
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches

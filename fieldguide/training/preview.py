@@ -10,8 +10,7 @@ from fieldguide.core.images import add_caption, encode_png
 from fieldguide.training import augment
 from fieldguide.training.loop import Training, image_px_at
 
-N_IMAGES = 10
-N_EPOCHS = 3
+N_IMAGES, N_EPOCHS = 10, 3
 TILE_PX, GAP_PX = 128, 4
 
 

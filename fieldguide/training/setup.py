@@ -1,8 +1,9 @@
-"""Set-up of a training from params and manifest, its saved states and its metrics."""
+"""Set-up of a training from params and manifest, and what its saved states depend on."""
 
 import copy
+import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from fieldguide.core.artifacts import SplitScore, TrainMetrics
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash
 from fieldguide.core.imports import import_closure
@@ -20,14 +20,12 @@ from fieldguide.core.params import Params
 from fieldguide.core.paths import MANIFEST
 from fieldguide.network.checkpoint import load_weights, weights_file
 from fieldguide.network.device import device_name, pick_device, pick_dtype, repeatable
-from fieldguide.network.loader import open_images
+from fieldguide.network.loader import Source, open_images
 from fieldguide.network.models import build, runs_at
 from fieldguide.training import distributed
 from fieldguide.training.distributed import World
-from fieldguide.training.fit import Valid
 from fieldguide.training.loop import Training, image_px_at
 from fieldguide.training.optim import make_optimizer
-from fieldguide.training.resume import State, States, states_of
 
 VERSIONED = ("torch", "numpy", "pillow", "timm", "torchvision")  # libraries on which the trained weights depend
 
@@ -35,8 +33,8 @@ VERSIONED = ("torch", "numpy", "pillow", "timm", "torchvision")  # libraries on 
 @contextmanager
 def training_setup(
     params: Params, classes: Classes, rows: dict[str, pd.DataFrame], raw: Path, world: World
-) -> Iterator[tuple[Training, Valid]]:
-    """A training with open images, network and optimiser, and the validation split; `rows` are those of train and valid."""
+) -> Iterator[tuple[Training, Source, torch.Tensor]]:
+    """A training with open images, and images and targets of the validation split; `rows` are those of train and valid."""
     train, image_px = params.train, params.model.image_px
     if len(rows["train"]) < 2 * world.size:
         raise UserError(f"{len(rows['train'])} training images are too few for {world.size} devices; lower train.devices")
@@ -62,7 +60,7 @@ def training_setup(
     if train.compile:
         compile_each_size(model, len(sizes))
     with ExitStack() as stack:
-        n_workers = distributed.per_process(params.runtime.n_workers)
+        n_workers = max(1, params.runtime.n_workers // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # for each process
         own_rows = {"train": rows["train"], "valid": rows["valid"].iloc[world.rank :: world.size].reset_index(drop=True)}
         sources = {
             split: stack.enter_context(closing(open_images(own_rows[split], raw, px, n_workers, device, train)))
@@ -82,7 +80,7 @@ def training_setup(
             dtype=dtype,
             world=world,
         )
-        yield training, Valid(sources["valid"], torch.from_numpy(classes.targets(rows["valid"])))
+        yield training, sources["valid"], torch.from_numpy(classes.targets(rows["valid"]))
 
 
 def compile_each_size(model: nn.Module, n_sizes: int) -> None:
@@ -95,15 +93,10 @@ def compile_each_size(model: nn.Module, n_sizes: int) -> None:
     model.compile(dynamic=False)
 
 
-def open_states(params: Params, script: Path, world: World) -> AbstractContextManager[States | None]:
-    """The saved states of this training on rank 0, None on the others; `script` is the file of the stage."""
-    return states_of(state_key_inputs(params, script, world)) if world.is_first else nullcontext()
-
-
 def state_key_inputs(params: Params, script: Path, world: World) -> dict[str, Any]:
     """Everything on which the trained weights depend; a saved state is used only if none of it has changed.
 
-    Includes `script` and the project files that it imports, directly or indirectly.
+    Includes `script`, the file of the stage, and the project files that it imports, directly or indirectly.
     """
     device, root = pick_device(params.runtime.device), script.parents[1]
     sections = {name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "augment")}
@@ -115,23 +108,3 @@ def state_key_inputs(params: Params, script: Path, world: World) -> dict[str, An
         "device": [device_name(device), str(pick_dtype(params.train.precision, device)), world.size],
         "versions": {package: version(package) for package in VERSIONED},
     }
-
-
-def shared_state(state: State | None, world: World) -> State | None:
-    """The state of rank 0, in every process."""
-    if world.size == 1:
-        return state
-    content = world.broadcast_bytes(state.pack() if state else b"")
-    return State.unpack(content) if content else None
-
-
-def train_metrics(history: pd.DataFrame, best: int, model: nn.Module) -> TrainMetrics:
-    """The content of metrics/train.json: both splits at the best epoch, train with augmentation."""
-    line = history.iloc[best - 1]
-    return TrainMetrics(
-        epochs=len(history),
-        best_epoch=best,
-        train=SplitScore(loss=line["train_loss"], accuracy=line["train_accuracy"]),
-        valid=SplitScore(loss=line["valid_loss"], accuracy=line["valid_accuracy"]),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-    )

@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(project: Project, m
         (
             ".fieldguide/unfinished",
             64,
-            r"error: \S+: 0\.0 GB free, but the state of the training needs \S+ GB; free disk space",
+            r"error: \S+: \S+ GB are needed for the state of the training, \S+ GB are free; free disk space",
         ),
         ("models", 64, r"error: models/model.safetensors: could not be written \(No space left on device\); free disk space"),
     ],

@@ -264,6 +264,11 @@ def test_every_changed_byte_is_found(tmp_path: Path) -> None:
             load_calibration(file)
 
 
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone does not exist; create it with: dvc repro evaluate$"):
+        load_calibration(tmp_path / "gone")
+
+
 def unsealed(file: Path) -> None:
     save_file({"a": torch.zeros(2)}, file, metadata={"fieldguide": '{"tta": "none"}'})
 
@@ -271,12 +276,11 @@ def unsealed(file: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (lambda file: None, "No such file or directory"),
         (lambda file: file.write_bytes(b"no tensors"), "not a calibration of fieldguide"),
         (lambda file: save_file({"a": torch.zeros(2)}, file), "not a calibration of fieldguide"),
-        (unsealed, "not a calibration of fieldguide \\('temperature'\\)"),
+        (unsealed, "not a calibration of fieldguide \\(.*'temperature'"),
     ],
-    ids=["missing", "other bytes", "other tensors", "other facts"],
+    ids=["other bytes", "other tensors", "other facts"],
 )
 def test_what_is_no_calibration_is_refused(tmp_path: Path, write: Callable[[Path], None], reason: str) -> None:
     file = tmp_path / "calibration"
