@@ -95,9 +95,9 @@ def main() -> None:
         threshold = fit_unknown_below(valid[name], params.evaluate.accept)
         for kind, by_score in strange.items():
             figures = ood_metrics(known[name], by_score[name], threshold)
-            n = len(by_score[name])
-            low, high = accuracy_interval(round(figures["ood_refused"] * n), n)
-            lines.append({"score": name, "strangers": kind, "n": n, **figures, "refused_low": low, "refused_high": high})
+            low, high = accuracy_interval(round(figures.refused * figures.n), figures.n)
+            interval = {"refused_low": low, "refused_high": high, "known_accepted": (known[name] >= threshold).mean()}
+            lines.append({"score": name, "strangers": kind} | figures.as_dict() | interval)
     print(pd.DataFrame(lines).round(4).to_string(index=False))
 
 

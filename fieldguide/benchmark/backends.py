@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fieldguide.benchmark.timing import Predict
@@ -45,10 +44,10 @@ def load_backends(
         return torch_probabilities(load_checkpoint(checkpoint)[0].to(on), fitted, compiled)
 
     eager = torch_predict(torch.device("cpu"))
-    backends = {"torch": Backend(eager, _with_one_thread(eager), n_bytes, ("torch", str(checkpoint), str(calibration)))}
+    backends = {"torch": Backend(eager, _threads(1)(eager), n_bytes, ("torch", str(checkpoint), str(calibration)))}
     if compiled:
         predict = torch_predict(torch.device("cpu"), compiled=True)
-        backends["torch_compile"] = Backend(predict, _with_one_thread(predict), n_bytes)
+        backends["torch_compile"] = Backend(predict, _threads(1)(predict), n_bytes)
     if device.type != "cpu":
         backends[f"torch_{device.type}"] = Backend(torch_predict(device), None, n_bytes)
     for name, file in onnx_files.items():
@@ -60,16 +59,9 @@ def load_backends(
     return backends
 
 
-def _with_one_thread(predict: Predict) -> Predict:
-    def alone(pixels: np.ndarray) -> np.ndarray:
-        with _threads(1):
-            return predict(pixels)
-
-    return alone
-
-
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
+    """Limits torch to this number of threads in the block or, as a decorator, in each call."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -1,6 +1,6 @@
-"""Latency, throughput, energy and accuracy of each backend on the same images, and the comparison of INT8 with fp32."""
+"""Latency, throughput and accuracy of each backend on the same images, and the comparison of INT8 with fp32."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -8,15 +8,14 @@ import pandas as pd
 import torch
 
 from fieldguide.benchmark.backends import Backend
-from fieldguide.benchmark.timing import Predict, interleaved_ms, joules, latency
+from fieldguide.benchmark.reference import Answer
+from fieldguide.benchmark.timing import Predict, interleaved_ms, latency
 from fieldguide.core.artifacts import BackendMetrics, Int8Comparison, Latency, Speed
 from fieldguide.core.images import decode
 from fieldguide.core.params import Benchmark
 
 POINTS_LOST = 0.5  # of accuracy, in percentage points: the largest acceptable loss of INT8
 COLUMNS = ["backend", "threads", "batch_size", "images_per_second", "slowest", "fastest"]
-
-Line = tuple[str, int, int, float, float, float]  # as `COLUMNS`
 
 
 def measure_speed(
@@ -28,69 +27,45 @@ def measure_speed(
     """
     together = {name: backend.predict for name, backend in backends.items()}
     alone = {name: backend.one_thread for name, backend in backends.items() if backend.one_thread}
-    latencies, rates, lines = _timings(together, torch.get_num_threads(), pixels, settings)
-    latencies_alone, rates_alone, lines_alone = _timings(alone, 1, pixels, settings)
+    latencies, table = _timings(together, torch.get_num_threads(), pixels, settings)
+    latencies_alone, table_alone = _timings(alone, 1, pixels, settings)
+    best, best_alone = (each.groupby("backend")["images_per_second"].max() for each in (table, table_alone))
     speeds = {
         name: Speed(
             latency_ms=latencies[name],
-            images_per_second=rates[name],
+            images_per_second=best[name],
             latency_ms_one_thread=latencies_alone.get(name),
-            images_per_second_one_thread=rates_alone.get(name),
-            joules_per_image=_joules_per_image(predict, _batch(pixels, settings.batch_sizes[-1]), settings.throughput_runs),
+            images_per_second_one_thread=best_alone.get(name),
         )
-        for name, predict in together.items()
+        for name in backends
     }
-    return speeds, pd.DataFrame(lines + lines_alone, columns=COLUMNS)
+    return speeds, pd.concat([table, table_alone], ignore_index=True)
 
 
 def _timings(
     calls: Mapping[str, Predict], n_threads: int, pixels: np.ndarray, settings: Benchmark
-) -> tuple[dict[str, Latency], dict[str, float], list[Line]]:
-    """Latency at batch size 1 and the best median throughput by backend, and a line per backend and batch size."""
+) -> tuple[dict[str, Latency], pd.DataFrame]:
+    """Latency at batch size 1 by backend, and a table of the median throughput of each backend at each batch size."""
     single = interleaved_ms(calls, pixels[:1], settings.warmup_runs, settings.latency_runs)
-    best = dict.fromkeys(calls, 0.0)
-    lines: list[Line] = []
+    lines = []
     for batch_size in settings.batch_sizes:
-        batches = interleaved_ms(calls, _batch(pixels, batch_size), 2, settings.throughput_runs)
-        for name, times in batches.items():
+        batch = pixels[np.arange(batch_size) % len(pixels)]
+        for name, times in interleaved_ms(calls, batch, 2, settings.throughput_runs).items():
             rates = batch_size / times * 1000
-            lines.append((name, n_threads, batch_size, float(np.median(rates)), float(rates.min()), float(rates.max())))
-            best[name] = max(best[name], float(np.median(rates)))
-    return {name: latency(times) for name, times in single.items()}, best, lines
-
-
-def _batch(pixels: np.ndarray, batch_size: int) -> np.ndarray:
-    return pixels[np.arange(batch_size) % len(pixels)]
-
-
-def _joules_per_image(predict: Predict, batch: np.ndarray, runs: int) -> float | None:
-    energy = joules(partial(_repeat, predict, batch, runs))
-    return None if energy is None else energy / (runs * len(batch))
-
-
-def _repeat(predict: Predict, batch: np.ndarray, runs: int) -> None:
-    for _ in range(runs):
-        predict(batch)
+            lines.append((name, n_threads, batch_size, np.median(rates), rates.min(), rates.max()))
+    return {name: latency(times) for name, times in single.items()}, pd.DataFrame(lines, columns=COLUMNS)
 
 
 def end_to_end_latency(
-    backends: Mapping[str, Backend],
-    library: tuple[str, Callable[[bytes], np.ndarray]] | None,
-    encoded: bytes,
-    image_px: int,
-    settings: Benchmark,
+    backends: Mapping[str, Backend], library: Mapping[str, Answer], encoded: bytes, image_px: int, settings: Benchmark
 ) -> dict[str, np.ndarray]:
     """Milliseconds from the bytes of one photograph to its probabilities, of each backend and of the network's library."""
-    calls: dict[str, Callable[[bytes], np.ndarray]] = {
-        name: partial(_decode_and_predict, backend.predict, image_px) for name, backend in backends.items()
-    }
-    if library:
-        calls[f"{library[0]}_own_inference"] = library[1]
-    return interleaved_ms(calls, encoded, settings.warmup_runs, settings.latency_runs)
 
+    def decode_and_predict(predict: Predict, content: bytes) -> np.ndarray:
+        return predict(np.stack([decode(content, image_px)]))[0]
 
-def _decode_and_predict(predict: Predict, image_px: int, content: bytes) -> np.ndarray:
-    return predict(np.stack([decode(content, image_px)]))[0]
+    calls = {name: partial(decode_and_predict, backend.predict) for name, backend in backends.items()}
+    return interleaved_ms({**calls, **library}, encoded, settings.warmup_runs, settings.latency_runs)
 
 
 def accuracy_of(predict: Predict, pixels: np.ndarray, targets: np.ndarray) -> float:

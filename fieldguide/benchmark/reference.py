@@ -13,13 +13,13 @@ from fieldguide.network.models import NETWORKS, TIMM, Classifier
 Answer = Callable[[bytes], np.ndarray]  # one encoded image to probabilities [K]
 
 
-def peer(name: str, model: Classifier, image_px: int) -> tuple[str, Answer] | None:
-    """The library's name and a function from an encoded image to probabilities in eager torch; None for fieldguide's networks.
+def peer(name: str, model: Classifier, image_px: int) -> dict[str, Answer]:
+    """Inference in eager torch by its name in metrics/benchmark.json; empty for fieldguide's networks.
 
     Decodes, resizes and normalises as the library does, at the network's input size, without calibration.
     """
     if name in NETWORKS:
-        return None
+        return {}
     device = next(model.parameters()).device
     network = nn.Sequential(model.features, model.head).eval()
     if name.startswith(TIMM):
@@ -39,4 +39,4 @@ def peer(name: str, model: Classifier, image_px: int) -> tuple[str, Answer] | No
             pixels = transform(image.convert("RGB"))
         return network(pixels[None].to(device)).softmax(dim=1)[0].cpu().numpy()
 
-    return library, answer
+    return {f"{library}_own_inference": answer}

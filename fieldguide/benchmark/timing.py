@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -14,8 +13,6 @@ from fieldguide.core.artifacts import Latency, Percentiles
 ROUNDS = 10  # blocks of timed calls per backend
 PAUSE_S = 0.05  # measured on 2 cores: without it, torch at batch 1 took 3 times as long beside ONNX Runtime as alone
 BLOCK_WARMUP_RUNS = 2
-
-ENERGY_UJ = Path("/sys/class/powercap/intel-rapl:0/energy_uj")  # of the processor package, if readable
 
 T = TypeVar("T")
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] to probabilities [B, K]
@@ -60,17 +57,6 @@ def latency(times_ms: np.ndarray) -> Latency:
     """The percentiles, and the lowest and the highest median of the blocks."""
     medians = [float(np.median(block)) for block in np.array_split(times_ms, min(ROUNDS, len(times_ms)))]
     return Latency(**percentiles(times_ms).model_dump(), p50_rounds=(min(medians), max(medians)))
-
-
-def joules(call: Callable[[], object]) -> float | None:
-    """The energy that the processor used during a call; None if it cannot be read."""
-    try:
-        before = int(ENERGY_UJ.read_text())
-        call()
-        after = int(ENERGY_UJ.read_text())
-    except (OSError, ValueError):
-        return None
-    return (after - before) / 1e6 if after > before else None  # the counter wraps around
 
 
 def _synchronize() -> None:

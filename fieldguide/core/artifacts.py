@@ -307,7 +307,6 @@ class Speed(Part):
     images_per_second: float
     latency_ms_one_thread: OrNoKey[Latency] = None
     images_per_second_one_thread: OrNoKey[float] = None
-    joules_per_image: OrNoKey[float] = None  # if the processor reports it
 
 
 class BackendMetrics(Speed):

@@ -1,7 +1,8 @@
 """Predictions of a trained network for every image, and the calibration fitted on them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -44,16 +45,7 @@ class TrainedNetwork:
         return self.model.head.weight.device
 
     def images(self, rows: pd.DataFrame) -> Source:
-        """The images of `rows`, with prefetching."""
         return Prefetching(rows, self.raw, self.facts.image_px, self.runtime.n_workers, self.device)
-
-    def views(self, source: Source, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Logits `[V, B, K]` and embeddings `[V, B, F]` of each batch."""
-        batches = batches_of(len(source), self.evaluate.batch_size)
-        with tqdm(total=len(source), unit="image", desc=name, disable=None) as bar:
-            for logits, embeddings in views(self.model, source, batches, self.device, self.evaluate.tta):
-                yield logits, embeddings
-                bar.update(logits.shape[1])
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class Answers:
     first_view: np.ndarray
     known: np.ndarray
 
-    @property
+    @cached_property
     def predicted(self) -> np.ndarray:
         """int64 `[N]`."""
         return self.logits.argmax(axis=1)
@@ -121,14 +113,15 @@ def answer(
     network: TrainedNetwork, source: Source, name: str, known: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> Answers:
     """Predictions for all images; `known` maps logits `[B, K]` and embeddings `[B, F]` of a batch to scores `[B]`."""
-    n_images, n_classes = len(source), len(network.facts.class_names)
+    n_images, n_classes, evaluate = len(source), len(network.facts.class_names), network.evaluate
     answers = Answers(  # allocated at once: parts kept from each batch fragment memory, 20 kB per image
         np.empty((n_images, n_classes), np.float32), np.empty(n_images, np.int64), np.empty(n_images, np.float32)
     )
-    start = 0
-    for seen, embeddings in network.views(source, name):
-        logits = seen.mean(dim=0)
-        batch = slice(start, start := start + len(logits))
+    batches = batches_of(n_images, evaluate.batch_size)
+    all_views = views(network.model, source, batches, network.device, evaluate.tta)
+    bar = tqdm(batches, desc=name, unit="image", unit_scale=evaluate.batch_size, disable=None)
+    for rows, (seen, embeddings) in zip(bar, all_views, strict=True):
+        logits, batch = seen.mean(dim=0), rows.numpy()
         answers.logits[batch] = logits.cpu()
         answers.first_view[batch] = seen[0].argmax(dim=1).cpu()
         answers.known[batch] = known(logits, embeddings.mean(dim=0)).cpu()

@@ -1,21 +1,21 @@
 """The gallery of an evaluation: wrong and right predictions, and the pairs most often confused."""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from fieldguide.core.artifacts import Gallery, GalleryPair, GalleryPhotograph
 from fieldguide.core.images import encode_jpeg
 from fieldguide.core.names import common_name
 from fieldguide.evaluation.answers import TrainedNetwork
-from fieldguide.evaluation.summary import Evaluation
+from fieldguide.evaluation.summary import Evaluation, LabelledSplit
 from fieldguide.evaluation.tables import confused_pairs
-from fieldguide.network.loader import decode_all
+from fieldguide.network.loader import decode_pixels
 from fieldguide.onnx.export import ExportableNetwork
 from fieldguide.onnx.heatmap import overlay, supporting
 
@@ -37,7 +37,7 @@ def build_gallery(network: TrainedNetwork, evaluation: Evaluation) -> Gallery:
 
     def photographs(split: str, rows: np.ndarray, image_px: int) -> np.ndarray:
         table = evaluation.rows[split].iloc[rows].reset_index(drop=True)
-        return decode_all(table, network.raw, image_px, network.runtime.n_workers).permute(0, 2, 3, 1).numpy()
+        return decode_pixels(table, network.raw, image_px, network.runtime.n_workers)
 
     @torch.inference_mode()
     def activations(split: str, rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -49,97 +49,75 @@ def build_gallery(network: TrainedNetwork, evaluation: Evaluation) -> Gallery:
 
 def select_gallery(evaluation: Evaluation, photographs: Photographs, activations: Activations | None) -> Gallery:
     """Wrong predictions in descending confidence, right ones from the highest to the lowest confidence, and confused pairs."""
-    names = tuple(map(common_name, evaluation.facts.class_names))
-    shown = {
-        split: _Shown(split, names, evaluation.targets(split), evaluation.probabilities(split), photographs, activations)
-        for split in evaluation.rows
-    }
-    held_out = shown[evaluation.held_out]
-    wrong, right = (held_out.surest(np.flatnonzero(held_out.right == value)) for value in (False, True))
+    held_out, shown = evaluation.splits[evaluation.held_out], _Shown(photographs, activations)
+    wrong, right = (surest(held_out, held_out.right == value) for value in (False, True))
     spread = np.unique(np.linspace(0, len(right) - 1, N_RIGHT).round().astype(int)) if len(right) else np.array([], int)
     return Gallery(
         split=evaluation.held_out,
-        wrong=held_out.photographs(wrong[:N_WRONG], activation=True),
-        right=held_out.photographs(right[spread], activation=True),
+        wrong=shown.photographs(held_out, wrong[:N_WRONG], activation=True),
+        right=shown.photographs(held_out, right[spread], activation=True),
         pairs=_pairs(evaluation, shown),
     )
 
 
+def surest(split: LabelledSplit, among: np.ndarray) -> np.ndarray:
+    """The rows, int `[n]`, that are true in `among`, bool `[N]`, in descending order of confidence."""
+    order = np.argsort(-split.confidence, kind="stable")
+    return order[among[order]]
+
+
 @dataclass(frozen=True)
 class _Shown:
-    """The predictions of one split, and access to its photographs."""
+    """Access to the photographs of an evaluation."""
 
-    split: str
-    names: Sequence[str]
-    targets: np.ndarray
-    probabilities: np.ndarray
     decode: Photographs
     activations: Activations | None
 
-    @cached_property
-    def predicted(self) -> np.ndarray:
-        return self.probabilities.argmax(axis=1)
-
-    @cached_property
-    def confidence(self) -> np.ndarray:
-        return self.probabilities.max(axis=1)
-
-    @cached_property
-    def right(self) -> np.ndarray:
-        return self.predicted == self.targets
-
-    def surest(self, rows: np.ndarray) -> np.ndarray:
-        """`rows` in descending order of confidence."""
-        return rows[np.argsort(-self.confidence[rows], kind="stable")]
-
-    def mistaken(self, truth: int, predicted: int) -> np.ndarray:
-        """Rows of class `truth` that were predicted as `predicted`, in descending order of confidence."""
-        return self.surest(np.flatnonzero((self.targets == truth) & (self.predicted == predicted)))
-
-    def photographs(self, rows: np.ndarray, activation: bool = False) -> list[GalleryPhotograph]:
+    def photographs(self, split: LabelledSplit, rows: np.ndarray, activation: bool = False) -> list[GalleryPhotograph]:
         """The photographs of `rows`, int `[n]`, in their order."""
         if not len(rows):
             return []
-        pixels = self.decode(self.split, rows, THUMBNAIL_PX)
-        overlays: Sequence[str | None] = [None] * len(rows)
+        pixels, predicted = self.decode(split.name, rows, THUMBNAIL_PX), split.answers.predicted
+        overlays: list[str | None] = [None] * len(rows)
         if activation and self.activations:
-            maps = self.activations(self.split, rows, self.predicted[rows])
+            maps = self.activations(split.name, rows, predicted[rows])
             overlays = [_jpeg(overlay(picture, supporting(one))) for picture, one in zip(pixels, maps, strict=True)]
         return [
             GalleryPhotograph(
-                truth=self.names[self.targets[row]],
-                predicted=self.names[self.predicted[row]],
-                probability=float(self.confidence[row]),
-                right=bool(self.right[row]),
+                truth=common_name(split.class_names[split.targets[row]]),
+                predicted=common_name(split.class_names[predicted[row]]),
+                probability=float(split.confidence[row]),
+                right=bool(split.right[row]),
                 photograph=_jpeg(picture),
                 activation=where,
             )
             for picture, where, row in zip(pixels, overlays, rows, strict=True)
         ]
 
+    def examples(self, split: LabelledSplit, truth: int, predicted: int, n: int) -> list[GalleryPhotograph]:
+        """The `n` most confident photographs of class `truth` that were predicted as `predicted`."""
+        chosen = surest(split, (split.targets == truth) & (split.answers.predicted == predicted))
+        return self.photographs(split, chosen[:n])
 
-def _pairs(evaluation: Evaluation, shown: dict[str, _Shown]) -> list[GalleryPair]:
+
+def _pairs(evaluation: Evaluation, shown: _Shown) -> list[GalleryPair]:
     """The most frequent confusions of valid and test together, with the most confident examples."""
-    table = confused_pairs(evaluation)
-    splits = [split for split in shown if split != "train"]
-    sums = table[table["split"].isin(splits)].groupby(["truth", "predicted"])["n"].sum()
+    names, unseen, first = evaluation.facts.class_names, evaluation.unseen, next(iter(evaluation.splits.values()))
+    table = pd.concat(confused_pairs(split) for split in unseen)
+    sums = table.groupby(["truth", "predicted"])["n"].sum()
     most: dict[Any, int] = sums.sort_values(ascending=False, kind="stable").head(N_PAIRS).to_dict()
     pairs = []
     for (truth, predicted), n in most.items():
-        mistaken = [
-            one for split in splits for one in shown[split].photographs(shown[split].mistaken(truth, predicted)[:N_MISTAKEN])
-        ]
-        first = next(iter(shown.values()))
-        of_truth, of_predicted = (first.photographs(first.mistaken(k, k)[:N_TYPICAL]) for k in (truth, predicted))
+        mistaken = [one for split in unseen for one in shown.examples(split, truth, predicted, N_MISTAKEN)]
         pairs.append(
             GalleryPair(
-                truth=first.names[truth],
-                predicted=first.names[predicted],
-                n=int(n),
-                n_truth=sum(int((shown[split].targets == truth).sum()) for split in splits),
+                truth=common_name(names[truth]),
+                predicted=common_name(names[predicted]),
+                n=n,
+                n_truth=sum(int((split.targets == truth).sum()) for split in unseen),
                 mistaken=mistaken[:N_MISTAKEN],
-                of_truth=of_truth,
-                of_predicted=of_predicted,
+                of_truth=shown.examples(first, truth, truth, N_TYPICAL),
+                of_predicted=shown.examples(first, predicted, predicted, N_TYPICAL),
             )
         )
     return pairs

@@ -5,56 +5,52 @@ probability) float `[N]`.
 """
 
 import math
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.special import log_softmax
 from scipy.stats import norm
-from sklearn.metrics import f1_score, precision_recall_fscore_support, roc_auc_score, top_k_accuracy_score
+from sklearn.metrics import f1_score, roc_auc_score, top_k_accuracy_score
 
+from fieldguide.core.artifacts import OodMetrics
 from fieldguide.core.intervals import accuracy_interval as accuracy_interval
 
-COVERAGES = (0.8, 0.9, 0.95)  # shares of the images at which accuracy is reported
+SHARES = np.arange(1, 101) / 100  # of the images, for accuracy by coverage
+COVERAGES = (80, 90, 95)  # percentages of the images at which accuracy is reported
 N_RESAMPLES = 1000  # of the bootstrap
 SEED = 0  # of the bootstrap
 
 
-def split_metrics(logits: np.ndarray, targets: np.ndarray, temperature: float, ece_bins: int) -> dict[str, float]:
+def accuracy_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    """Accuracy with Wilson's 95 % interval, and F1 by scikit-learn over the classes that occur in truth or prediction."""
+    n_right, n = int((predicted == targets).sum()), len(targets)
+    low, high = accuracy_interval(n_right, n)
+    f1 = {f"{mean}_f1": float(f1_score(targets, predicted, average=mean, zero_division=0)) for mean in ("macro", "weighted")}
+    return {"accuracy": n_right / n, "accuracy_low": low, "accuracy_high": high, "n": n} | f1
+
+
+def split_metrics(logits: np.ndarray, targets: np.ndarray, temperature: float, ece_bins: int) -> dict[str, Any]:
     """The metrics of one split in `evaluate.json`; logits: float `[N, K]`, not divided by the temperature.
 
-    `loss` (nats) and `ece` are those of the calibrated probabilities, `…_uncalibrated` those at temperature 1. Accuracy has
-    Wilson's 95 % interval, macro F1 the bootstrap's; F1 is scikit-learn's over the classes that occur in truth or prediction.
+    `loss` (nats) and `ece` are those of the calibrated probabilities, `…_uncalibrated` those at temperature 1. The interval of
+    macro F1 is the bootstrap's.
     """
-    predicted = logits.argmax(axis=1)
-    right = predicted == targets
-    low, high = accuracy_interval(int(right.sum()), len(right))
+    predicted, n_classes = logits.argmax(axis=1), logits.shape[1]
     f1_low, f1_high = macro_f1_interval(targets, predicted)
     loss, ece, confidence = _of_probabilities(logits, targets, temperature, ece_bins)
     loss_uncalibrated, ece_uncalibrated, _ = _of_probabilities(logits, targets, 1.0, ece_bins)
-    return {
-        "accuracy": float(right.mean()),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "top5_accuracy": _top5_accuracy(logits, targets),
-        "macro_f1": float(f1_score(targets, predicted, average="macro", zero_division=0)),
+    accuracies, _ = coverage_curve(confidence, predicted == targets)
+    return accuracy_metrics(targets, predicted) | {
+        "top5_accuracy": 1.0 if n_classes <= 5 else float(top_k_accuracy_score(targets, logits, k=5, labels=range(n_classes))),
         "macro_f1_low": f1_low,
         "macro_f1_high": f1_high,
-        "weighted_f1": float(f1_score(targets, predicted, average="weighted", zero_division=0)),
         "loss": loss,
         "loss_uncalibrated": loss_uncalibrated,
         "ece": ece,
         "ece_uncalibrated": ece_uncalibrated,
-        **{f"accuracy_at_coverage_{share * 100:.0f}": accuracy_at(share, confidence, right) for share in COVERAGES},
-        "risk_coverage_area": risk_coverage_area(confidence, right),
-        "n": len(targets),
+        **{f"accuracy_at_coverage_{percent}": float(accuracies[percent - 1]) for percent in COVERAGES},
+        "risk_coverage_area": risk_coverage_area(confidence, predicted == targets),
     }
-
-
-def _top5_accuracy(logits: np.ndarray, targets: np.ndarray) -> float:
-    n_classes = logits.shape[1]
-    if n_classes <= 5:
-        return 1.0
-    return float(top_k_accuracy_score(targets, logits, k=5, labels=np.arange(n_classes)))
 
 
 def _of_probabilities(
@@ -71,8 +67,7 @@ def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray, n
     """Mean gap between confidence and accuracy over equal-width bins, weighted by their size (Guo et al. 2017)."""
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == targets
-    bins = confidence_bins(confidence, n_bins)
-    gaps = np.bincount(bins, confidence - right, minlength=n_bins)
+    gaps = np.bincount(confidence_bins(confidence, n_bins), confidence - right, minlength=n_bins)
     return float(np.abs(gaps).sum() / len(targets))
 
 
@@ -110,50 +105,28 @@ def macro_f1_interval(targets: np.ndarray, predicted: np.ndarray) -> tuple[float
     return float(low), float(high)
 
 
-def accuracy_at(coverage: float, confidence: np.ndarray, right: np.ndarray) -> float:
-    """Accuracy on the share `coverage` of the images with the highest confidence, rounded up."""
-    n_kept = math.ceil(coverage * len(right) - 1e-9)  # in floats 0.95 * 20 > 19
-    return float(right[np.argsort(-confidence, kind="stable")[:n_kept]].mean())
-
-
 def risk_coverage_area(confidence: np.ndarray, right: np.ndarray) -> float:
     """Mean error rate on the n most confident images, over n from 1 to N (AURC; Geifman et al. 2019): lower is better."""
     n_wrong = np.cumsum(~right[np.argsort(-confidence, kind="stable")])
     return float((n_wrong / np.arange(1, len(right) + 1)).mean())
 
 
-def coverage_table(confidence: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Accuracy of each split on the most confident share of its images, in steps of 1 %.
+def coverage_curve(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy on each share of the images, the most confident ones, and their lowest confidence: float `[len(SHARES)]` each.
 
-    Columns: coverage; for each split its accuracy under the split's name and, as `<split>_probability`, the lowest confidence
-    among these images.
+    The number of images is rounded up.
     """
-    shares = np.arange(1, 101) / 100
-    table = pd.DataFrame({"coverage": shares})
-    for split in right:
-        order = np.argsort(-confidence[split], kind="stable")
-        n_kept = np.ceil(shares * len(order) - 1e-9).astype(int)
-        table[split] = (np.cumsum(right[split][order]) / np.arange(1, len(order) + 1))[n_kept - 1]
-        table[f"{split}_probability"] = confidence[split][order][n_kept - 1]
-    return table
+    order = np.argsort(-confidence, kind="stable")
+    last = np.ceil(SHARES * len(order) - 1e-9).astype(int) - 1  # in floats 0.95 * 20 > 19
+    accuracy = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    return accuracy[last], confidence[order][last]
 
 
-def per_class_table(targets: np.ndarray, predicted: np.ndarray, names: np.ndarray) -> pd.DataFrame:
-    """Precision, recall, F1 and support of each of the classes `names`, as scikit-learn defines them; 0 where undefined."""
-    precision, recall, f1, support = precision_recall_fscore_support(
-        targets, predicted, labels=np.arange(len(names)), zero_division=0
-    )
-    return pd.DataFrame({"class_name": names, "precision": precision, "recall": recall, "f1": f1, "support": support})
-
-
-def ood_metrics(known: np.ndarray, ood: np.ndarray, threshold: float) -> dict[str, float]:
-    """How well a score separates known from out-of-distribution images: AUROC, and the shares on either side of `threshold`.
+def ood_metrics(known: np.ndarray, ood: np.ndarray, threshold: float) -> OodMetrics:
+    """How well a score separates known from out-of-distribution images: AUROC, and the share of these below `threshold`.
 
     known, ood: scores `[N]` and `[M]`; higher is more likely known.
     """
     is_known = np.repeat([1, 0], [len(known), len(ood)])
-    return {
-        "auroc": float(roc_auc_score(is_known, np.concatenate([known, ood]))),
-        "known_accepted": float((known >= threshold).mean()),
-        "ood_refused": float((ood < threshold).mean()),
-    }
+    auroc = float(roc_auc_score(is_known, np.concatenate([known, ood])))
+    return OodMetrics(refused=float((ood < threshold).mean()), auroc=auroc, n=len(ood))

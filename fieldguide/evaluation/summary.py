@@ -1,20 +1,52 @@
 """The content of metrics/evaluate.json."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import f1_score
 
-from fieldguide.core.artifacts import CleanMetrics, EvaluateMetrics, OodMetrics, SplitMetrics, Thresholds, TtaMetrics
+from fieldguide.core.artifacts import CleanMetrics, EvaluateMetrics, SplitMetrics, Thresholds, TtaMetrics
 from fieldguide.core.manifest import held_out_split, leaked
 from fieldguide.core.params import Evaluate
 from fieldguide.evaluation.answers import Answers
-from fieldguide.evaluation.metrics import accuracy_interval, ood_metrics, split_metrics
+from fieldguide.evaluation.metrics import accuracy_metrics, ood_metrics, split_metrics
 from fieldguide.network.calibration import Calibration, verdicts
 from fieldguide.network.checkpoint import Checkpoint
 from fieldguide.network.inference import N_VIEWS
+
+
+@dataclass(frozen=True)
+class LabelledSplit:
+    """The images of one split, with truth and predictions."""
+
+    name: str
+    class_names: np.ndarray
+    rows: pd.DataFrame
+    targets: np.ndarray  # int64 [N]
+    answers: Answers
+    calibration: Calibration
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Calibrated: float64 `[N, K]`."""
+        return self.answers.probabilities(self.calibration.temperature)
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """float64 `[N]`."""
+        return self.probabilities.max(axis=1)
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """bool `[N]`."""
+        return self.answers.predicted == self.targets
+
+    @property
+    def verdict(self) -> np.ndarray:
+        """sure, unsure or unknown: `[N]`."""
+        return verdicts(self.confidence, self.answers.known, self.calibration)
 
 
 @dataclass(frozen=True)
@@ -31,75 +63,61 @@ class Evaluation:
         """The split on which the network is evaluated."""
         return held_out_split(self.rows)
 
-    def targets(self, split: str) -> np.ndarray:
-        """int64 `[N]`."""
-        return self.facts.classes.targets(self.rows[split])
+    @cached_property
+    def splits(self) -> dict[str, LabelledSplit]:
+        names, targets = np.array(self.facts.class_names, dtype=object), self.facts.classes.targets
+        return {
+            split: LabelledSplit(split, names, rows, targets(rows), self.answers[split], self.calibration)
+            for split, rows in self.rows.items()
+        }
 
-    def probabilities(self, split: str) -> np.ndarray:
-        """Calibrated probabilities: float64 `[N, K]`."""
-        return self.answers[split].probabilities(self.calibration.temperature)
+    @property
+    def unseen(self) -> list[LabelledSplit]:
+        """The splits on which the network was not trained."""
+        return [split for name, split in self.splits.items() if name != "train"]
 
 
 def evaluate_metrics(evaluation: Evaluation, ood: dict[str, np.ndarray], evaluate: Evaluate) -> EvaluateMetrics:
     """Metrics of every labelled split; `ood`: known scores of out-of-distribution images by kind."""
-    calibration, rows = evaluation.calibration, evaluation.rows
-    splits: dict[str, SplitMetrics] = {}
+    calibration, splits = evaluation.calibration, evaluation.splits
+    metrics: dict[str, Any] = {}
     gains: dict[str, float] = {}
-    for split in rows:
-        targets, answers = evaluation.targets(split), evaluation.answers[split]
-        figures: dict[str, Any] = dict(split_metrics(answers.logits, targets, calibration.temperature, evaluate.ece_bins))
-        verdict: dict[str, Any] = verdict_metrics(answers, targets, calibration) if split != "train" else {}
-        splits[split] = SplitMetrics(**figures, **verdict)
+    for name, split in splits.items():
+        figures = split_metrics(split.answers.logits, split.targets, calibration.temperature, evaluate.ece_bins)
+        metrics[name] = SplitMetrics(**figures | (verdict_metrics(split) if name != "train" else {}))
         if calibration.tta != "none":
-            gains[f"{split}_accuracy_gain"] = splits[split].accuracy - float((answers.first_view == targets).mean())
-    test: dict[str, Any] = {"test": splits["test"], "test_without_leaks": clean_metrics(evaluation)} if "test" in rows else {}
+            gains[f"{name}_accuracy_gain"] = figures["accuracy"] - float((split.answers.first_view == split.targets).mean())
+    if "test" in splits:
+        metrics["test_without_leaks"] = clean_metrics(splits["test"])
     known = evaluation.answers[evaluation.held_out].known
     return EvaluateMetrics(
-        train=splits["train"],
-        valid=splits["valid"],
-        **test,
+        **metrics,
         tta=TtaMetrics(forward_passes=N_VIEWS[calibration.tta], **gains),
         calibration=Thresholds(
             temperature=calibration.temperature,
             unsure_below=calibration.unsure_below,
             unknown_below=calibration.unknown_below,
         ),
-        strangers={kind: _ood(known, scores, calibration.unknown_below) for kind, scores in ood.items()},
+        strangers={kind: ood_metrics(known, scores, calibration.unknown_below) for kind, scores in ood.items()},
     )
 
 
-def _ood(known: np.ndarray, scores: np.ndarray, threshold: float) -> OodMetrics:
-    figures = ood_metrics(known, scores, threshold)
-    return OodMetrics(refused=figures["ood_refused"], auroc=figures["auroc"], n=len(scores))
-
-
-def clean_metrics(evaluation: Evaluation) -> CleanMetrics:
+def clean_metrics(test: LabelledSplit) -> CleanMetrics:
     """Metrics of the test images that are in no other split."""
-    clean = ~leaked(evaluation.rows["test"])
-    targets, predicted = evaluation.targets("test")[clean], evaluation.answers["test"].predicted[clean]
-    if not len(targets):
+    clean = ~leaked(test.rows)
+    if not clean.any():
         return CleanMetrics(accuracy=None, n=0)
-    n_right = int((predicted == targets).sum())
-    low, high = accuracy_interval(n_right, len(targets))
-    return CleanMetrics(
-        accuracy=n_right / len(targets),
-        accuracy_low=low,
-        accuracy_high=high,
-        macro_f1=float(f1_score(targets, predicted, average="macro", zero_division=0)),
-        weighted_f1=float(f1_score(targets, predicted, average="weighted", zero_division=0)),
-        n=len(targets),
-    )
+    return CleanMetrics(**accuracy_metrics(test.targets[clean], test.answers.predicted[clean]))
 
 
-def verdict_metrics(answers: Answers, targets: np.ndarray, calibration: Calibration) -> dict[str, float | None]:
+def verdict_metrics(split: LabelledSplit) -> dict[str, float | None]:
     """Shares of a split's images with the verdicts known and sure, and the accuracy of the sure ones."""
-    verdict = verdicts(answers.probabilities(calibration.temperature).max(axis=1), answers.known, calibration)
+    verdict = split.verdict
     sure = verdict == "sure"
-    right = answers.predicted == targets
     return {
         "known": float((verdict != "unknown").mean()),
         "sure": float(sure.mean()),
-        "accuracy_when_sure": float(right[sure].mean()) if sure.any() else None,
+        "accuracy_when_sure": float(split.right[sure].mean()) if sure.any() else None,
     }
 
 

@@ -28,7 +28,7 @@ from fieldguide.onnx.heatmap import supporting
 METADATA_KEY = "fieldguide"
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("probabilities", "embedding", "known_score", "activation")  # the last if the network has activation maps
-MAX_BATCH = 32  # images that `predict` and `embed` hold in memory
+MAX_BATCH = 32  # images that `predict` holds in memory
 ONNX_ERRORS = (
     ort.Fail,
     ort.InvalidArgument,
@@ -150,26 +150,12 @@ class OnnxClassifier:
 
     def predict(self, images: Sequence[Path | bytes], k: int = 5, activation: bool = False) -> list[Prediction]:
         """A prediction for each image, a file or its bytes; raises `UnreadableImage` or `OSError` for the first that fails."""
-        return [
-            prediction
-            for start in range(0, len(images), MAX_BATCH)
-            for prediction in self.predict_pixels(self._decode(images[start : start + MAX_BATCH]), k, activation)
-        ]
-
-    def embed(self, images: Sequence[Path | bytes]) -> np.ndarray:
-        """The embedding of each image, a file or its bytes: float32 `[N, F]`; raises as `predict` does."""
-        parts = [
-            self.run(self._decode(images[start : start + MAX_BATCH]), ["embedding"])[0]
-            for start in range(0, max(len(images), 1), MAX_BATCH)
-        ]
-        return np.concatenate(parts)
-
-    def _decode(self, images: Sequence[Path | bytes]) -> np.ndarray:
-        """uint8 `[N, image_px, image_px, 3]`."""
-        pixels = np.empty((len(images), self.image_px, self.image_px, 3), np.uint8)
-        for slot, image in zip(pixels, images, strict=True):
-            slot[:] = decode(image.read_bytes() if isinstance(image, Path) else image, self.image_px)
-        return pixels
+        predictions: list[Prediction] = []
+        for start in range(0, len(images), MAX_BATCH):
+            encoded = (one.read_bytes() if isinstance(one, Path) else one for one in images[start : start + MAX_BATCH])
+            pixels = np.stack([decode(content, self.image_px) for content in encoded])
+            predictions += self.predict_pixels(pixels, k, activation)
+        return predictions
 
     def _verdict(self, probability: float, known_score: float) -> str:
         if known_score < self.unknown_below:

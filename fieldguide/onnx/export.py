@@ -100,7 +100,7 @@ def export(exported: ExportableNetwork, image_px: int, opset: int, metadata: dic
     too large for one file.
     """
     example = torch.zeros(EXAMPLE_BATCH, image_px, image_px, 3, dtype=torch.uint8)
-    with _silence():
+    with silence():
         program = torch.onnx.export(
             exported.eval(),
             (example,),
@@ -112,40 +112,33 @@ def export(exported: ExportableNetwork, image_px: int, opset: int, metadata: dic
             optimize=True,
         )
     assert program is not None  # with dynamo=True
-    save_model(_without_traces(program.model_proto), metadata, target)
+    save_model(program.model_proto, metadata, target)
 
 
 def save_model(proto: onnx.ModelProto, metadata: dict[str, Any], target: Path) -> None:
-    """Checks the model and writes it with metadata and checksum, atomically."""
-    if proto.ByteSize() > MAX_BYTES:
-        raise UserError(f"{target}: {proto.ByteSize():,} bytes, too large for one ONNX file; use a smaller model.name")
-    text = json.dumps(metadata | {"seal": UNSEALED}, ensure_ascii=False)
-    del proto.metadata_props[:]
-    proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=text))
-    onnx.checker.check_model(proto, full_check=True)
-    write_bytes(target, seal(proto.SerializeToString(deterministic=True)))
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Suppresses the exporter's warnings, log and progress in the block."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without the exporter's annotations, which contain local paths."""
+    """Checks the model and writes it with metadata and checksum, atomically; drops annotations, which contain local paths."""
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     for value in (*proto.graph.input, *proto.graph.output):
         value.ClearField("metadata_props")
     proto.producer_name, proto.producer_version = PRODUCER, torch.__version__.split("+")[0]
-    return proto
+    if proto.ByteSize() > MAX_BYTES:
+        raise UserError(f"{target}: {proto.ByteSize():,} bytes, too large for one ONNX file; use a smaller model.name")
+    text = json.dumps(metadata | {"seal": UNSEALED}, ensure_ascii=False)
+    proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=text))
+    onnx.checker.check_model(proto, full_check=True)
+    write_bytes(target, seal(proto.SerializeToString(deterministic=True)))
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Suppresses warnings, log records up to that level, and what is printed in the block."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)

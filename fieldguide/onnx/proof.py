@@ -1,9 +1,9 @@
 """Comparison of the ONNX file, run in a process without torch, with the probabilities of torch.
 
-`probabilities_alone` starts the process: python -m fieldguide.onnx.proof MODEL RAW ROWS OUT
+`probabilities_alone` starts the process: python -m fieldguide.onnx.proof MODEL RAW OUT < PLACES
 """
 
-import csv
+import json
 import os
 import subprocess
 import sys
@@ -34,11 +34,9 @@ def probabilities_alone(model: Path, raw: Path, places: Iterable[Place]) -> np.n
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))}
     with tempfile.TemporaryDirectory() as folder:
-        rows, out = Path(folder, "rows.csv"), Path(folder, "out.npy")
-        with rows.open("w", newline="") as stream:
-            csv.writer(stream).writerows(places)
-        command = [sys.executable, "-m", "fieldguide.onnx.proof", str(model), str(raw), str(rows), str(out)]
-        ended = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+        out, encoded = Path(folder, "out.npy"), json.dumps(list(places))
+        command = [sys.executable, "-m", "fieldguide.onnx.proof", str(model), str(raw), str(out)]
+        ended = subprocess.run(command, env=environment, input=encoded, stderr=subprocess.PIPE, text=True, check=False)
         if ended.returncode:
             raise UserError(
                 f"{model}: could not be run without torch ({ended.stderr.strip()[-500:]}); try another export.opset"
@@ -79,10 +77,8 @@ def prove(
 
 
 def main() -> None:
-    model, raw, rows, out = map(Path, sys.argv[1:])
-    with rows.open(newline="") as stream:
-        places = [(file, int(offset), int(length)) for file, offset, length in csv.reader(stream)]
-    np.save(out, probabilities(OnnxClassifier(model), raw, places))
+    model, raw, out = map(Path, sys.argv[1:])
+    np.save(out, probabilities(OnnxClassifier(model), raw, json.load(sys.stdin)))
     if "torch" in sys.modules:
         raise UserError("torch was imported, which makes the comparison invalid; report this as a bug")
 

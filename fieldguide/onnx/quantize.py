@@ -4,12 +4,7 @@ Both compute everything after the embedding (head, softmax, known score, activat
 range of scores exceeds half precision.
 """
 
-import contextlib
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +16,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from fieldguide.core.artifacts import Int8Form, SmallerForm
 from fieldguide.onnx.classifier import INPUT_NAME, OnnxClassifier
-from fieldguide.onnx.export import save_model
+from fieldguide.onnx.export import save_model, silence
 from fieldguide.onnx.metadata import split_accuracy
 from fieldguide.onnx.proof import BATCH_SIZES
 
@@ -41,8 +36,7 @@ class Labelled(NamedTuple):
 
 def write_fp16(source: Path, target: Path, metadata: dict[str, Any], held_out: Labelled) -> SmallerForm:
     """Writes the fp16 form of `source`; returns its accuracy on the held-out images and its size."""
-    accuracy, n_bytes = _write(to_fp16(source), target, metadata | {"precision": "fp16"}, held_out)
-    return SmallerForm(accuracy=accuracy, bytes=n_bytes)
+    return _write(to_fp16(source), target, metadata | {"precision": "fp16"}, held_out)
 
 
 def write_int8(
@@ -52,17 +46,17 @@ def write_int8(
     forms = {method: to_int8(source, calibration, method) for method in METHODS}
     scores = {method: _score(form, metadata, valid) for method, form in forms.items()}
     method = max(scores, key=lambda name: scores[name])
-    accuracy, n_bytes = _write(forms[method], target, metadata | {"precision": "int8", "method": method}, held_out)
+    written = _write(forms[method], target, metadata | {"precision": "int8", "method": method}, held_out)
     valid_accuracy = {name: n_right / len(valid.targets) for name, (n_right, _) in scores.items()}
-    return Int8Form(accuracy=accuracy, bytes=n_bytes, method=method, valid_accuracy=valid_accuracy)
+    return Int8Form(accuracy=written.accuracy, bytes=written.bytes, method=method, valid_accuracy=valid_accuracy)
 
 
-def _write(form: onnx.ModelProto, target: Path, metadata: dict[str, Any], held_out: Labelled) -> tuple[float, int]:
-    """Writes a form with its own accuracy in the metadata; returns that accuracy, and the size in bytes."""
+def _write(form: onnx.ModelProto, target: Path, metadata: dict[str, Any], held_out: Labelled) -> SmallerForm:
+    """Writes a form with its own accuracy in the metadata."""
     n_right, _ = _score(form, metadata, held_out)
     accuracy = split_accuracy(metadata["evaluate"]["split"], n_right, len(held_out.targets))
     save_model(form, metadata | {"evaluate": accuracy.as_dict()}, target)
-    return accuracy.accuracy, target.stat().st_size
+    return SmallerForm(accuracy=accuracy.accuracy, bytes=target.stat().st_size)
 
 
 def _score(form: onnx.ModelProto, metadata: dict[str, Any], images: Labelled) -> tuple[int, float]:
@@ -84,27 +78,25 @@ class _Images(CalibrationDataReader):
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels = pixels
-        self.set_range(0, len(self))
 
     def __len__(self) -> int:
         return -(-len(self.pixels) // BATCH)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        self.batches = iter(self.pixels[BATCH * k : BATCH * (k + 1)] for k in range(start_index, end_index))
+        """Called once for each batch, because of `CalibStridedMinMax`."""
+        self.batches = [self.pixels[BATCH * start_index : BATCH * end_index]]
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self.batches, None)
-        return None if batch is None else {INPUT_NAME: batch}
+        return {INPUT_NAME: self.batches.pop()} if self.batches else None
 
 
 def to_int8(source: Path, pixels: np.ndarray, method: str) -> onnx.ModelProto:
     """Weights int8 per channel, activations uint8 with ranges calibrated on `pixels`, uint8 `[N, H, W, 3]`; QDQ format."""
     calibrate_method, options = METHODS[method]
-    model = onnx.load(source)
-    with tempfile.TemporaryDirectory() as folder, _silence():
+    with tempfile.TemporaryDirectory() as folder, silence():
         target = Path(folder, "int8.onnx")
         quantize_static(
-            source,  # not the loaded model, whose weights it would clear
+            source,
             target,
             _Images(pixels),
             quant_format=QuantFormat.QDQ,
@@ -113,20 +105,26 @@ def to_int8(source: Path, pixels: np.ndarray, method: str) -> onnx.ModelProto:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=calibrate_method,
-            nodes_to_exclude=after_embedding(model),
+            nodes_to_exclude=after_embedding(onnx.load(source)),
             extra_options=options | {"CalibStridedMinMax": 1},  # a histogram after each batch, not at the end
         )
-        return _plain(onnx.load(target), model)
+        return _without_types(onnx.load(target))
 
 
 def to_fp16(source: Path) -> onnx.ModelProto:
     """Weights and activations in half precision; inputs and outputs keep their types."""
     model = onnx.load(source)
-    with _silence():
+    with silence():
         converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=after_embedding(model)))
     _drop_repeated_casts(converted.model.graph)
     converted.topological_sort()  # the converter appends its casts
-    return _plain(converted.model, model)
+    return _without_types(converted.model)
+
+
+def _without_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the types of inner values, which the tools do not update."""
+    del model.graph.value_info[:]
+    return model
 
 
 def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
@@ -147,25 +145,3 @@ def after_embedding(model: onnx.ModelProto) -> list[str]:
             known |= set(node.output)
             names.append(node.name)
     return names
-
-
-def _plain(model: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the producer of the original, without annotations of the tools."""
-    model.producer_name, model.producer_version = original.producer_name, original.producer_version
-    del model.graph.value_info[:]  # the tools do not update its types
-    for node in model.graph.node:
-        node.ClearField("doc_string")
-    return model
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Suppresses the tools' warnings and prints in the block."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(level)

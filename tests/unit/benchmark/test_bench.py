@@ -119,12 +119,3 @@ def test_the_spread_is_that_of_the_medians_of_blocks() -> None:
     times[::20] = 500  # the odd slow call in each
     assert bench.latency(times).p50_rounds == (1, 10)
     assert bench.latency(np.array([3.0, 1.0])).as_dict()["p50_rounds"] == [1, 3]
-
-
-def test_energy_is_read_before_and_after_where_it_can_be_read(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counter = tmp_path / "energy_uj"
-    monkeypatch.setattr(bench, "ENERGY_UJ", counter)
-    assert bench.joules(lambda: None) is None
-    counter.write_text("1000000\n")
-    assert bench.joules(lambda: counter.write_text("3500000\n")) == 2.5
-    assert bench.joules(lambda: counter.write_text("7\n")) is None  # the counter started anew

@@ -3,20 +3,20 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import bootstrap
-from sklearn.metrics import accuracy_score, auc, classification_report, f1_score, log_loss, roc_curve, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, auc, f1_score, log_loss, roc_curve, top_k_accuracy_score
 
 from fieldguide.evaluation.metrics import (
-    accuracy_at,
+    SHARES,
     accuracy_interval,
-    coverage_table,
+    coverage_curve,
     expected_calibration_error,
     macro_f1_interval,
     ood_metrics,
     paired_difference,
-    per_class_table,
     risk_coverage_area,
     split_metrics,
 )
@@ -214,42 +214,26 @@ RIGHT = np.array([True, False, False, True])  # by falling confidence: right, wr
 
 
 def test_accuracy_at_coverage_by_hand() -> None:
-    shares = (0.01, 0.25, 0.26, 0.5, 0.75, 1.0)
-    assert [accuracy_at(share, CONFIDENCE, RIGHT) for share in shares] == pytest.approx([1, 1, 1 / 2, 1 / 2, 2 / 3, 1 / 2])
+    accuracy, _ = coverage_curve(CONFIDENCE, RIGHT)
+    shares = (1, 25, 26, 50, 75, 100)
+    assert [accuracy[share - 1] for share in shares] == pytest.approx([1, 1, 1 / 2, 1 / 2, 2 / 3, 1 / 2])
 
 
 def test_coverage_counts_whole_images_despite_rounding() -> None:
     right = np.repeat([True, False], [19, 1])
-    assert accuracy_at(0.95, np.linspace(1, 0.5, 20), right) == 1  # 0.95 * 20 is 19.000000000000004
+    assert coverage_curve(np.linspace(1, 0.5, 20), right)[0][94] == 1  # 0.95 * 20 is 19.000000000000004
 
 
 def test_the_area_under_risk_and_coverage_by_hand() -> None:
     assert risk_coverage_area(CONFIDENCE, RIGHT) == pytest.approx((0 + 1 / 2 + 1 / 3 + 2 / 4) / 4)
 
 
-def test_the_coverage_table_gives_each_hundredth() -> None:
-    table = coverage_table({"valid": CONFIDENCE, "test": CONFIDENCE[:1]}, {"valid": RIGHT, "test": RIGHT[:1]})
-    assert list(table.columns) == ["coverage", "valid", "valid_probability", "test", "test_probability"]
-    assert table["coverage"].tolist() == [share / 100 for share in range(1, 101)]
-    by_coverage = table.set_index("coverage")
-    assert by_coverage.loc[[0.01, 0.25, 0.26, 0.5, 0.51, 1.0], "valid"].tolist() == pytest.approx(
-        [1, 1, 1 / 2, 1 / 2, 2 / 3, 1 / 2]
-    )
-    assert by_coverage.loc[[0.25, 0.26, 1.0], "valid_probability"].tolist() == [0.9, 0.8, 0.3]
-    assert set(by_coverage["test"]) == {1}
-
-
-def test_the_table_per_class_is_scikit_learns() -> None:
-    logits, targets = case(60, 6, n_present=5)  # the last class never occurs, but is predicted
-    names = np.array(list("abcdef"))
-    table = per_class_table(targets, logits.argmax(1), names).set_index("class_name")
-    report = classification_report(
-        targets, logits.argmax(1), labels=np.arange(6), target_names=names, output_dict=True, zero_division=0
-    )
-    for name in names:
-        line = report[name]
-        assert table.loc[name].tolist() == pytest.approx([line["precision"], line["recall"], line["f1-score"], line["support"]])
-    assert table.loc["f", "support"] == 0 < (logits.argmax(1) == 5).sum()
+def test_the_coverage_curve_gives_each_hundredth() -> None:
+    accuracy, lowest = (pd.Series(column, SHARES) for column in coverage_curve(CONFIDENCE, RIGHT))
+    assert SHARES.tolist() == [share / 100 for share in range(1, 101)]
+    assert accuracy[[0.01, 0.25, 0.26, 0.5, 0.51, 1.0]].tolist() == pytest.approx([1, 1, 1 / 2, 1 / 2, 2 / 3, 1 / 2])
+    assert lowest[[0.25, 0.26, 1.0]].tolist() == [0.9, 0.8, 0.3]
+    assert set(coverage_curve(CONFIDENCE[:1], RIGHT[:1])[0]) == {1}
 
 
 def test_strangers_are_told_apart_as_scikit_learn_says() -> None:
@@ -257,11 +241,10 @@ def test_strangers_are_told_apart_as_scikit_learn_says() -> None:
     known, strange = generator.normal(1, 1, 50), generator.normal(0, 1, 70)
     found = ood_metrics(known, strange, 0.5)
     false, true, _ = roc_curve(np.repeat([1, 0], [50, 70]), np.concatenate([known, strange]))
-    assert found["auroc"] == pytest.approx(auc(false, true))
-    assert found["known_accepted"] == sum(score >= 0.5 for score in known) / 50
-    assert found["ood_refused"] == sum(score < 0.5 for score in strange) / 70
+    assert found.auroc == pytest.approx(auc(false, true))
+    assert found.refused == sum(score < 0.5 for score in strange) / 70
+    assert found.n == 70
 
 
 def test_a_threshold_belongs_to_the_known() -> None:
-    assert ood_metrics(np.array([0.5]), np.array([0.5]), 0.5)["ood_refused"] == 0
-    assert ood_metrics(np.array([0.5]), np.array([0.5]), 0.5)["known_accepted"] == 1
+    assert ood_metrics(np.array([0.5]), np.array([0.5]), 0.5).refused == 0

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import classification_report, confusion_matrix
 
 from fieldguide.core.paths import CONFUSED_PAIRS_CSV, RELIABILITY_CSV, confusion_csv
-from fieldguide.evaluation.tables import confused_pairs, reliability, save_tables
+from fieldguide.evaluation.tables import confused_pairs, per_class, reliability, save_tables
 from support.evaluations import NAMES, TEST, TRAIN, VALID, evaluation
 
 ALL = {"train": TRAIN, "valid": VALID, "test": TEST}
@@ -30,19 +30,39 @@ def test_every_table_has_the_same_bytes_twice(folder: Path) -> None:
 
 
 def test_confused_pairs_are_the_off_diagonal_of_scikit_learns_matrix() -> None:
-    table = confused_pairs(evaluation(**ALL))
+    tables = {name: confused_pairs(split) for name, split in evaluation(**ALL).splits.items()}
     for split, (targets, predicted, _) in ALL.items():
         expected = confusion_matrix(targets, predicted, labels=range(3))
         n_truth = expected.sum(axis=1)
         np.fill_diagonal(expected, 0)
         found = np.zeros((3, 3), int)
-        for row in table[table["split"] == split].itertuples():
+        for row in tables[split].itertuples():
             found[row.truth, row.predicted] = row.n
             assert row.n_truth == n_truth[row.truth]
             assert row.share == row.n / row.n_truth
         assert np.array_equal(found, expected)
+    save_tables(evaluation(**ALL), 10)
+    table = pd.read_csv(CONFUSED_PAIRS_CSV)
+    assert list(table.columns) == ["split", "truth", "predicted", "n", "n_truth", "share"]
     assert table["split"].tolist() == ["test", "test", "valid"]
     assert table["n"].tolist() == [2, 1, 1]
+
+
+def test_without_mistakes_there_are_no_pairs() -> None:
+    save_tables(evaluation(train=TRAIN, valid=TRAIN), 10)
+    assert CONFUSED_PAIRS_CSV.read_text() == "split,truth,predicted,n,n_truth,share\n"
+
+
+def test_the_table_per_class_is_scikit_learns() -> None:
+    names = ("a", "b", "c", "d")  # d never occurs, but is predicted
+    targets, predicted = [0, 0, 1, 2, 2, 1], [0, 3, 1, 2, 1, 1]
+    table = per_class(evaluation(names, test=(targets, predicted, [0.9] * 6)).splits["test"]).set_index("class_name")
+    report = classification_report(targets, predicted, labels=range(4), target_names=names, output_dict=True, zero_division=0)
+    for name in names:
+        line = report[name]
+        expected = [line["precision"], line["recall"], line["f1-score"], line["support"]]
+        assert table.loc[name].tolist() == ["test", *map(pytest.approx, expected)]
+    assert table.loc["d", "support"] == 0
 
 
 def test_classes_are_named_as_in_the_data_and_confusions_are_in_the_form_of_dvcs_template() -> None:
@@ -61,7 +81,7 @@ def test_a_split_without_labels_has_a_confusion_without_rows() -> None:
 
 def test_reliability_bins_are_closed_above_and_say_when_they_are_empty() -> None:
     answered = evaluation(train=TRAIN, test=([0, 0, 1, 0], [0, 0, 0, 0], [0.61, 0.95, 0.89, 0.999]))
-    table = reliability(answered, "test", 10)
+    table = reliability(answered.splits["test"], 10)
     assert table["n"].tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 1, 2]
     assert table["accuracy"].tolist()[6::2] == [1, 0]
     assert table["accuracy"].iloc[9] == 1
