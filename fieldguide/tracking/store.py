@@ -1,6 +1,6 @@
 """MLflow's store with the runs and models of a project: at `MLFLOW_TRACKING_URI`, else `mlflow.db` at the project's root.
 
-MLflow is imported late, because that takes seconds.
+MLflow is imported late, because that takes seconds, and because `predict` does without.
 """
 
 import json
@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
-from filelock import FileLock
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import atomic_path
 from fieldguide.core.paths import project_root
-from fieldguide.tracking.journal import Journal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from fieldguide.tracking.journal import Journal
 
 EXPERIMENT = "fieldguide"
 CHECKPOINT_TAG = "fieldguide.checkpoint_md5"
@@ -41,12 +41,12 @@ MODEL = "fieldguide"  # the name of every model that is logged
 MODEL_NEEDS = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")  # to load and serve it; MLflow's own detection takes seconds
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # with MLflow's 7 each call to a server that is down blocks for 4 minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 MLFLOW_TYPES = {"string": "string", "Int64": "long", "int64": "long", "bool": "boolean"}  # of the manifest's columns
-PARAMS_A_CALL = 100  # MLflow refuses more
 REFUSED = (400, 404, 409)  # HTTP statuses of a store that will never accept this entry
 
 
@@ -55,6 +55,7 @@ class Store:
 
     def __init__(self) -> None:
         """Connects to the store and creates it if needed, one process of this machine at a time."""
+        from filelock import FileLock
         from mlflow import MlflowClient
 
         root, uri = project_root(), os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -72,18 +73,17 @@ class Store:
             self.client = MlflowClient(uri)
             self.experiment_id = _experiment(self.client, artifacts)
 
-    def add(self, run_id: str, params: dict[str, Any], metrics: dict[str, float]) -> None:
+    def add(self, run_id: str, params: dict[str, Any], metrics: dict[str, float], time_ms: int, step: int = 0) -> None:
         """Logs values that a run does not have yet."""
         from mlflow.entities import Metric, Param
 
-        names = list(params)
-        for start in range(0, len(names), PARAMS_A_CALL):
-            chunk = names[start : start + PARAMS_A_CALL]
-            self.client.log_batch(run_id, params=[Param(name, str(params[name])) for name in chunk])
-        now = int(time.time() * 1000)
-        self.client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
+        self.client.log_batch(
+            run_id,
+            [Metric(name, value, time_ms, step) for name, value in metrics.items()],
+            [Param(name, str(value)) for name, value in params.items()],
+        )
 
-    def send(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def send(self, journal: "Journal", entry: dict[str, Any]) -> None:
         """Writes an entry; warns and skips one that the store will never accept."""
         from mlflow.exceptions import MlflowException, RestException
 
@@ -96,7 +96,7 @@ class Store:
                 raise
             warn(f"{in_words(error)}; left out: {entry['kind']} of run {journal.key}")
 
-    def _start(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _start(self, journal: "Journal", entry: dict[str, Any]) -> None:
         from mlflow.entities import RunTag
 
         if entry["of"]:
@@ -117,21 +117,18 @@ class Store:
         same = {tag: start["tags"].get(tag, "") for tag in (STAGE_TAG, PARAMS_TAG)}
         return self._search(same | {"mlflow.parentRunId": self.run_of_checkpoint(start["of"])})
 
-    def _params(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _params(self, journal: "Journal", entry: dict[str, Any]) -> None:
         run_id = self._id(journal)
         known = self.client.get_run(run_id).data.params  # MLflow refuses to change a param
-        self.add(run_id, {name: value for name, value in entry["values"].items() if name not in known}, {})
+        self.add(run_id, {name: value for name, value in entry["values"].items() if name not in known}, {}, entry["time"])
 
-    def _metrics(self, journal: Journal, entry: dict[str, Any]) -> None:
-        from mlflow.entities import Metric
+    def _metrics(self, journal: "Journal", entry: dict[str, Any]) -> None:
+        self.add(self._id(journal, entry["of"]), {}, entry["values"], entry["time"], entry["step"])
 
-        metrics = [Metric(name, value, entry["time"], entry["step"]) for name, value in entry["values"].items()]
-        self.client.log_batch(self._id(journal, entry["of"]), metrics=metrics)
-
-    def _file(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _file(self, journal: "Journal", entry: dict[str, Any]) -> None:
         self.client.log_artifact(self._id(journal, entry["of"]), str(journal.folder / entry["file"]), entry["folder"])
 
-    def _data(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _data(self, journal: "Journal", entry: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         columns = [{"name": name, "type": MLFLOW_TYPES.get(kind, "string")} for name, kind in entry["columns"].items()]
@@ -140,7 +137,7 @@ class Store:
         tags = [InputTag("mlflow.data.context", entry["context"])]
         self.client.log_inputs(self._id(journal, entry["of"]), [DatasetInput(dataset, tags)])
 
-    def _model(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _model(self, journal: "Journal", entry: dict[str, Any]) -> None:
         from mlflow.entities import LoggedModelOutput
 
         run_id = self._id(journal, entry["of"])
@@ -159,13 +156,13 @@ class Store:
             self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])  # MLflow refuses a second time
         self.client.finalize_logged_model(model.model_id, "READY")
 
-    def _tag(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _tag(self, journal: "Journal", entry: dict[str, Any]) -> None:
         self.client.set_tag(self._id(journal), entry["name"], entry["value"])
 
-    def _end(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _end(self, journal: "Journal", entry: dict[str, Any]) -> None:
         self.client.set_terminated(self._id(journal), entry["status"], entry["time"])
 
-    def _id(self, journal: Journal, of: str = "") -> str:
+    def _id(self, journal: "Journal", of: str = "") -> str:
         """The id of the journal's run, or of the run `of` a checkpoint; raises `MlflowException` if it was deleted."""
         from mlflow.exceptions import MlflowException
         from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
@@ -244,15 +241,6 @@ def faults() -> tuple[type[Exception], ...]:
     return MlflowException, RequestException, SQLAlchemyError, ImportError, OSError, UserError
 
 
-def fault_of(action: Callable[[], object]) -> str:
-    """The error of a store in words, or empty."""
-    try:
-        action()
-    except faults() as error:
-        return in_words(error)
-    return ""
-
-
 def in_words(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
@@ -277,15 +265,12 @@ def _make_tables(database: Path) -> None:
 
 
 def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
-    """The experiment's id; another client of a server may create it at the same time."""
+    """The id of the experiment, which is created if there is none."""
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment:
-        return experiment.experiment_id
     try:
         return client.create_experiment(EXPERIMENT, artifacts)
-    except MlflowException:
+    except MlflowException:  # it exists
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             raise
