@@ -10,7 +10,6 @@ from typing import Any
 
 from fieldguide.core.errors import needs_extra, run_command
 from fieldguide.core.paths import ONNX
-from fieldguide.tracking.registry import model_file
 from fieldguide.web.settings import MIB, Settings
 
 COMMANDS = {  # the function in fieldguide.commands, which returns the exit status, and the extra that it needs
@@ -29,11 +28,15 @@ def parser() -> argparse.ArgumentParser:
     commands = every.add_subparsers(dest="command", required=True)
     count = _integer(1)
 
-    predict = commands.add_parser(
+    def command(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=more)
+        added.set_defaults(parser=added)
+        return added
+
+    predict = command(
         "predict",
-        help="classify photographs",
-        description="Classify photographs and print the most probable classes.",
-        epilog="Exit status: 0 success, 1 error, 3 some photographs could not be read (listed on standard error).",
+        "classify photographs and print the most probable classes",
+        "Exit status: 0 success, 1 error, 3 some photographs could not be read (listed on standard error).",
     )
     predict.add_argument(
         "sources", nargs="+", metavar="PHOTO|FOLDER|ZIP|-", help="- reads a photograph or zip from standard input"
@@ -46,11 +49,10 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--heatmap", action="store_true", help="with --annotate: overlay the class activation map")
     predict.add_argument("--threads", type=count, metavar="N", help="default: one per available core")
 
-    serve = commands.add_parser(
+    serve = command(
         "serve",
-        help="serve the web page and its API",
-        description="Serve the web page and the JSON API of a model.",
-        epilog="To serve other machines, behind a proxy that terminates TLS and forwards the Host header:"
+        "serve the web page and the JSON API of a model",
+        "To serve other machines, behind a proxy that terminates TLS and forwards the Host header:"
         " fieldguide serve --host 0.0.0.0 --allowed-host guide.example.org",
     )
     _option(serve, "--host", "127.0.0.1", str, "address to listen on")
@@ -66,36 +68,23 @@ def parser() -> argparse.ArgumentParser:
     _option(serve, "--max-batch", Settings.max_batch, count, "images per run of the network")
     _option(serve, "--workers", Settings.n_workers, _integer(0), "batches decoded and computed at a time; 0 = one per core")
 
-    runs = commands.add_parser(
-        "runs",
-        help="compare DVC's experiments with MLflow's runs",
-        description="List DVC's experiments with their MLflow runs, and the differences.",
-    )
+    runs = command("runs", "list DVC's experiments with their MLflow runs, and the differences")
     _option(runs, "--format", "table", str, "form of the output", choices=("table", "json", "csv"))
-    sync = commands.add_parser(
-        "sync",
-        help="send unsent results to MLflow",
-        description="Send what earlier runs could not send, and finished DVC experiments that MLflow lacks.",
-    )
-    for command in (runs, sync):
-        command.add_argument(
+    sync = command("sync", "send to MLflow what earlier runs could not send, and finished DVC experiments that it lacks")
+    for each in (runs, sync):
+        each.add_argument(
             "-A", "--all-commits", action="store_true", help="experiments of all commits; default: of the last one"
         )
 
-    champion = commands.add_parser(
+    champion = command(
         "champion",
-        help="promote a run's model if it beats the champion",
-        description="Promote a run's model to models:/fieldguide@champion if it beats the champion on the same test images.",
-        epilog="Exit status: 0 the model is the champion, 1 it is not.",
+        "promote a run's model to models:/fieldguide@champion if it beats the champion on the same test images",
+        "Exit status: 0 the model is the champion, 1 it is not.",
     )
     champion.add_argument("name", nargs="?", metavar="RUN", help="name, experiment or id of a run; default: the best on valid")
     champion.add_argument("--force", action="store_true", help="promote it even if it does not win or cannot be compared")
 
-    search = commands.add_parser(
-        "search",
-        help="search hyperparameters",
-        description="Search hyperparameters with Optuna and DVC experiments, or resume an interrupted search.",
-    )
+    search = command("search", "search hyperparameters with Optuna and DVC experiments, or resume an interrupted search")
     _option(search, "--name", "search", str, "prefix of the experiments NAME-0, NAME-1, …")
     search.add_argument(
         "-S",
@@ -114,8 +103,6 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--warmup-epochs", type=count, metavar="N", help="epochs without pruning; default: a quarter")
     _option(search, "--startup-trials", 4, count, "trials without pruning", metavar="N")
     _option(search, "--seed", 1, _integer(0, 2**31 - 1), "seed of the sampler (TPE)")  # NumPy's bound
-    for command in commands.choices.values():
-        command.set_defaults(parser=command)
     return every
 
 
@@ -145,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         function, extra = COMMANDS[args.command]
         with needs_extra(f"fieldguide {args.command}", extra):
             if args.command == "predict":
+                from fieldguide.tracking.registry import model_file
+
                 args.model = model_file(args.model)
             status = pkgutil.resolve_name(f"fieldguide.commands.{function}")(args)
         sys.stdout.flush()

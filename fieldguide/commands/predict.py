@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import starmap
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,13 +50,8 @@ class Photo:
     read: Callable[[], bytes]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The prediction or the error of a photograph."""
-
-    photo: Photo
-    prediction: Prediction | None
-    error: str = ""
+Outcome = Prediction | str  # a prediction, or why there is none
+Outcomes = Iterator[tuple[Photo, Outcome]]
 
 
 def predict(args: Namespace) -> int:
@@ -76,16 +72,13 @@ def predict(args: Namespace) -> int:
         known = {class_key(name): name for name in classifier.class_names}
         photos = [replace(photo, truth=known.get(class_key(photo.truth), "")) for photo in photos]
         counts: Counter[str] = Counter()
-        outcomes = _counted(_outcomes(classifier, photos, n_threads if many else 1, args), counts, len(photos))
-        match args.format:
-            case "table":
-                _write_table(outcomes, min(max(len(photo.name) for photo in photos), 60))
-            case "csv":
-                _write_csv(outcomes, min(args.top, len(known)))
-            case "json":
-                _write_json(outcomes, "[\n", ",\n", "\n]\n")
-            case "jsonl":
-                _write_json(outcomes, "", "\n", "\n")
+        outcomes = _counted(photos, _outcomes(classifier, photos, n_threads if many else 1, args), counts)
+        if args.format == "table":
+            _write_table(outcomes, min(max(len(photo.name) for photo in photos), 60))
+        elif args.format == "csv":
+            _write_csv(outcomes, min(args.top, len(known)))
+        else:
+            _write_json(outcomes, *(("[\n", ",\n", "\n]\n") if args.format == "json" else ("", "\n", "\n")))
         sys.stdout.flush()
     if n_known := counts["known"]:
         print(f"{counts['right']} of {n_known} match their folder's name ({counts['right'] / n_known:.1%})", file=sys.stderr)
@@ -97,28 +90,28 @@ def predict(args: Namespace) -> int:
 def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, args: Namespace) -> Iterator[Outcome]:
     """The outcomes of all photographs, in their order."""
 
-    def load(photo: Photo) -> tuple[bytes, np.ndarray] | Outcome:
+    def load(photo: Photo) -> tuple[bytes, np.ndarray] | str:
         try:
             content = photo.read()
             return content if args.annotate else b"", decode(content, classifier.image_px)
         except (UnreadableImage, *ZIP_ERRORS, RuntimeError) as error:  # RuntimeError: an encrypted member
-            return Outcome(photo, None, " ".join(str(getattr(error, "strerror", None) or error).split()))
+            return " ".join(str(getattr(error, "strerror", None) or error).split())
 
     def finish(photo: Photo, content: bytes, prediction: Prediction) -> Outcome:
         if args.annotate:
             try:
                 annotated = _annotate(content, photo, prediction)
             except UnreadableImage as error:  # truncated: `decode` accepts it, `inspect` does not
-                return Outcome(photo, None, str(error))
+                return str(error)
             write_bytes(_annotated_file(args.annotate, photo), annotated)
-        return Outcome(photo, prediction)
+        return prediction
 
     def work(batch: list[Photo]) -> list[Outcome]:
         loaded = [load(photo) for photo in batch]
-        pixels = [each[1] for each in loaded if not isinstance(each, Outcome)]
+        pixels = [each[1] for each in loaded if not isinstance(each, str)]
         predictions = iter(classifier.predict_pixels(np.stack(pixels), args.top, args.heatmap) if pixels else [])
         return [
-            each if isinstance(each, Outcome) else finish(photo, each[0], next(predictions))
+            each if isinstance(each, str) else finish(photo, each[0], next(predictions))
             for photo, each in zip(batch, loaded, strict=True)
         ]
 
@@ -132,18 +125,18 @@ def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, a
             yield from waiting.popleft().result()
 
 
-def _counted(outcomes: Iterator[Outcome], counts: Counter[str], n_photos: int) -> Iterator[Outcome]:
-    """The outcomes; counts failed, known and right ones, and prints errors and progress to standard error."""
+def _counted(photos: list[Photo], outcomes: Iterator[Outcome], counts: Counter[str]) -> Outcomes:
+    """Photographs and outcomes; counts failed, known and right ones, and prints errors and progress to standard error."""
     began = last = time.monotonic()
-    shows_progress = sys.stderr.isatty() and not sys.stdout.isatty()
-    for number, outcome in enumerate(outcomes, 1):
-        if outcome.error:
+    shows_progress, n_photos = sys.stderr.isatty() and not sys.stdout.isatty(), len(photos)
+    for number, (photo, outcome) in enumerate(zip(photos, outcomes, strict=True), 1):
+        if isinstance(outcome, str):
             counts["failed"] += 1
-            print(f"{outcome.photo.name}: {outcome.error}", file=sys.stderr)
-        elif outcome.photo.truth and outcome.prediction:
+            print(f"{photo.name}: {outcome}", file=sys.stderr)
+        elif photo.truth:
             counts["known"] += 1
-            counts["right"] += outcome.prediction.answers[0].name == outcome.photo.truth
-        yield outcome
+            counts["right"] += outcome.answers[0].name == photo.truth
+        yield photo, outcome
         now = time.monotonic()
         if shows_progress and (now - last > PROGRESS_S or (number == n_photos and last > began)):
             last = now
@@ -242,43 +235,43 @@ def _check_annotated(photos: list[Photo], folder: Path) -> None:
             raise UserError(f"--annotate {folder}: {other} and {photo.name} would both be {target}; annotate them separately")
 
 
-def _write_table(outcomes: Iterator[Outcome], width: int) -> None:
+def _write_table(outcomes: Outcomes, width: int) -> None:
     """A readable table, with a line per answer."""
-    for outcome in outcomes:
-        if outcome.prediction:
-            left = f"{outcome.photo.name:{width}}  {outcome.prediction.verdict:7}"
-            for answer in outcome.prediction.answers:
+    for photo, outcome in outcomes:
+        if not isinstance(outcome, str):
+            left = f"{photo.name:{width}}  {outcome.verdict:7}"
+            for answer in outcome.answers:
                 print(f"{left}  {answer.probability:6.1%}  {answer.name}")
                 left = " " * len(left)
 
 
-def _write_csv(outcomes: Iterator[Outcome], k: int) -> None:
+def _write_csv(outcomes: Outcomes, k: int) -> None:
     """A header, then a row per photograph, also for those that could not be read."""
     columns = [f"{what}_{place}" for place in range(1, k + 1) for what in ("answer", "probability")]
     header = ["image", "truth", "verdict", "known_score", *columns, "error"]
     rows = csv.DictWriter(sys.stdout, header, lineterminator="\n")
     rows.writeheader()
-    for record in map(_record, outcomes):
+    for record in starmap(_record, outcomes):
         cells = [cell for answer in record.pop("answers") for cell in answer.values()]
         rows.writerow(record | dict(zip(columns, cells, strict=False)))
 
 
-def _write_json(outcomes: Iterator[Outcome], before: str, between: str, after: str) -> None:
-    """One JSON object per line."""
-    for outcome in outcomes:
-        sys.stdout.write(before + json.dumps(_record(outcome), ensure_ascii=False))
+def _write_json(outcomes: Outcomes, before: str, between: str, after: str) -> None:
+    """A JSON object per line."""
+    for record in starmap(_record, outcomes):
+        sys.stdout.write(before + json.dumps(record, ensure_ascii=False))
         before = between
     sys.stdout.write(after)
 
 
-def _record(outcome: Outcome) -> dict[str, Any]:
-    prediction = outcome.prediction
+def _record(photo: Photo, outcome: Outcome) -> dict[str, Any]:
+    prediction, error = (None, outcome) if isinstance(outcome, str) else (outcome, None)
     answers = prediction.answers if prediction else ()
     return {
-        "image": outcome.photo.name,
-        "truth": outcome.photo.truth or None,
-        "verdict": prediction.verdict if prediction else None,
-        "known_score": round(prediction.known_score, 6) if prediction else None,
+        "image": photo.name,
+        "truth": photo.truth or None,
+        "verdict": prediction and prediction.verdict,
+        "known_score": prediction and round(prediction.known_score, 6),
         "answers": [{"name": answer.name, "probability": round(answer.probability, 6)} for answer in answers],
-        "error": outcome.error or None,
+        "error": error,
     }

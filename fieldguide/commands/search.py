@@ -40,8 +40,9 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.manifest import write_table
 from fieldguide.core.params import YamlLoader, check_params, read_params
 from fieldguide.core.paths import HISTORY_CSV, PARAMS, project_root, stage_metrics
-from fieldguide.tracking import sender, store
 from fieldguide.tracking.journal import LOOK_SECONDS, all_journals, new_journal
+from fieldguide.tracking.sender import send_all
+from fieldguide.tracking.store import EXPERIMENT_TAG, store_name
 from fieldguide.training.resume import forget, stop_signals
 
 Settings = dict[str, BaseDistribution | str]  # a search space, or the text of a fixed value, by parameter
@@ -62,7 +63,6 @@ def search(args: argparse.Namespace) -> None:
     """Runs the trials that are missing; prints the best one and the command that trains with its values."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", args.name):
         args.parser.error(f"--name {args.name}: use letters, digits, - and _ only")
-    store.prepare()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # the outcome of a trial is a line of our own
     settings = parse_settings(args.set_param)
     folder = project_root() / ".fieldguide" / "search" / args.name
@@ -72,7 +72,7 @@ def search(args: argparse.Namespace) -> None:
             this = Search(args, settings, folder, open_study(args, settings, folder), stop)
             this.optimize()
             try:
-                sender.send_all()
+                send_all()
             except UserError as error:
                 print(f"warning: {error}", file=sys.stderr)
             if stop():
@@ -184,12 +184,8 @@ def open_study(args: argparse.Namespace, settings: Settings, folder: Path) -> op
 def _pruner(args: argparse.Namespace, settings: Settings) -> BasePruner:
     n_epochs = max(map(int, _ends(settings.get("train.epochs", str(read_params().train.epochs)))))
     warmup = args.warmup_epochs or max(1, round(WARMUP_SHARE * n_epochs))
-    match args.pruner:
-        case "median":
-            return MedianPruner(n_startup_trials=args.startup_trials, n_warmup_steps=warmup)
-        case "hyperband":
-            return HyperbandPruner(min_resource=warmup, max_resource=n_epochs)
-    return NopPruner()
+    pruners = {"median": MedianPruner(args.startup_trials, warmup), "hyperband": HyperbandPruner(warmup, n_epochs)}
+    return pruners.get(args.pruner, NopPruner())
 
 
 def enqueue_again(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
@@ -352,7 +348,7 @@ def live_curve(name: str, metric: str) -> tuple[str, dict[int, float]]:
         with suppress(FileNotFoundError):  # sent and removed
             entries = [entry for entry, _ in journal.read()]
             starts = [entry for entry in entries if entry["kind"] == "start"]
-            if starts and starts[-1]["tags"].get("dvc.experiment") == name:
+            if starts and starts[-1]["tags"].get(EXPERIMENT_TAG) == name:
                 logged = [entry for entry in entries if entry["kind"] == "metrics" and metric in entry["values"]]
                 return journal.key, {entry["step"]: entry["values"][metric] for entry in logged}
     return "", {}
@@ -362,7 +358,7 @@ def tag_run(key: str, name: str, search: str, state: TrialState) -> None:
     """Writes tags and status of a run whose process has ended into a journal, which is sent with the next one."""
     status = {TrialState.COMPLETE: "FINISHED", TrialState.FAIL: "FAILED"}.get(state, "KILLED")
     tags = {SEARCH_TAG: search} | ({PRUNED_TAG: "true"} if state == TrialState.PRUNED else {})
-    journal = new_journal(key, store.store_name())
+    journal = new_journal(key, store_name())
     with journal.held(LOOK_SECONDS):
         journal.append("start", name=name, tags=tags, of="")  # finds the run by its key
         journal.append("end", status=status)

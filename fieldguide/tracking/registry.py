@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from fieldguide.core.errors import UserError, needs_extra
-from fieldguide.core.files import atomic_path, file_hash
+from fieldguide.core.files import file_hash, write_bytes
 from fieldguide.core.paths import PREDICTIONS_CSV, models_cache, project_root
-from fieldguide.tracking.store import MODEL, ONNX_TAG, STAGE_TAG, Store, all_pages, open_store, prepare
+from fieldguide.tracking.store import MODEL, ONNX_TAG, STAGE_TAG, Store, all_pages, open_store
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -125,7 +125,6 @@ class Registry:
         return self.model_file(model)
 
     def model_file(self, model: "LoggedModel") -> Path:
-        """The ONNX file of a logged model."""
         return self._download(model.artifact_location, model.tags.get(ONNX_TAG, ""))
 
     def _download(self, location: str, md5: str) -> Path:
@@ -147,8 +146,7 @@ class Registry:
                     f"{artifact}: its MD5 is {file_md5}, but {md5} was logged; log it again: dvc repro -f -s export_onnx"
                 )
             cached = models_cache() / f"{file_md5}.onnx"
-            with atomic_path(cached) as temporary:
-                temporary.write_bytes(file.read_bytes())
+            write_bytes(cached, file.read_bytes())
         return cached
 
 
@@ -156,7 +154,6 @@ class Registry:
 def open_registry() -> Iterator[Registry]:
     """The registry of the project's tracking store; raises `UserError` if MLflow or the store is missing."""
     with needs_extra("the model registry", "train"):
-        prepare()
         import mlflow  # noqa: F401
     database = project_root() / "mlflow.db"
     if not os.environ.get("MLFLOW_TRACKING_URI") and not database.exists():

@@ -34,7 +34,7 @@ from fieldguide.core.params import Params, Section
 from fieldguide.core.paths import LOCK, MANIFEST, RECEIPT, stage_metrics
 from fieldguide.tracking.journal import LOOK_SECONDS, Journal, all_journals, new_journal
 from fieldguide.tracking.sender import Sender, left_words, unsent_journals
-from fieldguide.tracking.store import DATA_TAG, EXPERIMENT_TAG, PARAMS_TAG, STAGE_TAG, prepare, store_name, warn
+from fieldguide.tracking.store import DATA_TAG, EXPERIMENT_TAG, PARAMS_TAG, STAGE_TAG, store_name, warn
 
 SYSTEM_SECONDS = 10.0  # between samples of the machine's load
 PACKAGES = ("dvc", "mlflow", "numpy", "onnx", "onnxruntime", "pillow", "torch", "torchvision")  # whose versions are logged
@@ -50,7 +50,7 @@ class Run:
     def __init__(self, stage: str = "train", checkpoint: str = "", journal: Journal | None = None) -> None:
         """checkpoint: its MD5, for a stage after the training; without a journal nothing is logged."""
         self.stage, self.checkpoint, self.journal = stage, checkpoint, journal
-        self.sender = Sender(journal) if journal else None
+        self.sender: Sender | None = None
         self.lock = threading.Lock()  # a thread of its own logs the machine's load
 
     @property
@@ -63,10 +63,6 @@ class Run:
         if metrics:
             self.log_metrics({self.stage: metrics})
         self.log_files(*files, folder=self.stage)
-
-    def log_params(self, params: dict[str, Any]) -> None:
-        """Logs nested params under dotted names, as in params.yaml."""
-        self.write("params", values={name: str(value) for name, value in flat(params).items()})
 
     def log_metrics(self, metrics: dict[str, Any], step: int = 0) -> None:
         """Logs nested numbers under dotted names, nothing else."""
@@ -99,12 +95,6 @@ class Run:
 
     def tag(self, name: str, value: str) -> None:
         self.write("tag", name=name, value=value)
-
-    def finish(self, status: str) -> None:
-        """Ends the run; warns of what could not be sent."""
-        self.write("end", status=status)
-        if self.sender is not None and not self.sender.finish():
-            warn(f"{self.sender.fault}; {left_words(unsent_journals())}")
 
     def _write_both(self, kind: str, **content: Any) -> None:
         for of in dict.fromkeys(("", self.checkpoint)):
@@ -157,7 +147,6 @@ def stage_run(stage: str, section: Section | None, checkpoint: Path) -> Iterator
 @contextmanager
 def _run(stage: str, tags: dict[str, str], params: dict[str, Any], of: str = "", key: str = "") -> Iterator[Run]:
     """A new or resumed run and its sender, which gets a little time at the end."""
-    prepare()
     with ExitStack() as stack:
         run = Run(stage, of)
         try:
@@ -165,12 +154,13 @@ def _run(stage: str, tags: dict[str, str], params: dict[str, Any], of: str = "",
         except (OSError, UserError) as error:
             warn(f"{error}; tracking is off for this run")
         origin, name = _origin(), os.environ.get("DVC_EXP_NAME") or _commit()[:7]
-        tags = {STAGE_TAG: stage, PARAMS_TAG: _digest(params)} | tags | origin
+        digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
+        tags = {STAGE_TAG: stage, PARAMS_TAG: digest} | tags | origin
         parent = {"name": name or "restored", "tags": origin}
         run.write("start", name=stage if of else name or stage, tags=tags, of=of, parent=parent)
-        run.log_params(params)
-        if run.sender:
-            run.sender.start()
+        run.write("params", values={key: str(value) for key, value in flat(params).items()})
+        if run.journal:
+            run.sender = Sender(run.journal)
         status = "FAILED"
         try:
             yield run
@@ -179,19 +169,17 @@ def _run(stage: str, tags: dict[str, str], params: dict[str, Any], of: str = "",
             status = "KILLED"
             raise
         finally:
-            run.finish(status)
+            run.write("end", status=status)
+            if run.sender and not run.sender.finish():
+                warn(f"{run.sender.fault}; {left_words(unsent_journals())}")
 
 
 def _journal(key: str, stack: ExitStack) -> Journal:
     """The journal of a resumed run, or a new one, held until the stack ends."""
-    journal = next((each for each in all_journals() if each.key == key), None)
-    if (
-        journal
-        and journal.store == store_name()
-        and stack.enter_context(journal.held(LOOK_SECONDS))
-        and journal.folder.exists()
-    ):
-        return journal
+    for journal in all_journals():
+        is_same = journal.key == key and journal.store == store_name()
+        if is_same and stack.enter_context(journal.held(LOOK_SECONDS)) and journal.folder.exists():
+            return journal
     journal = new_journal(key or uuid.uuid4().hex, store_name())
     if not stack.enter_context(journal.held(LOOK_SECONDS)):
         raise UserError(f"{journal.folder} is held by another process; end it")
@@ -239,11 +227,6 @@ def _provenance(device: str) -> dict[str, str]:
     if LOCK.exists():
         tags["fieldguide.lock_sha256"] = file_hash(LOCK)
     return tags
-
-
-def _digest(tree: dict[str, Any]) -> str:
-    """SHA-256 of values, whatever their order."""
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _content(source: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from fieldguide.core.errors import UserError
 from fieldguide.core.paths import journals
 from fieldguide.tracking.journal import Journal, all_journals
-from fieldguide.tracking.store import Store, faults, in_words, prepare, store_name, warn
+from fieldguide.tracking.store import Store, faults, in_words, store_name, warn
 
 RETRY_SECONDS = 30.0  # between attempts to reach a store
 PATIENCE_SECONDS = {"remote": 15.0, "local": 120.0}  # that a stage waits at its end while the store accepts nothing
@@ -24,8 +24,6 @@ class Sender:
         self.fault = ""  # of the last attempt
         self.taken = 0.0  # time of the last accepted entry, seconds
         self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-
-    def start(self) -> None:
         self.thread.start()
 
     def finish(self) -> bool:
@@ -96,10 +94,8 @@ class Sender:
 
 def send_all() -> str:
     """Sends what earlier runs could not send; a summary in words. Raises `UserError` if the store fails."""
-    prepare()
     before = len(unsent_journals())
     sender = Sender()
-    sender.start()
     all_sent, left = sender.finish(), unsent_journals()
     if not all_sent:
         raise UserError(f"MLflow: {sender.fault}; {left_words(left)}")
@@ -107,7 +103,6 @@ def send_all() -> str:
 
 
 def unsent_journals() -> list[Journal]:
-    """Journals with unsent entries."""
     return [journal for journal in all_journals() if journal.n_unsent()]
 
 

@@ -39,13 +39,14 @@ DATA_TAG = "fieldguide.data_md5"
 ONNX_TAG = "fieldguide.onnx_md5"
 MODEL = "fieldguide"  # the name of every model that is logged
 MODEL_NEEDS = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")  # to load and serve it; MLflow's own detection takes seconds
-DEFAULTS = {
+DEFAULTS = {  # set here, because MLflow reads some of them when it is imported
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # with MLflow's 7 each call to a server that is down blocks for 4 minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+os.environ.update({name: value for name, value in DEFAULTS.items() if name not in os.environ})
 MLFLOW_TYPES = {"string": "string", "Int64": "long", "int64": "long", "bool": "boolean"}  # of the manifest's columns
 REFUSED = (400, 404, 409)  # HTTP statuses of a store that will never accept this entry
 
@@ -101,21 +102,18 @@ class Store:
 
         if entry["of"]:
             self.run_of_checkpoint(entry["of"], entry.get("parent"))
-        run_id = self._find(journal.key, entry)
-        if run_id:
+        identity = self._identity(journal.key, entry)
+        if run_id := self._search(identity):
             self.client.update_run(run_id, status="RUNNING")
             self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in entry["tags"].items()])
-        else:
-            parent = {"mlflow.parentRunId": self.run_of_checkpoint(entry["of"])} if entry["of"] else {KEY_TAG: journal.key}
-            run_id = self._create(entry["name"], entry["tags"] | parent, entry["time"])
-        self.ids[journal.key] = run_id
+        self.ids[journal.key] = run_id or self._create(entry["name"], entry["tags"] | identity, entry["time"])
 
-    def _find(self, key: str, start: dict[str, Any]) -> str:
-        """The id of the run of a journal with this start, or empty; a stage's run is found by model, stage and params."""
+    def _identity(self, key: str, start: dict[str, Any]) -> dict[str, str]:
+        """The tags by which the run of a journal with this start is found: its key, or model, stage and params of a stage."""
         if not start["of"]:
-            return self._search({KEY_TAG: key})
+            return {KEY_TAG: key}
         same = {tag: start["tags"].get(tag, "") for tag in (STAGE_TAG, PARAMS_TAG)}
-        return self._search(same | {"mlflow.parentRunId": self.run_of_checkpoint(start["of"])})
+        return same | {"mlflow.parentRunId": self.run_of_checkpoint(start["of"])}
 
     def _params(self, journal: "Journal", entry: dict[str, Any]) -> None:
         run_id = self._id(journal)
@@ -169,7 +167,7 @@ class Store:
 
         if of:
             return self.run_of_checkpoint(of)
-        run_id = self.ids.get(journal.key) or self._find(journal.key, journal.first())
+        run_id = self.ids.get(journal.key) or self._search(self._identity(journal.key, journal.first()))
         if not run_id:
             raise MlflowException(f"run {journal.key} is no longer in the store", RESOURCE_DOES_NOT_EXIST)
         return self.ids.setdefault(journal.key, run_id)
@@ -199,7 +197,6 @@ class Store:
 @contextmanager
 def open_store() -> Iterator[Store]:
     """The store, for commands that cannot do without; raises `UserError` if it cannot be reached or used."""
-    prepare()
     try:
         yield Store()
     except UserError:
@@ -210,19 +207,12 @@ def open_store() -> Iterator[Store]:
 
 
 def all_pages(search: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
-    """All pages of an MLflow search."""
     page = search(*arguments, **options)
     rows = list(page)
     while page.token:
         page = search(*arguments, **options, page_token=page.token)
         rows += page
     return rows
-
-
-def prepare() -> None:
-    """Sets MLflow's environment variables; call it before the first import, which starts telemetry."""
-    for variable, value in DEFAULTS.items():
-        os.environ.setdefault(variable, value)
 
 
 def store_name() -> str:
@@ -268,36 +258,32 @@ def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
     """The id of the experiment, which is created if there is none."""
     from mlflow.exceptions import MlflowException
 
+    if experiment := client.get_experiment_by_name(EXPERIMENT):
+        return experiment.experiment_id
     try:
         return client.create_experiment(EXPERIMENT, artifacts)
-    except MlflowException:  # it exists
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return experiment.experiment_id
+        return _experiment(client, artifacts)  # another client of the server was first
 
 
 def _save_model(file: Path, example: np.ndarray, target: Path, model_id: str, run_id: str) -> None:
     """Saves an ONNX file, byte for byte, as an MLflow model (flavours onnx and pyfunc) with signature and metadata."""
     import onnx
-    from mlflow.models import Model, ModelSignature
+    from mlflow.models import Model, infer_signature
     from mlflow.onnx import save_model
-    from mlflow.types import Schema, TensorSpec
-
-    def spec(value: onnx.ValueInfoProto, name: str | None) -> TensorSpec:
-        tensor = value.type.tensor_type
-        shape = [dimension.dim_value or -1 for dimension in tensor.shape.dim]
-        return TensorSpec(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape, name)
 
     proto = onnx.load(file)
-    inputs, outputs = proto.graph.input, proto.graph.output
+    outputs = {}
+    for value in proto.graph.output:
+        shape = [dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim]
+        outputs[value.name] = np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
     save_model(
         proto,
         str(target),
         mlflow_model=Model(model_id=model_id, run_id=run_id),
-        signature=ModelSignature(
-            Schema([spec(value, None) for value in inputs]), Schema([spec(value, value.name) for value in outputs])
-        ),
+        signature=infer_signature(example, outputs),
         input_example=example,
         pip_requirements=[f"{package}=={version(package)}" for package in MODEL_NEEDS],
         onnx_execution_providers=["CPUExecutionProvider"],
