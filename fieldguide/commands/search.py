@@ -57,6 +57,12 @@ DIGITS = 4  # of a proposed number: enough to tell two apart, and a command stay
 MAX_COMBINATIONS = 256  # of the ends of spaces that are checked for each end
 DIVERGED = re.compile(r"loss is (nan|-?inf)")  # in the log of a training: bad values, not a mistake
 SPACE = re.compile(r"(choice|uniform|log|int)\((.*)\)")
+SPACES: dict[str, Callable[..., BaseDistribution]] = {  # of the texts between the commas
+    "choice": lambda *texts: CategoricalDistribution(texts),
+    "uniform": lambda low, high: FloatDistribution(float(low), float(high)),
+    "log": lambda low, high: FloatDistribution(float(low), float(high), log=True),
+    "int": lambda low, high, step=1: IntDistribution(int(low), int(high), step=int(step)),
+}
 
 
 def search(args: argparse.Namespace) -> None:
@@ -106,16 +112,7 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
 
 def _parse_space(text: str) -> BaseDistribution | str:
     match = SPACE.fullmatch(text)
-    if not match:
-        return text
-    kind, parts = match[1], [part.strip() for part in match[2].split(",")]
-    if kind == "choice":
-        return CategoricalDistribution(parts)
-    if kind == "int":
-        low, high, *step = map(int, parts)
-        return IntDistribution(low, high, False, *step)
-    lower, upper = map(float, parts)
-    return FloatDistribution(lower, upper, log=kind == "log")
+    return SPACES[match[1]](*map(str.strip, match[2].split(","))) if match else text
 
 
 def _ends(setting: BaseDistribution | str) -> list[Any]:

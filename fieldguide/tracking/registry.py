@@ -53,14 +53,12 @@ class Registry:
 
     def exported_runs(self) -> list[ExportedRun]:
         """Training runs with an exported model, the latest first."""
-        models: dict[str | None, LoggedModel] = {}
-        for model in all_pages(self.client.search_logged_models, [self.experiment_id], f"name = '{MODEL}'"):
-            if model.status == "READY" and ONNX_TAG in model.tags:
-                known = models.setdefault(model.source_run_id, model)
-                models[model.source_run_id] = max(known, model, key=lambda each: each.creation_timestamp)
-        runs = all_pages(self.client.search_runs, [self.experiment_id], f"tags.`{STAGE_TAG}` = 'train'")
-        exported = [ExportedRun(run, models[run.info.run_id]) for run in runs if run.info.run_id in models]
-        return sorted(exported, key=lambda each: each.run.info.start_time, reverse=True)
+        logged = all_pages(self.client.search_logged_models, [self.experiment_id], f"name = '{MODEL}'")
+        in_order = sorted(logged, key=lambda model: model.creation_timestamp)
+        models = {model.source_run_id: model for model in in_order if model.status == "READY" and ONNX_TAG in model.tags}
+        query, order = f"tags.`{STAGE_TAG}` = 'train'", ["attributes.start_time DESC"]
+        runs = all_pages(self.client.search_runs, [self.experiment_id], query, order_by=order)
+        return [ExportedRun(run, models[run.info.run_id]) for run in runs if run.info.run_id in models]
 
     def predictions(self, run_id: str, folder: Path) -> Path:
         """Downloads the predictions that evaluate logged to a run; raises `UserError` if there are none."""
@@ -86,19 +84,13 @@ class Registry:
 
         with suppress(MlflowException):  # it exists
             self.client.create_registered_model(NAME, description="Species on photographs, as an ONNX file")
+        run_id, model = exported.run.info.run_id, exported.model
         same_file = f"name = '{NAME}' AND tags.`{ONNX_TAG}` = '{exported.md5}'"
-        versions = self.client.search_model_versions(same_file, max_results=1)
-        version = (
-            versions[0]
-            if versions
-            else self.client.create_model_version(
-                NAME,
-                exported.model.artifact_location,
-                exported.run.info.run_id,
-                {ONNX_TAG: exported.md5},
-                model_id=exported.model.model_id,
+        (version,) = self.client.search_model_versions(same_file, max_results=1) or [
+            self.client.create_model_version(
+                NAME, model.artifact_location, run_id, {ONNX_TAG: exported.md5}, model_id=model.model_id
             )
-        )
+        ]
         for key, value in tags.items():
             self.client.set_model_version_tag(NAME, version.version, key, value)
         self.client.set_registered_model_alias(NAME, CHAMPION, version.version)
