@@ -159,8 +159,8 @@ def logged_predictions(registry: Registry, run_id: str, folder: Path) -> Predict
     """The predictions that evaluate logged for test, or for valid without labels; raises `UserError` if there are none."""
     folder.mkdir(exist_ok=True)
     table = pd.read_csv(registry.predictions(run_id, folder), dtype=str, keep_default_na=False)
-    if not set(COLUMNS) <= set(table.columns):
-        raise UserError(f"run {run_id}: its predictions lack {', '.join(sorted(set(COLUMNS) - set(table.columns)))}")
+    if lacking := set(COLUMNS) - set(table.columns):
+        raise UserError(f"run {run_id}: its predictions lack {', '.join(sorted(lacking))}")
     split = "test" if "test" in set(table["split"]) else "valid"
     return Predictions(split, _sort(table[table["split"] == split]))
 

@@ -1,7 +1,7 @@
 """`fieldguide predict`: photographs to a table of predictions.
 
 Each thread reads, decodes and classifies its own batches with a single-threaded session, so that decoding and inference share
-the cores. Only a few batches are in memory at a time.
+the cores. Each holds one batch in memory.
 """
 
 import csv
@@ -12,9 +12,9 @@ import sys
 import time
 import zipfile
 from argparse import Namespace
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +34,6 @@ from fieldguide.sources.archive import ZIP_ERRORS
 from fieldguide.sources.layout import class_key, is_hidden, is_image
 
 BATCH = 16  # images; small enough to keep several threads busy, large enough for full speed
-AHEAD = 2  # queued batches per thread
 MAX_BYTES = 500_000_000  # of one encoded photograph
 ANNOTATED_PX = 800  # larger side of an annotated photograph
 PROGRESS_S = 0.2
@@ -115,14 +114,13 @@ def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, a
             for photo, each in zip(batch, loaded, strict=True)
         ]
 
+    batches = [photos[start : start + BATCH] for start in range(0, len(photos), BATCH)]
     with ThreadPoolExecutor(n_workers) as pool:
-        waiting: deque[Future[list[Outcome]]] = deque()
-        for start in range(0, len(photos), BATCH):
-            waiting.append(pool.submit(work, photos[start : start + BATCH]))
-            if len(waiting) > AHEAD * n_workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+        try:
+            for outcomes in pool.map(work, batches):
+                yield from outcomes
+        finally:
+            pool.shutdown(cancel_futures=True)  # the reader of the output may have left
 
 
 def _counted(photos: list[Photo], outcomes: Iterator[Outcome], counts: Counter[str]) -> Outcomes:
