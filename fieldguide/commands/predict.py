@@ -144,15 +144,14 @@ def _counted(photos: list[Photo], outcomes: Iterator[Outcome], counts: Counter[s
 
 def _photos(source: str, stack: ExitStack) -> Iterator[Photo]:
     """The photographs of one argument; `stack` closes archives."""
+    path = Path(source)
     if source == "-":
         content = sys.stdin.buffer.read()
         if content.startswith(b"PK"):
             yield from _zipped("-", io.BytesIO(content), stack)
         else:
             yield Photo("-", "", lambda: content)
-        return
-    path = Path(source)
-    if path.is_dir():
+    elif path.is_dir():
         for parent, folders, files in os.walk(path, onerror=_refuse):
             folders[:] = sorted(each for each in folders if not is_hidden(PurePosixPath(each)))
             for folder in (Path(parent, each) for each in folders):
@@ -178,12 +177,10 @@ def _zipped(source: str, file: Path | io.BytesIO, stack: ExitStack) -> Iterator[
     except ZIP_ERRORS as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{source}: not a valid zip ({reason}); download it again") from error
-    names: set[str] = set()
     for info in archive.infolist():
         if not info.is_dir() and is_image(info.filename):
-            if info.filename in names:
+            if archive.getinfo(info.filename) is not info:
                 raise UserError(f"{source}: member {info.filename} occurs twice; create the archive again")
-            names.add(info.filename)
             yield Photo(
                 f"{source}/{info.filename}",
                 PurePosixPath(info.filename).parent.name,

@@ -42,11 +42,8 @@ class Journal:
     def append(self, kind: str, **content: Any) -> None:
         """Writes an entry with fsync; `time` in milliseconds since 1970."""
         line = json.dumps({"kind": kind, "time": int(time.time() * 1000), **content})
-        with self.entries.open("a+b") as stream:
-            if stream.tell():
-                stream.seek(-1, os.SEEK_END)
-                line = line if stream.read(1) == b"\n" else "\n" + line  # after one that was cut off
-            stream.write(line.encode() + b"\n")
+        with self.entries.open("ab") as stream:
+            stream.write(f"\n{line}\n".encode())  # the first newline ends an entry that was cut off
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -79,10 +76,6 @@ class Journal:
         with suppress(FileNotFoundError):
             return sum(1 for _ in self.unsent())
         return 0
-
-    def first(self) -> dict[str, Any]:
-        """The start of the run."""
-        return next(self.read())[0]
 
     def last(self) -> str:
         """The kind of the last complete entry, sent or not; empty if there is none."""

@@ -167,7 +167,7 @@ class Store:
 
         if of:
             return self.run_of_checkpoint(of)
-        run_id = self.ids.get(journal.key) or self._search(self._identity(journal.key, journal.first()))
+        run_id = self.ids.get(journal.key) or self._search(self._identity(journal.key, next(journal.read())[0]))
         if not run_id:
             raise MlflowException(f"run {journal.key} is no longer in the store", RESOURCE_DOES_NOT_EXIST)
         return self.ids.setdefault(journal.key, run_id)
