@@ -97,8 +97,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _option(search, "--trials", 20, count, "total number of trials, including earlier starts", metavar="N")
     _option(search, "--jobs", 1, count, "parallel trials", metavar="N")
-    metrics = ("valid.accuracy", "valid.loss")
-    _option(search, "--metric", "valid.accuracy", str, "objective, at the best epoch", choices=metrics)
+    _option(search, "--metric", "valid.accuracy", str, "objective, at the best epoch", choices=("valid.accuracy", "valid.loss"))
     _option(search, "--pruner", "median", str, "how bad trials are ended", choices=("median", "hyperband", "none"))
     search.add_argument("--warmup-epochs", type=count, metavar="N", help="epochs without pruning; default: a quarter")
     _option(search, "--startup-trials", 4, count, "trials without pruning", metavar="N")
@@ -115,12 +114,11 @@ def _option(
 
 def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
     """Converts an option to an integer of at least `low` and at most `high`."""
+    allowed = f"≥ {low}" if high is None else f"in [{low}, {high}]"
 
     def convert(text: str) -> int:
         if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
-            raise argparse.ArgumentTypeError(
-                f"{text} must be an integer {f'≥ {low}' if high is None else f'in [{low}, {high}]'}"
-            )
+            raise argparse.ArgumentTypeError(f"{text} must be an integer {allowed}")
         return int(text)
 
     return convert
