@@ -2,82 +2,90 @@
 
 import argparse
 import os
+import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from fieldguide.commands import serve
 from fieldguide.core.errors import needs_extra, run_command
+from fieldguide.core.paths import ONNX
+from fieldguide.web.settings import MIB, Settings
 
-FORMATS = ("table", "csv", "json", "jsonl")
-SOME_FAILED = 3  # exit status; 1 is an error, 2 an invalid command line
-SEEDS = 2**31  # limit of Optuna and NumPy
-EXTRAS = {"predict": "", "serve": "serve", "runs": "train", "sync": "train", "champion": "train", "search": "search"}
+COMMANDS = {  # the function in fieldguide.commands, which returns the exit status, and the extra that it needs
+    "predict": ("predict:predict", ""),
+    "serve": ("serve:serve", "serve"),
+    "runs": ("runs:runs", "train"),
+    "sync": ("runs:sync", "train"),
+    "champion": ("champion:champion", "train"),
+    "search": ("search:search", "search"),
+}
 BROKEN_PIPE = 141  # exit status of a command that SIGPIPE ended, in a shell
 
 
 def parser() -> argparse.ArgumentParser:
     every = argparse.ArgumentParser(prog="fieldguide", description="Identify species in photographs.")
     commands = every.add_subparsers(dest="command", required=True)
-    predict = commands.add_parser(
+    count = _integer(1)
+
+    def command(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=more)
+        added.set_defaults(parser=added)
+        return added
+
+    predict = command(
         "predict",
-        help="classify photographs",
-        description="Classify photographs and print the most probable classes.",
-        epilog="Exit status: 0 success, 1 error, 3 some photographs could not be read (listed on standard error).",
+        "classify photographs and print the most probable classes",
+        "Exit status: 0 success, 1 error, 3 some photographs could not be read (listed on standard error).",
     )
     predict.add_argument(
         "sources", nargs="+", metavar="PHOTO|FOLDER|ZIP|-", help="- reads a photograph or zip from standard input"
     )
-    predict.add_argument(
-        "--model",
-        type=Path,
-        default=Path("models/model.onnx"),
-        metavar="FILE|models:/…",
-        help="model file, or a registered model such as models:/fieldguide@champion; default: %(default)s",
-    )
-    predict.add_argument("--top", type=_count, default=5, metavar="K", help="answers per photograph; default: %(default)s")
-    predict.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
+    model_text = "model file, or a registered model such as models:/fieldguide@champion"
+    _option(predict, "--model", ONNX, Path, model_text, metavar="FILE|models:/…")
+    _option(predict, "--top", 5, count, "answers per photograph", metavar="K")
+    _option(predict, "--format", "table", str, "form of the output", choices=("table", "csv", "json", "jsonl"))
     predict.add_argument("--annotate", type=Path, metavar="DIR", help="write the photographs with their labels into DIR")
     predict.add_argument("--heatmap", action="store_true", help="with --annotate: overlay the class activation map")
-    predict.add_argument("--threads", type=_count, metavar="N", help="default: one per available core")
-    predict.set_defaults(run=_predict, parser=predict)
-    page = commands.add_parser(
-        "serve", help="serve the web page and its API", description=serve.DESCRIPTION, epilog=serve.EPILOG
+    predict.add_argument("--threads", type=count, metavar="N", help="default: one per available core")
+
+    serve = command(
+        "serve",
+        "serve the web page and the JSON API of a model",
+        "To serve other machines, behind a proxy that terminates TLS and forwards the Host header:"
+        " fieldguide serve --host 0.0.0.0 --allowed-host guide.example.org",
     )
-    serve.add_options(page)
-    page.set_defaults(run=serve.serve, parser=page)
-    runs = commands.add_parser(
-        "runs",
-        help="compare DVC's experiments with MLflow's runs",
-        description="List DVC's experiments with their MLflow runs, and the differences.",
-    )
-    runs.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: %(default)s")
-    runs.set_defaults(run=_runs)
-    sync = commands.add_parser(
-        "sync",
-        help="send unsent results to MLflow",
-        description="Send what earlier runs could not send, and finished DVC experiments that MLflow lacks.",
-    )
-    sync.set_defaults(run=_sync)
-    for command in (runs, sync):
-        command.add_argument(
+    _option(serve, "--host", "127.0.0.1", str, "address to listen on")
+    _option(serve, "--port", 8000, _integer(0, 65_535), "port; 0 = any free port")
+    serve.add_argument("--allowed-host", action="append", default=[], help="accepted Host header; may be repeated")
+    _option(serve, "--model", Settings.model, Path, model_text)
+    _option(serve, "--manifest", Settings.manifest, Path, "manifest that lists the example photographs")
+    _option(serve, "--raw", Settings.raw, Path, "folder of the example photographs")
+    _option(serve, "--max-mib", Settings.max_body_bytes // MIB, count, "maximum MiB per request")
+    _option(serve, "--max-files", Settings.max_files, count, "maximum images per request")
+    _option(serve, "--max-megapixels", Settings.max_pixels // 1_000_000, count, "maximum million pixels per image")
+    _option(serve, "--max-images", Settings.max_images, count, "maximum images in the server at a time; further ones get 503")
+    _option(serve, "--max-batch", Settings.max_batch, count, "images per run of the network")
+    _option(serve, "--workers", Settings.n_workers, _integer(0), "batches decoded and computed at a time; 0 = one per core")
+
+    runs = command("runs", "list DVC's experiments with their MLflow runs, and the differences")
+    _option(runs, "--format", "table", str, "form of the output", choices=("table", "json", "csv"))
+    sync = command("sync", "send to MLflow what earlier runs could not send, and finished DVC experiments that it lacks")
+    for each in (runs, sync):
+        each.add_argument(
             "-A", "--all-commits", action="store_true", help="experiments of all commits; default: of the last one"
         )
-    champion = commands.add_parser(
+
+    champion = command(
         "champion",
-        help="promote a run's model if it beats the champion",
-        description="Promote a run's model to models:/fieldguide@champion if it beats the champion on the same test images.",
-        epilog="Exit status: 0 the model is the champion, 1 it is not.",
+        "promote a run's model to models:/fieldguide@champion if it beats the champion on the same test images",
+        "Exit status: 0 the model is the champion, 1 it is not.",
     )
     champion.add_argument("name", nargs="?", metavar="RUN", help="name, experiment or id of a run; default: the best on valid")
     champion.add_argument("--force", action="store_true", help="promote it even if it does not win or cannot be compared")
-    champion.set_defaults(run=_champion)
-    search = commands.add_parser(
-        "search",
-        help="search hyperparameters",
-        description="Search hyperparameters with Optuna and DVC experiments, or resume an interrupted search.",
-    )
-    search.add_argument("--name", default="search", help="prefix of the experiments NAME-0, NAME-1, …; default: %(default)s")
+
+    search = command("search", "search hyperparameters with Optuna and DVC experiments, or resume an interrupted search")
+    _option(search, "--name", "search", str, "prefix of the experiments NAME-0, NAME-1, …")
     search.add_argument(
         "-S",
         "--set-param",
@@ -87,88 +95,51 @@ def parser() -> argparse.ArgumentParser:
         help="a search space, 'train.lr=log(0.001,0.02)', 'augment.cutmix=uniform(0,0.6)', 'train.batch_size=int(32,128,32)',"
         " 'train.sampling=choice(shuffle,balanced)', or a fixed value, train.epochs=20",
     )
-    search.add_argument(
-        "--trials",
-        type=_count,
-        default=20,
-        metavar="N",
-        help="total number of trials, including earlier starts; default: %(default)s",
-    )
-    search.add_argument("--jobs", type=_count, default=1, metavar="N", help="parallel trials; default: %(default)s")
-    search.add_argument(
-        "--metric",
-        choices=("valid.accuracy", "valid.loss"),
-        default="valid.accuracy",
-        help="objective, at the best epoch; default: %(default)s",
-    )
-    search.add_argument("--pruner", choices=("median", "hyperband", "none"), default="median", help="default: %(default)s")
-    search.add_argument("--warmup-epochs", type=_count, metavar="N", help="epochs without pruning; default: a quarter")
-    search.add_argument(
-        "--startup-trials", type=_count, default=4, metavar="N", help="trials without pruning; default: %(default)s"
-    )
-    search.add_argument("--seed", type=_seed, default=1, help="seed of the sampler (TPE); default: %(default)s")
-    search.set_defaults(run=_search, parser=search)
+    _option(search, "--trials", 20, count, "total number of trials, including earlier starts", metavar="N")
+    _option(search, "--jobs", 1, count, "parallel trials", metavar="N")
+    _option(search, "--metric", "valid.accuracy", str, "objective, at the best epoch", choices=("valid.accuracy", "valid.loss"))
+    _option(search, "--pruner", "median", str, "how bad trials are ended", choices=("median", "hyperband", "none"))
+    search.add_argument("--warmup-epochs", type=count, metavar="N", help="epochs without pruning; default: a quarter")
+    _option(search, "--startup-trials", 4, count, "trials without pruning", metavar="N")
+    _option(search, "--seed", 1, _integer(0, 2**31 - 1), "seed of the sampler (TPE)")  # NumPy's bound
     return every
+
+
+def _option(
+    parser: argparse.ArgumentParser, name: str, default: object, kind: Callable[[str], Any], text: str, **more: Any
+) -> None:
+    """Adds an option whose help ends with its default."""
+    parser.add_argument(name, default=default, type=kind, help=f"{text}; default: %(default)s", **more)
+
+
+def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Converts an option to an integer of at least `low` and at most `high`."""
+    allowed = f"≥ {low}" if high is None else f"in [{low}, {high}]"
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
+            raise argparse.ArgumentTypeError(f"{text} must be an integer {allowed}")
+        return int(text)
+
+    return convert
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     try:
-        with needs_extra(f"fieldguide {args.command}", EXTRAS[args.command]):
-            n_failed = args.run(args)
+        function, extra = COMMANDS[args.command]
+        with needs_extra(f"fieldguide {args.command}", extra):
+            if args.command == "predict":
+                from fieldguide.tracking.registry import model_file
+
+                args.model = model_file(args.model)
+            status = pkgutil.resolve_name(f"fieldguide.commands.{function}")(args)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
-    if n_failed:
-        sys.exit(SOME_FAILED)
-
-
-def _predict(args: argparse.Namespace) -> int:
-    if args.heatmap and not args.annotate:
-        args.parser.error("--heatmap needs --annotate DIR")
-    from fieldguide.commands.predict import predict  # imported late: --help does not wait for onnxruntime
-    from fieldguide.tracking.registry import model_file
-
-    args.model = model_file(args.model)
-    return predict(args)
-
-
-def _runs(args: argparse.Namespace) -> None:
-    from fieldguide.commands.runs import show
-
-    show(args.format, args.all_commits)
-
-
-def _sync(args: argparse.Namespace) -> None:
-    from fieldguide.commands.runs import sync
-
-    sync(args.all_commits)
-
-
-def _champion(args: argparse.Namespace) -> None:
-    from fieldguide.commands.champion import challenge
-
-    if not challenge(args.name, args.force):
-        sys.exit(1)
-
-
-def _search(args: argparse.Namespace) -> None:
-    from fieldguide.commands.search import search
-
-    search(args)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be an integer ≥ 1")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= SEEDS:
-        raise argparse.ArgumentTypeError(f"{text} must be an integer in [0, {SEEDS - 1}]")
-    return int(text)
+    if status:
+        sys.exit(status)
 
 
 def console() -> None:

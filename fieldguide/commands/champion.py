@@ -4,9 +4,11 @@ A challenger is picked by its accuracy on valid, never on test. It wins if the 9
 on the same images, lies above 0. The first champion needs no comparison.
 """
 
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,8 +20,11 @@ from fieldguide.core.paths import MANIFEST, RAW
 from fieldguide.evaluation.metrics import accuracy_interval, paired_difference
 from fieldguide.onnx.classifier import OnnxClassifier
 from fieldguide.onnx.proof import probabilities_alone
-from fieldguide.tracking.registry import CHAMPION, NAME, SCHEME, ExportedRun, Registry, Version, open_registry
-from fieldguide.tracking.store import CHECKPOINT_TAG, DATA_TAG, EXPERIMENT_TAG
+from fieldguide.tracking.registry import CHAMPION, NAME, SCHEME, ExportedRun, Registry, open_registry
+from fieldguide.tracking.store import CHECKPOINT_TAG, DATA_TAG, EXPERIMENT_TAG, ONNX_TAG
+
+if TYPE_CHECKING:
+    from fieldguide.tracking.registry import ModelVersion
 
 PICKED_BY = ("evaluate.valid.accuracy", "evaluate.valid.loss")  # the second breaks ties
 COPIED_TAGS = (EXPERIMENT_TAG, "mlflow.source.git.commit", CHECKPOINT_TAG, DATA_TAG, "fieldguide.lock_sha256")
@@ -53,29 +58,29 @@ class Predictions:
         return f"{self.split} accuracy {values}"
 
 
-def challenge(name: str | None, force: bool) -> bool:
-    """Promotes the model of a run, or of the best run, if it wins; returns whether it is the champion now."""
+def champion(args: Namespace) -> int:
+    """Promotes the model of a run, or of the best run, if it wins; returns 0 if it is the champion now, else 1."""
     with open_registry() as registry, TemporaryDirectory() as folder:
-        challenger = pick_challenger(registry.exported_runs(), name)
+        challenger = pick_challenger(registry.exported_runs(), args.name)
         predictions = logged_predictions(registry, challenger.run.info.run_id, Path(folder))
         check_model(registry.model_file(challenger.model), predictions, challenger.name)
         print(f"challenger {challenger.name}: {predictions.summary_line()}")
-        champion = registry.champion()
+        current = registry.champion()
         reason = "the first champion"
-        if champion and champion.md5 == challenger.md5:
-            print(f"nothing to do: it is the champion, version {champion.number} of {NAME}")
-            return True
-        if champion:
-            wins, reason = contest(registry, challenger, predictions, champion, force, Path(folder))
-            if not wins and not force:
-                print(f"not promoted: {reason}; the champion is still version {champion.number} (--force promotes anyway)")
-                return False
+        if current and current.tags.get(ONNX_TAG) == challenger.md5:
+            print(f"nothing to do: it is the champion, version {current.version} of {NAME}")
+            return 0
+        if current:
+            wins, reason = contest(registry, challenger, predictions, current, args.force, Path(folder))
+            if not wins and not args.force:
+                print(f"not promoted: {reason}; the champion is still version {current.version} (--force promotes anyway)")
+                return 1
             reason = reason if wins else f"by force, {reason}"
         tags = {key: value for key in COPIED_TAGS if (value := challenger.run.data.tags.get(key))}
         tags |= {f"evaluate.{predictions.split}.{key}": str(value) for key, value in predictions.as_dict().items()}
         version = registry.promote(challenger, tags | {"fieldguide.promoted": reason})
-        print(f"promoted: {reason}; {SCHEME}{NAME}@{CHAMPION} is version {version.number}")
-        return True
+        print(f"promoted: {reason}; {SCHEME}{NAME}@{CHAMPION} is version {version.version}")
+        return 0
 
 
 def pick_challenger(runs: list[ExportedRun], name: str | None) -> ExportedRun:
@@ -101,31 +106,31 @@ def pick_challenger(runs: list[ExportedRun], name: str | None) -> ExportedRun:
 
 
 def contest(
-    registry: Registry, challenger: ExportedRun, predictions: Predictions, champion: Version, force: bool, folder: Path
+    registry: Registry, challenger: ExportedRun, predictions: Predictions, current: "ModelVersion", force: bool, folder: Path
 ) -> tuple[bool, str]:
     """Whether the challenger wins, and the reason in words; raises `UserError` if they cannot be compared, unless `force`."""
     try:
-        other = champion_predictions(registry, challenger, predictions, champion, folder)
+        other = champion_predictions(registry, challenger, predictions, current, folder)
     except UserError as error:
         if not force:
             raise UserError(f"{error}; or promote without a comparison: --force") from error
         return False, "not compared with the champion"
-    print(f"champion   version {champion.number}: {other.summary_line()}")
+    print(f"champion   version {current.version}: {other.summary_line()}")
     difference, low, high = paired_difference(predictions.right, other.right)
     n_gained, n_lost = int((predictions.right & ~other.right).sum()), int((~predictions.right & other.right).sum())
     interval = f"{100 * difference:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}"
     print(f"difference {interval}: right on {n_gained} images that the champion gets wrong, wrong on {n_lost} it gets right")
     if low > 0:
-        return True, f"significantly better than version {champion.number} ({interval})"
-    return False, f"{'worse' if high < 0 else 'not significantly better'} than version {champion.number} ({interval})"
+        return True, f"significantly better than version {current.version} ({interval})"
+    return False, f"{'worse' if high < 0 else 'not significantly better'} than version {current.version} ({interval})"
 
 
 def champion_predictions(
-    registry: Registry, challenger: ExportedRun, predictions: Predictions, champion: Version, folder: Path
+    registry: Registry, challenger: ExportedRun, predictions: Predictions, current: "ModelVersion", folder: Path
 ) -> Predictions:
     """The champion's predictions for the challenger's images: logged by its own run, or computed here."""
     try:
-        other = logged_predictions(registry, champion.run_id, folder / "champion")
+        other = logged_predictions(registry, current.run_id or "", folder / "champion")
         if other.same_images(predictions):
             return other
         fault = f"its {len(other.table)} images of {other.split} are not the challenger's {len(predictions.table)}"
@@ -134,15 +139,15 @@ def champion_predictions(
     manifest_md5 = file_hash(MANIFEST, "md5") if MANIFEST.exists() else ""
     if manifest_md5 != challenger.run.data.tags.get(DATA_TAG):
         raise UserError(
-            f"champion, version {champion.number}: {fault}, and {MANIFEST} is not that of the challenger, so that it cannot be"
+            f"champion, version {current.version}: {fault}, and {MANIFEST} is not that of the challenger, so that it cannot be"
             " evaluated here; restore it with: dvc exp apply, or dvc checkout"
         )
-    file = registry.file(f"{SCHEME}{NAME}/{champion.number}")
+    file = registry.file(f"{SCHEME}{NAME}/{current.version}")
     rows, classifier = rows_of(read_manifest(MANIFEST), predictions.split), OnnxClassifier(file)
     known = OnnxClassifier(registry.model_file(challenger.model)).class_names
     if missing := [name for name in classifier.class_names if name not in known]:
         more = f" and {len(missing) - 1} more of its classes" if missing[1:] else ""
-        raise UserError(f"champion, version {champion.number}: {fault}; the challenger does not know {missing[0]}{more}")
+        raise UserError(f"champion, version {current.version}: {fault}; the challenger does not know {missing[0]}{more}")
     print(f"champion   evaluated here: {fault}")
     places = list(rows[["file", "offset", "length"]].itertuples(index=False, name=None))
     answers = np.array(classifier.class_names)[probabilities_alone(file, RAW, places)[-1].argmax(axis=1)]
@@ -154,8 +159,8 @@ def logged_predictions(registry: Registry, run_id: str, folder: Path) -> Predict
     """The predictions that evaluate logged for test, or for valid without labels; raises `UserError` if there are none."""
     folder.mkdir(exist_ok=True)
     table = pd.read_csv(registry.predictions(run_id, folder), dtype=str, keep_default_na=False)
-    if not set(COLUMNS) <= set(table.columns):
-        raise UserError(f"run {run_id}: its predictions lack {', '.join(sorted(set(COLUMNS) - set(table.columns)))}")
+    if lacking := set(COLUMNS) - set(table.columns):
+        raise UserError(f"run {run_id}: its predictions lack {', '.join(sorted(lacking))}")
     split = "test" if "test" in set(table["split"]) else "valid"
     return Predictions(split, _sort(table[table["split"] == split]))
 

@@ -1,7 +1,7 @@
 """`fieldguide predict`: photographs to a table of predictions.
 
 Each thread reads, decodes and classifies its own batches with a single-threaded session, so that decoding and inference share
-the cores. Only a few batches are in memory at a time.
+the cores. Each holds one batch in memory.
 """
 
 import csv
@@ -11,16 +11,16 @@ import os
 import sys
 import time
 import zipfile
-from abc import ABC, abstractmethod
 from argparse import Namespace
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import starmap
 from pathlib import Path, PurePosixPath
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -34,10 +34,10 @@ from fieldguide.sources.archive import ZIP_ERRORS
 from fieldguide.sources.layout import class_key, is_hidden, is_image
 
 BATCH = 16  # images; small enough to keep several threads busy, large enough for full speed
-AHEAD = 2  # queued batches per thread
 MAX_BYTES = 500_000_000  # of one encoded photograph
 ANNOTATED_PX = 800  # larger side of an annotated photograph
 PROGRESS_S = 0.2
+SOME_FAILED = 3  # exit status; 1 is an error, 2 an invalid command line
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,14 @@ class Photo:
     read: Callable[[], bytes]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The prediction or the error of a photograph."""
-
-    photo: Photo
-    prediction: Prediction | None
-    error: str = ""
+Outcome = Prediction | str  # a prediction, or why there is none
+Outcomes = Iterator[tuple[Photo, Outcome]]
 
 
 def predict(args: Namespace) -> int:
-    """Runs the command; returns the number of photographs that could not be read."""
+    """Runs the command; returns its exit status."""
+    if args.heatmap and not args.annotate:
+        args.parser.error("--heatmap needs --annotate DIR")
     n_threads = args.threads or n_cores()
     with ExitStack() as stack:
         photos = [photo for source in args.sources for photo in _photos(source, stack)]
@@ -72,86 +69,89 @@ def predict(args: Namespace) -> int:
         if args.annotate:
             _check_annotated(photos, args.annotate)
         known = {class_key(name): name for name in classifier.class_names}
-        photos = [Photo(photo.name, known.get(class_key(photo.truth), ""), photo.read) for photo in photos]
-        writer = WRITERS[args.format](sys.stdout, photos, min(args.top, len(known)))
-        return _summary(_outcomes(classifier, photos, n_threads if many else 1, args), writer, len(photos))
+        photos = [replace(photo, truth=known.get(class_key(photo.truth), "")) for photo in photos]
+        counts: Counter[str] = Counter()
+        outcomes = _counted(photos, _outcomes(classifier, photos, n_threads if many else 1, args), counts)
+        if args.format == "table":
+            _write_table(outcomes, min(max(len(photo.name) for photo in photos), 60))
+        elif args.format == "csv":
+            _write_csv(outcomes, min(args.top, len(known)))
+        else:
+            _write_json(outcomes, *(("[\n", ",\n", "\n]\n") if args.format == "json" else ("", "\n", "\n")))
+        sys.stdout.flush()
+    if n_known := counts["known"]:
+        print(f"{counts['right']} of {n_known} match their folder's name ({counts['right'] / n_known:.1%})", file=sys.stderr)
+    if counts["failed"]:
+        print(f"{counts['failed']} of {len(photos)} photographs could not be read", file=sys.stderr)
+    return SOME_FAILED if counts["failed"] else 0
 
 
 def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, args: Namespace) -> Iterator[Outcome]:
     """The outcomes of all photographs, in their order."""
 
-    def work(batch: list[Photo]) -> list[Outcome]:
-        outcomes: list[Any] = [None] * len(batch)
-        encoded: dict[int, bytes] = {}
-        pixels: list[np.ndarray] = []
-        for place, photo in enumerate(batch):
+    def load(photo: Photo) -> tuple[bytes, np.ndarray] | str:
+        try:
+            content = photo.read()
+            return content if args.annotate else b"", decode(content, classifier.image_px)
+        except (UnreadableImage, *ZIP_ERRORS, RuntimeError) as error:  # RuntimeError: an encrypted member
+            return " ".join(str(getattr(error, "strerror", None) or error).split())
+
+    def finish(photo: Photo, content: bytes, prediction: Prediction) -> Outcome:
+        if args.annotate:
             try:
-                content = photo.read()
-                pixels.append(decode(content, classifier.image_px))
-            except (UnreadableImage, *ZIP_ERRORS, RuntimeError) as error:  # RuntimeError: an encrypted member
-                outcomes[place] = Outcome(photo, None, " ".join(str(getattr(error, "strerror", None) or error).split()))
-                continue
-            encoded[place] = content if args.annotate else b""
-        predictions = classifier.predict_pixels(np.stack(pixels), args.top, args.heatmap) if pixels else []
-        for (place, content), prediction in zip(encoded.items(), predictions, strict=True):
-            photo = batch[place]
-            outcomes[place] = Outcome(photo, prediction)
-            if args.annotate:
-                try:
-                    annotated = _annotate(content, photo, prediction, args.heatmap)
-                except UnreadableImage as error:  # truncated: `decode` accepts it, `inspect` does not
-                    outcomes[place] = Outcome(photo, None, str(error))
-                    continue
-                write_bytes(_annotated_file(args.annotate, photo), annotated)
-        return outcomes
+                annotated = _annotate(content, photo, prediction)
+            except UnreadableImage as error:  # truncated: `decode` accepts it, `inspect` does not
+                return str(error)
+            write_bytes(_annotated_file(args.annotate, photo), annotated)
+        return prediction
 
+    def work(batch: list[Photo]) -> list[Outcome]:
+        loaded = [load(photo) for photo in batch]
+        pixels = [each[1] for each in loaded if not isinstance(each, str)]
+        predictions = iter(classifier.predict_pixels(np.stack(pixels), args.top, args.heatmap) if pixels else [])
+        return [
+            each if isinstance(each, str) else finish(photo, each[0], next(predictions))
+            for photo, each in zip(batch, loaded, strict=True)
+        ]
+
+    batches = [photos[start : start + BATCH] for start in range(0, len(photos), BATCH)]
     with ThreadPoolExecutor(n_workers) as pool:
-        waiting: deque[Future[list[Outcome]]] = deque()
-        for start in range(0, len(photos), BATCH):
-            waiting.append(pool.submit(work, photos[start : start + BATCH]))
-            if len(waiting) > AHEAD * n_workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+        try:
+            for outcomes in pool.map(work, batches):
+                yield from outcomes
+        finally:
+            pool.shutdown(cancel_futures=True)  # the reader of the output may have left
 
 
-def _summary(outcomes: Iterator[Outcome], writer: "Writer", n_photos: int) -> int:
-    """Writes all outcomes, prints errors and progress to standard error; returns the number of errors."""
-    n_failed = n_right = n_known = 0
+def _counted(photos: list[Photo], outcomes: Iterator[Outcome], counts: Counter[str]) -> Outcomes:
+    """Photographs and outcomes; counts failed, known and right ones, and prints errors and progress to standard error."""
     began = last = time.monotonic()
-    shows_progress = sys.stderr.isatty() and not sys.stdout.isatty()
-    for number, outcome in enumerate(outcomes, 1):
-        if outcome.error:
-            n_failed += 1
-            print(f"{outcome.photo.name}: {outcome.error}", file=sys.stderr)
-        elif outcome.photo.truth and outcome.prediction:
-            n_known += 1
-            n_right += outcome.prediction.answers[0].name == outcome.photo.truth
-        writer.write(outcome)
-        if shows_progress and time.monotonic() - last > PROGRESS_S:
-            last = time.monotonic()
-            print(f"\r{number}/{n_photos} photographs, {number / (last - began):.0f}/s ", end="", file=sys.stderr, flush=True)
-    if shows_progress and last > began:
-        print(f"\r{n_photos}/{n_photos} photographs, {n_photos / (time.monotonic() - began):.0f}/s ", file=sys.stderr)
-    writer.end()
-    if n_known:
-        print(f"{n_right} of {n_known} match their folder's name ({n_right / n_known:.1%})", file=sys.stderr)
-    if n_failed:
-        print(f"{n_failed} of {n_photos} photographs could not be read", file=sys.stderr)
-    return n_failed
+    shows_progress, n_photos = sys.stderr.isatty() and not sys.stdout.isatty(), len(photos)
+    for number, (photo, outcome) in enumerate(zip(photos, outcomes, strict=True), 1):
+        if isinstance(outcome, str):
+            counts["failed"] += 1
+            print(f"{photo.name}: {outcome}", file=sys.stderr)
+        elif photo.truth:
+            counts["known"] += 1
+            counts["right"] += outcome.answers[0].name == photo.truth
+        yield photo, outcome
+        now = time.monotonic()
+        if shows_progress and (now - last > PROGRESS_S or (number == n_photos and last > began)):
+            last = now
+            end = "\n" if number == n_photos else ""
+            print(f"\r{number}/{n_photos} photographs, {number / (now - began):.0f}/s ", end=end, file=sys.stderr, flush=True)
 
 
 def _photos(source: str, stack: ExitStack) -> Iterator[Photo]:
     """The photographs of one argument; `stack` closes archives."""
+    path = Path(source)
     if source == "-":
         content = sys.stdin.buffer.read()
         if content.startswith(b"PK"):
             yield from _zipped("-", io.BytesIO(content), stack)
         else:
             yield Photo("-", "", lambda: content)
-        return
-    path = Path(source)
-    if path.is_dir():
+    elif path.is_dir():
         for parent, folders, files in os.walk(path, onerror=_refuse):
             folders[:] = sorted(each for each in folders if not is_hidden(PurePosixPath(each)))
             for folder in (Path(parent, each) for each in folders):
@@ -177,12 +177,10 @@ def _zipped(source: str, file: Path | io.BytesIO, stack: ExitStack) -> Iterator[
     except ZIP_ERRORS as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{source}: not a valid zip ({reason}); download it again") from error
-    names: set[str] = set()
     for info in archive.infolist():
         if not info.is_dir() and is_image(info.filename):
-            if info.filename in names:
+            if archive.getinfo(info.filename) is not info:
                 raise UserError(f"{source}: member {info.filename} occurs twice; create the archive again")
-            names.add(info.filename)
             yield Photo(
                 f"{source}/{info.filename}",
                 PurePosixPath(info.filename).parent.name,
@@ -200,10 +198,10 @@ def _read(n_bytes: int, read: Callable[[], bytes]) -> bytes:
     return read()
 
 
-def _annotate(encoded: bytes, photo: Photo, prediction: Prediction, heatmap: bool) -> bytes:
+def _annotate(encoded: bytes, photo: Photo, prediction: Prediction) -> bytes:
     """The photograph as a JPEG with a caption and, if requested, its activation map."""
     _, rgb = inspect(encoded, ANNOTATED_PX)
-    if heatmap and prediction.activation is not None:
+    if prediction.activation is not None:
         rgb = overlay(rgb, prediction.activation)
     best = prediction.answers[0]
     lines = [f"{best.name}  {best.probability:.1%}" + ("" if prediction.verdict == "sure" else f"  ({prediction.verdict})")]
@@ -232,87 +230,43 @@ def _check_annotated(photos: list[Photo], folder: Path) -> None:
             raise UserError(f"--annotate {folder}: {other} and {photo.name} would both be {target}; annotate them separately")
 
 
-class Writer(ABC):
-    """Writes outcomes with up to `k` answers as text."""
-
-    def __init__(self, stream: TextIO, photos: Sequence[Photo], k: int) -> None:
-        self.stream, self.k = stream, k
-
-    @abstractmethod
-    def write(self, outcome: Outcome) -> None: ...
-
-    def end(self) -> None:
-        self.stream.flush()
-
-
-class TableWriter(Writer):
+def _write_table(outcomes: Outcomes, width: int) -> None:
     """A readable table, with a line per answer."""
-
-    def __init__(self, stream: TextIO, photos: Sequence[Photo], k: int) -> None:
-        super().__init__(stream, photos, k)
-        self.width = min(max(len(photo.name) for photo in photos), 60)
-
-    def write(self, outcome: Outcome) -> None:
-        if outcome.prediction is None:
-            return
-        left = f"{outcome.photo.name:{self.width}}  {outcome.prediction.verdict:7}"
-        for answer in outcome.prediction.answers:
-            self.stream.write(f"{left}  {answer.probability:6.1%}  {answer.name}\n")
-            left = " " * len(left)
+    for photo, outcome in outcomes:
+        if not isinstance(outcome, str):
+            left = f"{photo.name:{width}}  {outcome.verdict:7}"
+            for answer in outcome.answers:
+                print(f"{left}  {answer.probability:6.1%}  {answer.name}")
+                left = " " * len(left)
 
 
-class CsvWriter(Writer):
+def _write_csv(outcomes: Outcomes, k: int) -> None:
     """A header, then a row per photograph, also for those that could not be read."""
-
-    def __init__(self, stream: TextIO, photos: Sequence[Photo], k: int) -> None:
-        super().__init__(stream, photos, k)
-        self.rows = csv.writer(stream, lineterminator="\n")
-        answers = [f"{what}_{place}" for place in range(1, k + 1) for what in ("answer", "probability")]
-        self.rows.writerow(["image", "truth", "verdict", "known_score", *answers, "error"])
-
-    def write(self, outcome: Outcome) -> None:
-        record = _record(outcome)
-        cells = [cell for answer in record["answers"] for cell in (answer["name"], answer["probability"])]
-        cells += [""] * (2 * self.k - len(cells))
-        self.rows.writerow(
-            [record["image"], record["truth"], record["verdict"], record["known_score"], *cells, record["error"]]
-        )
+    columns = [f"{what}_{place}" for place in range(1, k + 1) for what in ("answer", "probability")]
+    header = ["image", "truth", "verdict", "known_score", *columns, "error"]
+    rows = csv.DictWriter(sys.stdout, header, lineterminator="\n")
+    rows.writeheader()
+    for record in starmap(_record, outcomes):
+        cells = [cell for answer in record.pop("answers") for cell in answer.values()]
+        rows.writerow(record | dict(zip(columns, cells, strict=False)))
 
 
-class JsonLinesWriter(Writer):
-    """One JSON object per line."""
-
-    def write(self, outcome: Outcome) -> None:
-        self.stream.write(json.dumps(_record(outcome), ensure_ascii=False) + "\n")
-
-
-class JsonWriter(Writer):
-    """One JSON array."""
-
-    def __init__(self, stream: TextIO, photos: Sequence[Photo], k: int) -> None:
-        super().__init__(stream, photos, k)
-        self.separator = "[\n"
-
-    def write(self, outcome: Outcome) -> None:
-        self.stream.write(self.separator + json.dumps(_record(outcome), ensure_ascii=False))
-        self.separator = ",\n"
-
-    def end(self) -> None:
-        self.stream.write("\n]\n")
-        super().end()
+def _write_json(outcomes: Outcomes, before: str, between: str, after: str) -> None:
+    """A JSON object per line."""
+    for record in starmap(_record, outcomes):
+        sys.stdout.write(before + json.dumps(record, ensure_ascii=False))
+        before = between
+    sys.stdout.write(after)
 
 
-def _record(outcome: Outcome) -> dict[str, Any]:
-    prediction = outcome.prediction
+def _record(photo: Photo, outcome: Outcome) -> dict[str, Any]:
+    prediction, error = (None, outcome) if isinstance(outcome, str) else (outcome, None)
     answers = prediction.answers if prediction else ()
     return {
-        "image": outcome.photo.name,
-        "truth": outcome.photo.truth or None,
-        "verdict": prediction.verdict if prediction else None,
-        "known_score": round(prediction.known_score, 6) if prediction else None,
+        "image": photo.name,
+        "truth": photo.truth or None,
+        "verdict": prediction and prediction.verdict,
+        "known_score": prediction and round(prediction.known_score, 6),
         "answers": [{"name": answer.name, "probability": round(answer.probability, 6)} for answer in answers],
-        "error": outcome.error or None,
+        "error": error,
     }
-
-
-WRITERS: dict[str, type[Writer]] = {"table": TableWriter, "csv": CsvWriter, "json": JsonWriter, "jsonl": JsonLinesWriter}

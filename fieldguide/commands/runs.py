@@ -8,9 +8,11 @@ belongs to the run of the same name.
 import json
 import subprocess
 import sys
+import time
+from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -20,9 +22,6 @@ from fieldguide.core.names import flat
 from fieldguide.core.paths import CHECKPOINT, LOCK, METRICS, PARAMS, project_root
 from fieldguide.tracking.sender import send_all
 from fieldguide.tracking.store import CHECKPOINT_TAG, EXPERIMENT_TAG, STAGE_TAG, Store, all_pages, open_store, store_name
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run as StoredRun
 
 KEY_METRICS = ("train.valid.loss", "evaluate.valid.accuracy", "evaluate.test.accuracy")
 CURVES = ("train.loss", "train.accuracy")  # MLflow has them for each epoch, DVC in metrics/history.csv
@@ -118,12 +117,9 @@ def compare(experiment: Experiment | None, run: TrackedRun | None, again: str = 
 
 def training_runs(store: Store) -> list[TrackedRun]:
     """All training runs in the store, the latest first."""
-    stored: list[StoredRun] = all_pages(
-        store.client.search_runs, [store.experiment_id], order_by=["attributes.start_time DESC"]
-    )
     children: dict[str, list[TrackedRun]] = {}
     trainings = []
-    for run in reversed(stored):
+    for run in all_pages(store.client.search_runs, [store.experiment_id], order_by=["attributes.start_time ASC"]):
         tags, data = run.data.tags, run.data
         names = tags.get(EXPERIMENT_TAG, ""), tags.get(CHECKPOINT_TAG, "")
         tracked = TrackedRun(run.info.run_id, run.info.run_name, run.info.status, *names, data.params, data.metrics)
@@ -176,20 +172,17 @@ def _experiment(name: str, revision: dict[str, Any], state: str) -> Experiment:
         return Experiment(name, rev[:7], state or "failed")
     stages = _locked(rev)
     outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
-    stale = tuple(name for name, stage in stages.items() if _is_stale(stage, outs))
+    stale = tuple(  # run on another output than the present one
+        name
+        for name, stage in stages.items()
+        if any(outs.get(dep["path"], dep["md5"]) != dep["md5"] for dep in stage.get("deps", []))
+    )
     checkpoint = outs.get(str(CHECKPOINT), "") if state in ("", "success") else ""
-    metrics: dict[str, float] = {}
-    for file, content in data["metrics"].items() if checkpoint else ():
-        if Path(file).stem in stages and Path(file).stem not in stale:
-            values = flat({Path(file).stem: content.get("data") or {}})
-            metrics |= {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    contents = {Path(file).stem: content.get("data") or {} for file, content in data["metrics"].items() if checkpoint}
+    values = flat({stage: content for stage, content in contents.items() if stage in stages.keys() - stale})
+    metrics = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
     params = flat(data["params"].get(str(PARAMS), {}).get("data") or {})
     return Experiment(name, rev[:9], state or "commit", checkpoint, params, metrics, stale)  # 9: all of "workspace"
-
-
-def _is_stale(stage: dict[str, Any], outs: dict[str, str]) -> bool:
-    """Whether a stage was run on another output than the present one."""
-    return any(outs.get(dep["path"], dep["md5"]) != dep["md5"] for dep in stage.get("deps", []))
 
 
 def _locked(rev: str) -> dict[str, Any]:
@@ -203,37 +196,38 @@ def _locked(rev: str) -> dict[str, Any]:
     return (yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}).get("stages") or {}
 
 
-def sync(all_commits: bool = False) -> None:
+def sync(args: Namespace) -> None:
     """Sends what earlier runs could not send, then runs, params and metrics of finished experiments that MLflow lacks."""
     print(send_all())
     if not (project_root() / ".dvc").is_dir():
         return
     n_new, n_values = 0, 0
     with open_store() as store:
-        runs = training_runs(store)
-        for experiment in experiments(all_commits):
+        tracked = training_runs(store)
+        for experiment in experiments(args.all_commits):
             if not experiment.checkpoint or experiment.name == "workspace":
                 continue
-            run = run_of(experiment, runs)
+            run = run_of(experiment, tracked)
             if not run:
                 tags = {EXPERIMENT_TAG: experiment.name} if experiment.state == "success" else {}
-                store.run_of_checkpoint(experiment.checkpoint, {"name": experiment.name, "tags": tags})
-                runs, n_new = training_runs(store), n_new + 1
-                run = run_of(experiment, runs)
-                assert run
-            run = run.with_params(experiment.params)
-            params = {name: value for name, value in experiment.params.items() if name not in run.params}
-            metrics = {name: value for name, value in experiment.metrics.items() if name not in run.metrics}
-            if params or metrics:
-                store.add(run.run_id, params, metrics)
-                runs, n_values = training_runs(store), n_values + len(params) + len(metrics)
+                run_id = store.run_of_checkpoint(experiment.checkpoint, {"name": experiment.name, "tags": tags})
+                run = TrackedRun(run_id, experiment.name, "FINISHED", checkpoint=experiment.checkpoint)
+                tracked.insert(0, run)
+                n_new += 1
+            known = run.with_params(experiment.params)
+            params = {name: value for name, value in experiment.params.items() if name not in known.params}
+            metrics = {name: value for name, value in experiment.metrics.items() if name not in known.metrics}
+            store.add(run.run_id, params, metrics, int(time.time() * 1000))
+            run.params.update({name: str(value) for name, value in params.items()})
+            run.metrics.update(metrics)
+            n_values += len(params) + len(metrics)
     print(f"DVC: {n_new} runs added to MLflow, {n_values} params and metrics")
 
 
-def show(form: str, all_commits: bool = False) -> None:
+def runs(args: Namespace) -> None:
     """Prints experiments and runs as a table, JSON or CSV."""
     with open_store() as store:
-        print_rows(match_runs(experiments(all_commits), training_runs(store)), form)
+        print_rows(match_runs(experiments(args.all_commits), training_runs(store)), args.format)
 
 
 def print_rows(rows: list[Row], form: str) -> None:

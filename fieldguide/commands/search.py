@@ -10,16 +10,18 @@ import argparse
 import copy
 import io
 import itertools
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,12 +35,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial, TrialState
 
+from fieldguide.core.artifacts import TrainMetrics
 from fieldguide.core.errors import UserError
 from fieldguide.core.manifest import write_table
 from fieldguide.core.params import YamlLoader, check_params, read_params
 from fieldguide.core.paths import HISTORY_CSV, PARAMS, project_root, stage_metrics
-from fieldguide.tracking import sender, store
 from fieldguide.tracking.journal import LOOK_SECONDS, all_journals, new_journal
+from fieldguide.tracking.sender import send_all
+from fieldguide.tracking.store import EXPERIMENT_TAG, store_name
 from fieldguide.training.resume import forget, stop_signals
 
 Settings = dict[str, BaseDistribution | str]  # a search space, or the text of a fixed value, by parameter
@@ -51,29 +55,20 @@ WARMUP_SHARE = 0.25  # of the epochs, without pruning: growing images and averag
 MAX_FAILURES = 3  # when as many trials fail before any has trained for an epoch, their values are not the cause
 DIGITS = 4  # of a proposed number: enough to tell two apart, and a command stays readable
 MAX_COMBINATIONS = 256  # of the ends of spaces that are checked for each end
-EXPERIMENT_REF = re.compile(r"(\w+) refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)")  # of DVC: by the commit it is based on
 DIVERGED = re.compile(r"loss is (nan|-?inf)")  # in the log of a training: bad values, not a mistake
 SPACE = re.compile(r"(choice|uniform|log|int)\((.*)\)")
-
-
-@dataclass
-class Job:
-    """A trial whose experiment is running; `process` is None if the experiment had finished before."""
-
-    trial: optuna.Trial
-    name: str
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    run_key: str = ""  # of its MLflow run, once it has one
-    reported: set[int] = field(default_factory=set)  # epochs
-    stopped: str = ""  # why it was sent SIGINT: pruned or interrupted
+SPACES: dict[str, Callable[..., BaseDistribution]] = {  # of the texts between the commas
+    "choice": lambda *texts: CategoricalDistribution(texts),
+    "uniform": lambda low, high: FloatDistribution(float(low), float(high)),
+    "log": lambda low, high: FloatDistribution(float(low), float(high), log=True),
+    "int": lambda low, high, step=1: IntDistribution(int(low), int(high), step=int(step)),
+}
 
 
 def search(args: argparse.Namespace) -> None:
     """Runs the trials that are missing; prints the best one and the command that trains with its values."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", args.name):
         args.parser.error(f"--name {args.name}: use letters, digits, - and _ only")
-    store.prepare()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # the outcome of a trial is a line of our own
     settings = parse_settings(args.set_param)
     folder = project_root() / ".fieldguide" / "search" / args.name
@@ -83,7 +78,7 @@ def search(args: argparse.Namespace) -> None:
             this = Search(args, settings, folder, open_study(args, settings, folder), stop)
             this.optimize()
             try:
-                sender.send_all()
+                send_all()
             except UserError as error:
                 print(f"warning: {error}", file=sys.stderr)
             if stop():
@@ -117,16 +112,7 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
 
 def _parse_space(text: str) -> BaseDistribution | str:
     match = SPACE.fullmatch(text)
-    if not match:
-        return text
-    kind, parts = match[1], [part.strip() for part in match[2].split(",")]
-    if kind == "choice":
-        return CategoricalDistribution(parts)
-    if kind == "int":
-        low, high, *step = map(int, parts)
-        return IntDistribution(low, high, False, *step)
-    lower, upper = map(float, parts)
-    return FloatDistribution(lower, upper, log=kind == "log")
+    return SPACES[match[1]](*map(str.strip, match[2].split(","))) if match else text
 
 
 def _ends(setting: BaseDistribution | str) -> list[Any]:
@@ -155,10 +141,7 @@ def _refusal(tree: dict[str, Any], keys: Iterable[str], values: Iterable[Any]) -
     tree = copy.deepcopy(tree)
     for key, value in zip(keys, values, strict=True):
         *sections, last = key.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[last] = value
+        reduce(lambda node, section: node.setdefault(section, {}), sections, tree)[last] = value
     try:
         check_params(tree, PARAMS)
     except UserError as error:
@@ -198,12 +181,8 @@ def open_study(args: argparse.Namespace, settings: Settings, folder: Path) -> op
 def _pruner(args: argparse.Namespace, settings: Settings) -> BasePruner:
     n_epochs = max(map(int, _ends(settings.get("train.epochs", str(read_params().train.epochs)))))
     warmup = args.warmup_epochs or max(1, round(WARMUP_SHARE * n_epochs))
-    match args.pruner:
-        case "median":
-            return MedianPruner(n_startup_trials=args.startup_trials, n_warmup_steps=warmup)
-        case "hyperband":
-            return HyperbandPruner(min_resource=warmup, max_resource=n_epochs)
-    return NopPruner()
+    pruners = {"median": MedianPruner(args.startup_trials, warmup), "hyperband": HyperbandPruner(warmup, n_epochs)}
+    return pruners.get(args.pruner, NopPruner())
 
 
 def enqueue_again(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
@@ -223,52 +202,63 @@ def _stop_process(number: int, created: float) -> None:
 
 @dataclass
 class Search:
-    """A running study, whose trials are DVC experiments in temporary folders."""
+    """A running study, whose trials are DVC experiments in temporary folders, watched by a thread each."""
 
     args: argparse.Namespace
     settings: Settings
     folder: Path
     study: optuna.Study
     stop: Callable[[], int]  # the number of the signal that has arrived, or 0
+    asking: threading.Lock = field(default_factory=threading.Lock)
+    is_hopeless: bool = False  # all of the first trials failed: no more are started
+    has_ended: bool = False  # after an error no process is left behind
 
     def optimize(self) -> None:
         """Runs trials, `args.jobs` at a time, until enough have ended, a signal arrives, or all of the first ones fail."""
         n_left = self.args.trials - len(self.trials("COMPLETE", "PRUNED"))
-        jobs: list[Job] = []
-        try:
-            while jobs or (n_left > 0 and not self.stop()):
-                while n_left > 0 and len(jobs) < self.args.jobs and not self.stop():
-                    jobs.append(self.start())
-                    n_left -= 1
-                for job in list(jobs):
-                    if job.process and job.process.poll() is None:
-                        self.watch(job, job.process)
-                        continue
-                    self.finish(job)
-                    jobs.remove(job)
-                    if len(self.trials("FAIL")) >= MAX_FAILURES and not any(
-                        one.intermediate_values for one in self.study.trials
-                    ):
-                        n_left = 0
-                time.sleep(POLL_SECONDS)
-        finally:  # after an error no process is left behind
-            for job in jobs:
-                _stop_process(*job.trial.user_attrs.get("process", (0, 0)))
+        with ThreadPoolExecutor(self.args.jobs) as pool:
+            try:
+                list(pool.map(self.run_trial, range(n_left)))
+            finally:
+                self.has_ended = True
 
-    def start(self) -> Job:
-        """Starts the experiment of the next trial."""
-        trial = self.study.ask({key: setting for key, setting in self.settings.items() if not isinstance(setting, str)})
+    def run_trial(self, _: int) -> None:
+        """Runs the next trial; tells Optuna, MLflow and the terminal how it ended."""
+        if self.is_hopeless or self.has_ended or self.stop():
+            return
+        with self.asking:
+            trial = self.study.ask({key: setting for key, setting in self.settings.items() if not isinstance(setting, str)})
         name = trial.user_attrs.get("experiment", f"{self.args.name}-{trial.number}")
-        job = Job(trial, name, self.folder / f"{name}.log")
-        if "experiment" in trial.user_attrs and name in experiments():  # finished after its search was killed
-            return job
+        log = self.folder / f"{name}.log"
+        has_finished = "experiment" in trial.user_attrs and name in experiments()  # after its search was killed
+        state = TrialState.COMPLETE if has_finished else self.train(trial, name, log)
+        value = self.result(trial, name) if state == TrialState.COMPLETE else None
+        match state:
+            case TrialState.COMPLETE:
+                result = f"{self.args.metric} {value:.4f} after {len(self.reported(trial))} epochs"
+            case TrialState.PRUNED:
+                result = f"pruned after {len(self.reported(trial))} epochs"
+            case TrialState.FAIL:
+                trial.set_user_attr("error", error_line(log.read_text(errors="replace")))
+                result = f"failed: {trial.user_attrs['error']}"
+            case _:
+                enqueue_again(self.study, trial)
+                state, result = TrialState.FAIL, "interrupted"
+        self.study.tell(trial, value, state)
+        values = " ".join(f"{key}={as_text(value)}" for key, value in trial.params.items())
+        print(f"{name}: {result}; {values}", flush=True)
+        if len(self.trials("FAIL")) >= MAX_FAILURES and not any(each.intermediate_values for each in self.trials()):
+            self.is_hopeless = True
+
+    def train(self, trial: optuna.Trial, name: str, log: Path) -> TrialState:
+        """Runs the experiment of a trial; WAITING if it was interrupted."""
         trial.set_user_attr("experiment", name)
         changes = [word for change in self.changes(trial.params) for word in ("--set-param", change)]
         n_threads = max(1, read_params().runtime.n_workers // self.args.jobs)
         shared = {"OMP_NUM_THREADS": str(n_threads)} if self.args.jobs > 1 else {}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # so that the stage runs under this Python
-        with job.log.open("wb") as stream:
-            job.process = subprocess.Popen(
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
                 [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", name, *changes, "train"],
                 cwd=project_root(),
                 env=shared | os.environ | {"PATH": path},
@@ -277,59 +267,46 @@ class Search:
                 stderr=stream,
                 start_new_session=True,  # Ctrl-C is for the search; its own SIGINT reaches both DVC and the stage
             )
-        trial.set_user_attr("process", (job.process.pid, psutil.Process(job.process.pid).create_time()))
-        return job
+        identity = process.pid, psutil.Process(process.pid).create_time()
+        trial.set_user_attr("process", identity)
+        run_key, state = "", TrialState.RUNNING
+        try:
+            while process.poll() is None:
+                key, curve = live_curve(name, self.args.metric)
+                run_key = key or run_key
+                is_bad = self.report(trial, curve)
+                if state == TrialState.RUNNING and (is_bad or self.has_ended or self.stop()):
+                    state = TrialState.PRUNED if is_bad else TrialState.WAITING
+                    os.killpg(process.pid, signal.SIGINT)  # the stage ends, DVC waits for it and removes its folder
+                time.sleep(POLL_SECONDS)
+        finally:
+            _stop_process(*identity)
+        if not process.returncode:
+            state = TrialState.COMPLETE
+        elif state == TrialState.RUNNING:
+            state = TrialState.PRUNED if DIVERGED.search(log.read_text(errors="replace")) else TrialState.FAIL
+        if run_key:
+            tag_run(run_key, name, self.args.name, state)
+        return state
 
-    def watch(self, job: Job, process: subprocess.Popen[bytes]) -> None:
-        """Reports new epochs to Optuna; stops the experiment if it is to be pruned or a signal has arrived."""
-        key, curve = live_curve(job.name, self.args.metric)
-        job.run_key = key or job.run_key
-        reason = ""
-        for epoch in sorted(curve.keys() - job.reported):
-            job.trial.report(curve[epoch], epoch)
-            job.reported.add(epoch)
-            reason = reason or ("pruned" if job.trial.should_prune() else "")
-        reason = reason or ("interrupted" if self.stop() else "")
-        if reason and not job.stopped:
-            job.stopped = reason
-            os.killpg(process.pid, signal.SIGINT)  # the stage ends, DVC waits for it and removes its folder
+    def reported(self, trial: optuna.Trial) -> dict[int, float]:
+        """The metric by epoch, as far as Optuna has it."""
+        return self.trials()[trial.number].intermediate_values
 
-    def finish(self, job: Job) -> None:
-        """Tells Optuna, MLflow and the terminal how the experiment of a trial ended."""
-        log = job.log.read_text(errors="replace") if job.process else ""
-        has_failed = bool(job.process and job.process.returncode)
-        outcome = (job.stopped or ("pruned" if DIVERGED.search(log) else "failed")) if has_failed else "complete"
-        if job.run_key:
-            status = {"complete": "FINISHED", "failed": "FAILED"}.get(outcome, "KILLED")
-            tags = {SEARCH_TAG: self.args.name} | ({PRUNED_TAG: "true"} if outcome == "pruned" else {})
-            tag_run(job.run_key, job.name, status, tags)
-        value, result = None, outcome
-        if outcome == "complete":
-            value = self.result(job)
-            result = f"{self.args.metric} {value:.4f} after {len(job.reported)} epochs"
-        elif outcome == "pruned":
-            result = f"pruned after {len(job.reported)} epochs"
-            if job.run_key:
-                forget(job.run_key)
-        elif outcome == "failed":
-            job.trial.set_user_attr("error", error_line(log))
-            result = f"failed: {error_line(log)}"
-        else:
-            enqueue_again(self.study, job.trial)
-        state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(outcome, TrialState.FAIL)
-        self.study.tell(job.trial, value, state)
-        values = " ".join(f"{key}={as_text(value)}" for key, value in job.trial.params.items())
-        print(f"{job.name}: {result}; {values}", flush=True)
+    def report(self, trial: optuna.Trial, curve: dict[int, float]) -> bool:
+        """Reports the new epochs of a curve to Optuna; whether the trial should be pruned at one of them."""
+        is_bad = False
+        for epoch in sorted(curve.keys() - self.reported(trial)):
+            trial.report(curve[epoch], epoch)
+            is_bad = is_bad or trial.should_prune()
+        return is_bad
 
-    def result(self, job: Job) -> float:
+    def result(self, trial: optuna.Trial, name: str) -> float:
         """The metric at the best epoch, as in metrics/train.json; reports the epochs that were not seen live."""
-        split, metric = self.args.metric.split(".")
-        history = pd.read_csv(io.StringIO(file_of(job.name, HISTORY_CSV)))
-        for epoch, value in zip(history["epoch"], history[f"{split}_{metric}"], strict=True):
-            if epoch not in job.reported:
-                job.trial.report(value, int(epoch))
-                job.reported.add(epoch)
-        return float(json.loads(file_of(job.name, stage_metrics("train")))[split][metric])
+        history = pd.read_csv(io.StringIO(file_of(name, HISTORY_CSV)), index_col="epoch")
+        self.report(trial, history[self.args.metric.replace(".", "_")].to_dict())
+        valid = TrainMetrics.model_validate_json(file_of(name, stage_metrics("train"))).valid
+        return valid.accuracy if self.args.metric == "valid.accuracy" else valid.loss
 
     def conclude(self) -> None:
         """Prints the best trial and the command that trains with its values; writes a table of all trials."""
@@ -349,7 +326,8 @@ class Search:
         print(f"-> {self.folder / 'trials.csv'}; to compare, filter mlflow ui by tags.`{SEARCH_TAG}` = '{self.args.name}'")
 
     def trials(self, *states: str) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=[TrialState[state] for state in states])
+        """All trials, or those in one of the states."""
+        return self.study.get_trials(deepcopy=False, states=[TrialState[state] for state in states] or None)
 
     def changes(self, params: dict[str, Any]) -> list[str]:
         """All settings as `key=value`, with the proposed values."""
@@ -365,20 +343,24 @@ def live_curve(name: str, metric: str) -> tuple[str, dict[int, float]]:
     """The key of an experiment's run and its metric by epoch; empty before it trains."""
     for journal in reversed(all_journals()):
         with suppress(FileNotFoundError):  # sent and removed
-            entries = list(journal.everything())
+            entries = [entry for entry, _ in journal.read()]
             starts = [entry for entry in entries if entry["kind"] == "start"]
-            if starts and starts[-1]["tags"].get("dvc.experiment") == name:
+            if starts and starts[-1]["tags"].get(EXPERIMENT_TAG) == name:
                 logged = [entry for entry in entries if entry["kind"] == "metrics" and metric in entry["values"]]
                 return journal.key, {entry["step"]: entry["values"][metric] for entry in logged}
     return "", {}
 
 
-def tag_run(key: str, name: str, status: str, tags: dict[str, str]) -> None:
+def tag_run(key: str, name: str, search: str, state: TrialState) -> None:
     """Writes tags and status of a run whose process has ended into a journal, which is sent with the next one."""
-    journal = new_journal(key, store.store_name())
+    status = {TrialState.COMPLETE: "FINISHED", TrialState.FAIL: "FAILED"}.get(state, "KILLED")
+    tags = {SEARCH_TAG: search} | ({PRUNED_TAG: "true"} if state == TrialState.PRUNED else {})
+    journal = new_journal(key, store_name())
     with journal.held(LOOK_SECONDS):
         journal.append("start", name=name, tags=tags, of="")  # finds the run by its key
         journal.append("end", status=status)
+    if state == TrialState.PRUNED:
+        forget(key)
 
 
 def file_of(name: str, file: Path) -> str:
@@ -391,8 +373,8 @@ def file_of(name: str, file: Path) -> str:
 
 def experiments() -> dict[str, str]:
     """The commits of all experiments by name, whatever their baseline: HEAD may change during a search."""
-    lines = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
-    return {match[2]: match[1] for line in lines if (match := EXPERIMENT_REF.fullmatch(line))}
+    lines = _git("for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps/*/*/*").splitlines()
+    return dict(line.rsplit(" ", 1) for line in lines)
 
 
 def _git(*arguments: str) -> str:

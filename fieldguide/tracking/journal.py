@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,8 @@ class Journal:
     def append(self, kind: str, **content: Any) -> None:
         """Writes an entry with fsync; `time` in milliseconds since 1970."""
         line = json.dumps({"kind": kind, "time": int(time.time() * 1000), **content})
-        with self.entries.open("a+b") as stream:
-            if stream.tell():
-                stream.seek(-1, os.SEEK_END)
-                line = line if stream.read(1) == b"\n" else "\n" + line  # after one that was cut off
-            stream.write(line.encode() + b"\n")
+        with self.entries.open("ab") as stream:
+            stream.write(f"\n{line}\n".encode())  # the first newline ends an entry that was cut off
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -58,64 +55,46 @@ class Journal:
         shutil.copyfile(file, copy)
         return str(copy.relative_to(self.folder))
 
+    def read(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each complete entry from a position on, and the position after it; skips a truncated line."""
+        if self.entries.exists():
+            with self.entries.open("rb") as stream:
+                stream.seek(start)
+                for line in stream:
+                    start += len(line)
+                    with suppress(ValueError):
+                        entry = json.loads(line)
+                        if line.endswith(b"\n"):
+                            yield entry, start
+
     def unsent(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Each complete entry after the mark, and the mark that would include it."""
-        return self._read(int(self.sent.read_text()) if self.sent.exists() else 0)
+        return self.read(int(self.sent.read_text()) if self.sent.exists() else 0)
 
-    def has_unsent(self) -> bool:
-        """Whether there are unsent entries; no longer if another process has sent and removed the journal."""
-        try:
-            return any(True for _ in self.unsent())
-        except FileNotFoundError:
-            return False
-
-    def _read(self, start: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """Entries from a position on, each with the position after it; skips a truncated line."""
-        if not self.entries.exists():
-            return
-        with self.entries.open("rb") as stream:
-            stream.seek(start)
-            for line in stream:
-                start += len(line)
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    continue
-                if line.endswith(b"\n"):
-                    yield entry, start
-
-    def everything(self) -> Iterator[dict[str, Any]]:
-        """Each complete entry, sent or not."""
-        return (entry for entry, _ in self._read(0))
-
-    def first(self) -> dict[str, Any]:
-        """The start of the run."""
-        return next(self.everything())
+    def n_unsent(self) -> int:
+        """Number of unsent entries; 0 if another process has sent and removed the journal."""
+        with suppress(FileNotFoundError):
+            return sum(1 for _ in self.unsent())
+        return 0
 
     def last(self) -> str:
         """The kind of the last complete entry, sent or not; empty if there is none."""
-        return next(reversed([entry["kind"] for entry in self.everything()]), "")
+        return next(reversed([entry["kind"] for entry, _ in self.read()]), "")
 
     def mark(self, position: int) -> None:
         """Notes that all before this position is sent."""
         write_bytes(self.sent, str(position).encode())
 
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     @contextmanager
     def held(self, seconds: float = 0.0) -> Iterator[bool]:
         """Locks the journal for the block; False if another process still holds it after so many seconds."""
-        lock = FileLock(self.folder.with_suffix(".lock"), thread_local=False)
+        lock = FileLock(self.folder.with_suffix(".lock"), seconds, thread_local=False)
+        with suppress(Timeout):
+            lock.acquire()
         try:
-            lock.acquire(timeout=seconds)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
+            yield lock.is_locked
         finally:
-            if not self.folder.exists():
+            if lock.is_locked and not self.folder.exists():
                 Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
@@ -131,8 +110,3 @@ def new_journal(key: str, store: str) -> Journal:
 def all_journals() -> list[Journal]:
     """The journals of this project that are not completely sent, oldest first."""
     return [Journal(folder) for folder in sorted(journals().glob("*-*")) if folder.is_dir()]
-
-
-def find_journal(key: str) -> Journal | None:
-    """The journal of a run, if it has not been sent and removed."""
-    return next((journal for journal in all_journals() if journal.key == key), None)

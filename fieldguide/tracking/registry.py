@@ -1,27 +1,25 @@
 """MLflow's model registry: promotes a run's exported model to a version of the registered model; fetches versions as files.
 
-Imports only what `predict` has, so that a path of a file never waits for MLflow.
+MLflow is imported late: a path of a file never waits for it, and `predict` does without.
 """
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fieldguide.core.errors import UserError, needs_extra
-from fieldguide.core.files import atomic_path, file_hash
+from fieldguide.core.files import file_hash, write_bytes
 from fieldguide.core.paths import PREDICTIONS_CSV, models_cache, project_root
+from fieldguide.tracking.store import MODEL, ONNX_TAG, STAGE_TAG, Store, all_pages, open_store
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities import Run as StoredRun
-    from mlflow.entities.model_registry import ModelVersion
-
-    from fieldguide.tracking.store import Store
+    from mlflow.entities.model_registry import ModelVersion as ModelVersion
 
 NAME = "fieldguide"  # of the registered model
 CHAMPION = "champion"  # the alias of the version in use
@@ -44,36 +42,23 @@ class ExportedRun:
     @property
     def md5(self) -> str:
         """MD5 of the ONNX file."""
-        return self.model.tags[_store_module().ONNX_TAG]
-
-
-@dataclass(frozen=True)
-class Version:
-    """A version of the registered model: its number, the run that made it, and the MD5 of its ONNX file."""
-
-    number: int
-    run_id: str
-    md5: str
+        return self.model.tags[ONNX_TAG]
 
 
 class Registry:
     """The registered model, and the runs from which its versions come."""
 
-    def __init__(self, store: "Store") -> None:
+    def __init__(self, store: Store) -> None:
         self.client, self.experiment_id = store.client, store.experiment_id
-        self.onnx_tag: str = _store_module().ONNX_TAG
 
     def exported_runs(self) -> list[ExportedRun]:
         """Training runs with an exported model, the latest first."""
-        store = _store_module()
-        models: dict[str | None, LoggedModel] = {}
-        for model in store.all_pages(self.client.search_logged_models, [self.experiment_id], f"name = '{store.MODEL}'"):
-            if model.status == "READY" and self.onnx_tag in model.tags:
-                known = models.setdefault(model.source_run_id, model)
-                models[model.source_run_id] = max(known, model, key=lambda each: each.creation_timestamp)
-        runs = store.all_pages(self.client.search_runs, [self.experiment_id], f"tags.`{store.STAGE_TAG}` = 'train'")
-        exported = [ExportedRun(run, models[run.info.run_id]) for run in runs if run.info.run_id in models]
-        return sorted(exported, key=lambda each: each.run.info.start_time, reverse=True)
+        logged = all_pages(self.client.search_logged_models, [self.experiment_id], f"name = '{MODEL}'")
+        in_order = sorted(logged, key=lambda model: model.creation_timestamp)
+        models = {model.source_run_id: model for model in in_order if model.status == "READY" and ONNX_TAG in model.tags}
+        query, order = f"tags.`{STAGE_TAG}` = 'train'", ["attributes.start_time DESC"]
+        runs = all_pages(self.client.search_runs, [self.experiment_id], query, order_by=order)
+        return [ExportedRun(run, models[run.info.run_id]) for run in runs if run.info.run_id in models]
 
     def predictions(self, run_id: str, folder: Path) -> Path:
         """Downloads the predictions that evaluate logged to a run; raises `UserError` if there are none."""
@@ -87,41 +72,29 @@ class Registry:
                 " run: dvc repro -f -s evaluate"
             ) from error
 
-    def champion(self) -> Version | None:
+    def champion(self) -> "ModelVersion | None":
         """The version that has the alias."""
         registered = self.client.search_registered_models(f"name = '{NAME}'")
         number = registered[0].aliases.get(CHAMPION) if registered else None
-        return self._version(self.client.get_model_version(NAME, number)) if number else None
+        return self.client.get_model_version(NAME, number) if number else None
 
-    def promote(self, exported: ExportedRun, tags: dict[str, str]) -> Version:
+    def promote(self, exported: ExportedRun, tags: dict[str, str]) -> "ModelVersion":
         """Gives the alias to the version of this model, which is created if there is none."""
         from mlflow.exceptions import MlflowException
 
-        if not self.client.search_registered_models(f"name = '{NAME}'"):
-            try:
-                self.client.create_registered_model(NAME, description="Species on photographs, as an ONNX file")
-            except MlflowException:  # another process was first
-                self.client.get_registered_model(NAME)
-        versions = _store_module().all_pages(
-            self.client.search_model_versions, f"name = '{NAME}' AND tags.`{self.onnx_tag}` = '{exported.md5}'"
-        )
-        if versions:
-            version = versions[0]
-            for key, value in tags.items():
-                self.client.set_model_version_tag(NAME, version.version, key, value)
-        else:
-            version = self.client.create_model_version(
-                NAME,
-                exported.model.artifact_location,
-                exported.run.info.run_id,
-                tags | {self.onnx_tag: exported.md5},
-                model_id=exported.model.model_id,
+        with suppress(MlflowException):  # it exists
+            self.client.create_registered_model(NAME, description="Species on photographs, as an ONNX file")
+        run_id, model = exported.run.info.run_id, exported.model
+        same_file = f"name = '{NAME}' AND tags.`{ONNX_TAG}` = '{exported.md5}'"
+        (version,) = self.client.search_model_versions(same_file, max_results=1) or [
+            self.client.create_model_version(
+                NAME, model.artifact_location, run_id, {ONNX_TAG: exported.md5}, model_id=model.model_id
             )
+        ]
+        for key, value in tags.items():
+            self.client.set_model_version_tag(NAME, version.version, key, value)
         self.client.set_registered_model_alias(NAME, CHAMPION, version.version)
-        return self._version(version)
-
-    def _version(self, version: "ModelVersion") -> Version:
-        return Version(int(version.version), version.run_id or "", version.tags.get(self.onnx_tag, ""))
+        return version
 
     def file(self, uri: str) -> Path:
         """The model file of `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/NAME/latest` or `models:/ID`."""
@@ -134,7 +107,7 @@ class Registry:
                 version = self.client.get_model_version(model_id, *of_name)
                 if version.model_id is None:  # registered by hand, from a run's artifacts
                     location = self.client.get_model_version_download_uri(version.name, version.version)
-                    return self._download(location, version.tags.get(self.onnx_tag, ""))
+                    return self._download(location, version.tags.get(ONNX_TAG, ""))
                 model_id = version.model_id
             model = self.client.get_logged_model(model_id)
         except MlflowException as error:
@@ -144,8 +117,7 @@ class Registry:
         return self.model_file(model)
 
     def model_file(self, model: "LoggedModel") -> Path:
-        """The ONNX file of a logged model."""
-        return self._download(model.artifact_location, model.tags.get(self.onnx_tag, ""))
+        return self._download(model.artifact_location, model.tags.get(ONNX_TAG, ""))
 
     def _download(self, location: str, md5: str) -> Path:
         """The file in the project's cache, named after its content; downloaded unless it is there.
@@ -166,8 +138,7 @@ class Registry:
                     f"{artifact}: its MD5 is {file_md5}, but {md5} was logged; log it again: dvc repro -f -s export_onnx"
                 )
             cached = models_cache() / f"{file_md5}.onnx"
-            with atomic_path(cached) as temporary:
-                temporary.write_bytes(file.read_bytes())
+            write_bytes(cached, file.read_bytes())
         return cached
 
 
@@ -175,13 +146,12 @@ class Registry:
 def open_registry() -> Iterator[Registry]:
     """The registry of the project's tracking store; raises `UserError` if MLflow or the store is missing."""
     with needs_extra("the model registry", "train"):
-        store = _store_module()
         import mlflow  # noqa: F401
     database = project_root() / "mlflow.db"
     if not os.environ.get("MLFLOW_TRACKING_URI") and not database.exists():
         raise UserError(f"{database}: no tracking store; create a run with dvc repro, or set MLFLOW_TRACKING_URI")
-    with store.open_store() as opened:
-        yield Registry(opened)
+    with open_store() as store:
+        yield Registry(store)
 
 
 def is_registered(model: Path) -> bool:
@@ -198,12 +168,3 @@ def model_file(model: Path) -> Path:
             return registry.file(model.as_posix())
     except UserError as error:
         raise UserError(f"{model}: {error}") from error
-
-
-def _store_module() -> ModuleType:
-    """Imported late: it needs packages that `predict` does not have."""
-    from fieldguide.tracking import store
-
-    store.prepare()
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    return store

@@ -9,6 +9,7 @@ sent with the next run, or by `python -m fieldguide sync`.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -31,9 +32,9 @@ from fieldguide.core.files import file_hash, read_json
 from fieldguide.core.names import flat
 from fieldguide.core.params import Params, Section
 from fieldguide.core.paths import LOCK, MANIFEST, RECEIPT, stage_metrics
-from fieldguide.tracking.journal import LOOK_SECONDS, Journal, find_journal, new_journal
+from fieldguide.tracking.journal import LOOK_SECONDS, Journal, all_journals, new_journal
 from fieldguide.tracking.sender import Sender, left_words, unsent_journals
-from fieldguide.tracking.store import DATA_TAG, EXPERIMENT_TAG, PARAMS_TAG, STAGE_TAG, prepare, store_name, warn
+from fieldguide.tracking.store import DATA_TAG, EXPERIMENT_TAG, PARAMS_TAG, STAGE_TAG, store_name, warn
 
 SYSTEM_SECONDS = 10.0  # between samples of the machine's load
 PACKAGES = ("dvc", "mlflow", "numpy", "onnx", "onnxruntime", "pillow", "torch", "torchvision")  # whose versions are logged
@@ -41,10 +42,15 @@ CONTEXTS = {"train": "training", "valid": "validation", "test": "test"}  # MLflo
 
 
 class Run:
-    """A run. Its methods write the journal; none waits for the store, and none raises."""
+    """A run. Its methods write the journal; none waits for the store, and none raises.
 
-    def __init__(self, journal: Journal | None = None, sender: Sender | None = None) -> None:
-        self.journal, self.sender = journal, sender
+    A later stage logs metrics and data to its own run and to that of the training, and files and model to the latter.
+    """
+
+    def __init__(self, stage: str = "train", checkpoint: str = "", journal: Journal | None = None) -> None:
+        """checkpoint: its MD5, for a stage after the training; without a journal nothing is logged."""
+        self.stage, self.checkpoint, self.journal = stage, checkpoint, journal
+        self.sender: Sender | None = None
         self.lock = threading.Lock()  # a thread of its own logs the machine's load
 
     @property
@@ -52,25 +58,27 @@ class Run:
         """Lets `training_run` resume this run; empty if tracking is off."""
         return self.journal.key if self.journal else ""
 
-    def log_params(self, params: dict[str, Any]) -> None:
-        """Logs nested params under dotted names, as in params.yaml."""
-        self.write("params", values={name: str(value) for name, value in flat(params).items()})
+    def log(self, metrics: dict[str, Any], *files: Path) -> None:
+        """Logs metrics as `<stage>.<key>`, and copies of files to the artifacts under `<stage>`."""
+        if metrics:
+            self.log_metrics({self.stage: metrics})
+        self.log_files(*files, folder=self.stage)
 
-    def log_metrics(self, metrics: dict[str, Any], step: int = 0, of: str = "") -> None:
-        """Logs nested numbers under dotted names, nothing else. `of`: for the run that made this checkpoint (MD5)."""
+    def log_metrics(self, metrics: dict[str, Any], step: int = 0) -> None:
+        """Logs nested numbers under dotted names, nothing else."""
         numbers = {name: float(value) for name, value in flat(metrics).items() if isinstance(value, Real)}
-        self.write("metrics", values=numbers, step=step, of=of)
+        self._write_both("metrics", values=numbers, step=step)
 
-    def log_files(self, *files: Path, folder: str, of: str = "") -> None:
+    def log_files(self, *files: Path, folder: str) -> None:
         """Logs copies of files under `folder` of the run's artifacts."""
         for file in files:
-            self.write("file", file, folder=folder, of=of)
+            self.write("file", file, folder=folder, of=self.checkpoint)
 
-    def log_data(self, split: str, rows: pd.DataFrame, of: str = "") -> None:
-        """Logs the rows of the manifest that this run, or the run `of` a checkpoint, used."""
+    def log_data(self, split: str, rows: pd.DataFrame) -> None:
+        """Logs the rows of the manifest that this run used."""
         receipt = _content(RECEIPT)
         source = {key: receipt[key] for key in ("title", "home", "version", "release") if key in receipt}
-        self.write(
+        self._write_both(
             "data",
             name=f"{receipt.get('dataset', 'data')}/{split}",
             digest=file_hash(MANIFEST, "md5"),
@@ -78,22 +86,19 @@ class Run:
             profile={"num_rows": len(rows), "num_classes": int(rows["label"].nunique())},
             columns={name: str(kind) for name, kind in rows.dtypes.items()},
             context=CONTEXTS[split],
-            of=of,
         )
 
-    def log_model(self, file: Path, example: np.ndarray, of: str) -> None:
-        """Logs an ONNX file, with an example input, as a model of the run `of` a checkpoint that MLflow can load and serve."""
+    def log_model(self, file: Path, example: np.ndarray) -> None:
+        """Logs an ONNX file, with an example input, as a model that MLflow can load and serve."""
         kept = {"array": example.tolist(), "dtype": str(example.dtype)}
-        self.write("model", file, of=of, md5=file_hash(file, "md5"), example=kept)
+        self.write("model", file, of=self.checkpoint, md5=file_hash(file, "md5"), example=kept)
 
     def tag(self, name: str, value: str) -> None:
         self.write("tag", name=name, value=value)
 
-    def finish(self, status: str) -> None:
-        """Ends the run; warns of what could not be sent."""
-        self.write("end", status=status)
-        if self.sender is not None and not self.sender.finish():
-            warn(f"{self.sender.fault}; {left_words(unsent_journals())}")
+    def _write_both(self, kind: str, **content: Any) -> None:
+        for of in dict.fromkeys(("", self.checkpoint)):
+            self.write(kind, **content, of=of)
 
     def write(self, kind: str, file: Path | None = None, **content: Any) -> None:
         """Writes an entry and wakes the sender; an error of the disk ends the tracking, not the training."""
@@ -119,101 +124,70 @@ def training_run(params: Params, key: str = "", device: str = "") -> Iterator[Ru
     FINISHED after the block, KILLED after `SystemExit`, FAILED after an error.
     """
     tree = params.model_dump(mode="json")
-    with _run(_name() or "train", {STAGE_TAG: "train"} | _provenance(tree, device), key) as run:
-        run.log_params(tree)
+    with _run("train", _provenance(device), tree, key=key) as run:
         run.log_metrics({"split_check": _content(stage_metrics("split_check"))})  # that stage has no run of its own
-        with _sampled(run):
-            yield run
-
-
-@contextmanager
-def stage_run(stage: str, section: Section | None, checkpoint: Path) -> Iterator["StageRun"]:
-    """A child of the run that made `checkpoint`, for a stage that uses it."""
-    digest = file_hash(checkpoint, "md5")
-    tree = {type(section).__name__.lower(): section.model_dump(mode="json")} if section is not None else {}
-    with _run(stage, {STAGE_TAG: stage, PARAMS_TAG: _digest(tree)}, of=digest) as run:
-        run.log_params(tree)
-        yield StageRun(stage, run, digest)
-
-
-class StageRun:
-    """The child run of a stage; its metrics are copied to the run of the training."""
-
-    def __init__(self, stage: str, child: Run, digest: str) -> None:
-        self.stage, self.child, self.digest = stage, child, digest
-
-    def log(self, metrics: dict[str, Any], *files: Path) -> None:
-        """Logs metrics as `<stage>.<key>` to both runs, and files to the training's."""
-        for of in ("", self.digest) if metrics else ():
-            self.child.log_metrics({self.stage: metrics}, of=of)
-        self.child.log_files(*files, folder=self.stage, of=self.digest)
-
-    def log_data(self, split: str, rows: pd.DataFrame) -> None:
-        """Logs the rows of the manifest that the stage used to both runs."""
-        for of in ("", self.digest):
-            self.child.log_data(split, rows, of)
-
-    def log_model(self, file: Path, example: np.ndarray) -> None:
-        """Logs the exported model to the training's run."""
-        self.child.log_model(file, example, of=self.digest)
-
-
-@contextmanager
-def _run(name: str, tags: dict[str, str], key: str = "", of: str = "") -> Iterator[Run]:
-    """A new or resumed run and its sender, which gets a little time at the end."""
-    prepare()
-    with ExitStack() as stack:
-        run = Run()
+        ended = threading.Event()
+        thread = threading.Thread(target=_sample, args=(run, ended), name="load", daemon=True)
+        thread.start()
         try:
-            journal = _journal(key, stack)
-            run = Run(journal, Sender(journal))
+            yield run
+        finally:
+            ended.set()
+            thread.join()
+
+
+@contextmanager
+def stage_run(stage: str, section: Section | None, checkpoint: Path) -> Iterator[Run]:
+    """A child of the run that made `checkpoint`, for a stage that uses it."""
+    tree = {type(section).__name__.lower(): section.model_dump(mode="json")} if section is not None else {}
+    with _run(stage, {}, tree, file_hash(checkpoint, "md5")) as run:
+        yield run
+
+
+@contextmanager
+def _run(stage: str, tags: dict[str, str], params: dict[str, Any], of: str = "", key: str = "") -> Iterator[Run]:
+    """A new or resumed run and its sender, which gets a little time at the end."""
+    with ExitStack() as stack:
+        run = Run(stage, of)
+        try:
+            run = Run(stage, of, _journal(key, stack))
         except (OSError, UserError) as error:
             warn(f"{error}; tracking is off for this run")
-        origin = _origin()
-        run.write("start", name=name, tags=tags | origin, of=of, parent={"name": _name() or "restored", "tags": origin})
-        if run.sender:
-            run.sender.start()
+        origin, name = _origin(), os.environ.get("DVC_EXP_NAME") or _commit()[:7]
+        digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
+        tags = {STAGE_TAG: stage, PARAMS_TAG: digest} | tags | origin
+        parent = {"name": name or "restored", "tags": origin}
+        run.write("start", name=stage if of else name or stage, tags=tags, of=of, parent=parent)
+        run.write("params", values={key: str(value) for key, value in flat(params).items()})
+        if run.journal:
+            run.sender = Sender(run.journal)
+        status = "FAILED"
         try:
             yield run
+            status = "FINISHED"
         except SystemExit:
-            run.finish("KILLED")
+            status = "KILLED"
             raise
-        except BaseException:
-            run.finish("FAILED")
-            raise
-        run.finish("FINISHED")
+        finally:
+            run.write("end", status=status)
+            if run.sender and not run.sender.finish():
+                warn(f"{run.sender.fault}; {left_words(unsent_journals())}")
 
 
 def _journal(key: str, stack: ExitStack) -> Journal:
     """The journal of a resumed run, or a new one, held until the stack ends."""
-    journal = find_journal(key) if key else None
-    if (
-        journal
-        and journal.store == store_name()
-        and stack.enter_context(journal.held(LOOK_SECONDS))
-        and journal.folder.exists()
-    ):
-        return journal
+    for journal in all_journals():
+        is_same = journal.key == key and journal.store == store_name()
+        if is_same and stack.enter_context(journal.held(LOOK_SECONDS)) and journal.folder.exists():
+            return journal
     journal = new_journal(key or uuid.uuid4().hex, store_name())
     if not stack.enter_context(journal.held(LOOK_SECONDS)):
         raise UserError(f"{journal.folder} is held by another process; end it")
     return journal
 
 
-@contextmanager
-def _sampled(run: Run) -> Iterator[None]:
-    """Logs the machine's load during the block, under MLflow's names; GPUs if nvidia-ml-py is installed."""
-    ended = threading.Event()
-    thread = threading.Thread(target=_sample, args=(run, ended), name="load", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 def _sample(run: Run, ended: threading.Event) -> None:
+    """Logs the machine's load until the end, under MLflow's names; GPUs if nvidia-ml-py is installed."""
     if ended.wait(SYSTEM_SECONDS):
         return  # too short a run to import mlflow for
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
@@ -225,19 +199,13 @@ def _sample(run: Run, ended: threading.Event) -> None:
     for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
         with suppress(AttributeError, ImportError, RuntimeError):  # no network, no nvidia-ml-py, no GPU
             monitors.append(kind())
-    number = 0
-    while not ended.is_set():
+    for number in itertools.count():
         for monitor in monitors:
             monitor.collect_metrics()
             run.log_metrics({f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}, step=number)
             monitor.clear_metrics()
-        number += 1
-        ended.wait(SYSTEM_SECONDS)
-
-
-def _name() -> str:
-    """The name of the DVC experiment, else the commit, else empty."""
-    return os.environ.get("DVC_EXP_NAME") or _commit()[:7]
+        if ended.wait(SYSTEM_SECONDS):
+            return
 
 
 def _origin() -> dict[str, str]:
@@ -247,23 +215,18 @@ def _origin() -> dict[str, str]:
     return tags | {"mlflow.source.git.commit": _commit(), "mlflow.source.name": " ".join(sys.orig_argv[1:3])}
 
 
-def _provenance(params: dict[str, Any], device: str) -> dict[str, str]:
-    """Tags of what a training depends on: data, params, dvc.lock at its start, device and versions."""
+def _provenance(device: str) -> dict[str, str]:
+    """Tags of what a training depends on: data, dvc.lock at its start, device and versions."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):  # not all are needed to train
             versions[package] = version(package)
-    tags = {PARAMS_TAG: _digest(params), "fieldguide.device": device, "fieldguide.versions": json.dumps(versions)}
+    tags = {"fieldguide.device": device, "fieldguide.versions": json.dumps(versions)}
     if MANIFEST.exists():
         tags[DATA_TAG] = file_hash(MANIFEST, "md5")
     if LOCK.exists():
         tags["fieldguide.lock_sha256"] = file_hash(LOCK)
     return tags
-
-
-def _digest(tree: dict[str, Any]) -> str:
-    """SHA-256 of values, whatever their order."""
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _content(source: Path) -> dict[str, Any]:

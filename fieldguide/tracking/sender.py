@@ -1,5 +1,6 @@
 """Sends journals to the store in a thread while the stage works; what could not be sent is kept for later."""
 
+import shutil
 import threading
 import time
 from contextlib import ExitStack
@@ -7,7 +8,7 @@ from contextlib import ExitStack
 from fieldguide.core.errors import UserError
 from fieldguide.core.paths import journals
 from fieldguide.tracking.journal import Journal, all_journals
-from fieldguide.tracking.store import Store, fault_of, faults, prepare, store_name, warn
+from fieldguide.tracking.store import Store, faults, in_words, store_name, warn
 
 RETRY_SECONDS = 30.0  # between attempts to reach a store
 PATIENCE_SECONDS = {"remote": 15.0, "local": 120.0}  # that a stage waits at its end while the store accepts nothing
@@ -23,8 +24,6 @@ class Sender:
         self.fault = ""  # of the last attempt
         self.taken = 0.0  # time of the last accepted entry, seconds
         self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-
-    def start(self) -> None:
         self.thread.start()
 
     def finish(self) -> bool:
@@ -39,19 +38,22 @@ class Sender:
         return not self.thread.is_alive() and not self.fault
 
     def _work(self) -> None:
-        n_faults = 0
+        has_warned = False
         while not self.abandoned.is_set():
             closing = self.closing.is_set()  # read before the attempt: later entries are for the next one
             self.wake.clear()
             self.fault = NO_ANSWER  # unless the attempt ends
-            fault = fault_of(self._send)
-            if fault and not n_faults and not closing:  # else `finish` reports it
-                warn(f"{fault}; what is logged is kept in {journals()} and sent when the store can be reached")
-            n_faults += bool(fault)
-            self.fault = fault
+            try:
+                self._send()
+                self.fault = ""
+            except faults() as error:
+                self.fault = in_words(error)
             if closing:
                 return
-            if fault:
+            if self.fault and not has_warned:  # else `finish` reports it
+                warn(f"{self.fault}; what is logged is kept in {journals()} and sent when the store can be reached")
+                has_warned = True
+            if self.fault:
                 self.closing.wait(RETRY_SECONDS)
             else:
                 self.wake.wait()
@@ -79,23 +81,21 @@ class Sender:
         if fault:
             raise fault
 
-    def _send_one(self, journal: Journal, store: "Store") -> None:
+    def _send_one(self, journal: Journal, store: Store) -> None:
         for entry, position in journal.unsent():
             if self.abandoned.is_set():
                 return
             store.send(journal, entry)
             journal.mark(position)
             self.taken = time.monotonic()
-        if journal.last() == "end" and not journal.has_unsent():  # in this order: an end may be written meanwhile
-            journal.remove()
+        if journal.last() == "end" and not journal.n_unsent():  # in this order: an end may be written meanwhile
+            shutil.rmtree(journal.folder, ignore_errors=True)
 
 
 def send_all() -> str:
     """Sends what earlier runs could not send; a summary in words. Raises `UserError` if the store fails."""
-    prepare()
     before = len(unsent_journals())
     sender = Sender()
-    sender.start()
     all_sent, left = sender.finish(), unsent_journals()
     if not all_sent:
         raise UserError(f"MLflow: {sender.fault}; {left_words(left)}")
@@ -103,13 +103,12 @@ def send_all() -> str:
 
 
 def unsent_journals() -> list[Journal]:
-    """Journals with unsent entries."""
-    return [journal for journal in all_journals() if journal.has_unsent()]
+    return [journal for journal in all_journals() if journal.n_unsent()]
 
 
 def left_words(left: list[Journal]) -> str:
     """How many entries are unsent, where they are kept and how to send them."""
-    n_entries = sum(sum(1 for _ in journal.unsent()) for journal in left)
+    n_entries = sum(journal.n_unsent() for journal in left)
     others = {journal.store or "" for journal in left} - {store_name()}
     return (
         f"{n_entries} entries of {len(left)} runs are not sent; they are kept in {journals()} and go out with the next run, or"

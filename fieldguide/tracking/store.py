@@ -1,6 +1,6 @@
 """MLflow's store with the runs and models of a project: at `MLFLOW_TRACKING_URI`, else `mlflow.db` at the project's root.
 
-MLflow is imported late, because that takes seconds.
+MLflow is imported late, because that takes seconds, and because `predict` does without.
 """
 
 import json
@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
-from filelock import FileLock
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import atomic_path
 from fieldguide.core.paths import project_root
-from fieldguide.tracking.journal import Journal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from fieldguide.tracking.journal import Journal
 
 EXPERIMENT = "fieldguide"
 CHECKPOINT_TAG = "fieldguide.checkpoint_md5"
@@ -39,14 +39,15 @@ DATA_TAG = "fieldguide.data_md5"
 ONNX_TAG = "fieldguide.onnx_md5"
 MODEL = "fieldguide"  # the name of every model that is logged
 MODEL_NEEDS = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")  # to load and serve it; MLflow's own detection takes seconds
-DEFAULTS = {
+DEFAULTS = {  # set here, because MLflow reads some of them when it is imported
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # with MLflow's 7 each call to a server that is down blocks for 4 minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+os.environ.update({name: value for name, value in DEFAULTS.items() if name not in os.environ})
 MLFLOW_TYPES = {"string": "string", "Int64": "long", "int64": "long", "bool": "boolean"}  # of the manifest's columns
-PARAMS_A_CALL = 100  # MLflow refuses more
 REFUSED = (400, 404, 409)  # HTTP statuses of a store that will never accept this entry
 
 
@@ -55,6 +56,7 @@ class Store:
 
     def __init__(self) -> None:
         """Connects to the store and creates it if needed, one process of this machine at a time."""
+        from filelock import FileLock
         from mlflow import MlflowClient
 
         root, uri = project_root(), os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -72,18 +74,17 @@ class Store:
             self.client = MlflowClient(uri)
             self.experiment_id = _experiment(self.client, artifacts)
 
-    def add(self, run_id: str, params: dict[str, Any], metrics: dict[str, float]) -> None:
+    def add(self, run_id: str, params: dict[str, Any], metrics: dict[str, float], time_ms: int, step: int = 0) -> None:
         """Logs values that a run does not have yet."""
         from mlflow.entities import Metric, Param
 
-        names = list(params)
-        for start in range(0, len(names), PARAMS_A_CALL):
-            chunk = names[start : start + PARAMS_A_CALL]
-            self.client.log_batch(run_id, params=[Param(name, str(params[name])) for name in chunk])
-        now = int(time.time() * 1000)
-        self.client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
+        self.client.log_batch(
+            run_id,
+            [Metric(name, value, time_ms, step) for name, value in metrics.items()],
+            [Param(name, str(value)) for name, value in params.items()],
+        )
 
-    def send(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def send(self, journal: "Journal", entry: dict[str, Any]) -> None:
         """Writes an entry; warns and skips one that the store will never accept."""
         from mlflow.exceptions import MlflowException, RestException
 
@@ -96,42 +97,36 @@ class Store:
                 raise
             warn(f"{in_words(error)}; left out: {entry['kind']} of run {journal.key}")
 
-    def _start(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _start(self, journal: "Journal", entry: dict[str, Any]) -> None:
         from mlflow.entities import RunTag
 
         if entry["of"]:
             self.run_of_checkpoint(entry["of"], entry.get("parent"))
-        run_id = self._find(journal.key, entry)
-        if run_id:
+        identity = self._identity(journal.key, entry)
+        if run_id := self._search(identity):
             self.client.update_run(run_id, status="RUNNING")
             self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in entry["tags"].items()])
-        else:
-            parent = {"mlflow.parentRunId": self.run_of_checkpoint(entry["of"])} if entry["of"] else {KEY_TAG: journal.key}
-            run_id = self._create(entry["name"], entry["tags"] | parent, entry["time"])
-        self.ids[journal.key] = run_id
+        self.ids[journal.key] = run_id or self._create(entry["name"], entry["tags"] | identity, entry["time"])
 
-    def _find(self, key: str, start: dict[str, Any]) -> str:
-        """The id of the run of a journal with this start, or empty; a stage's run is found by model, stage and params."""
+    def _identity(self, key: str, start: dict[str, Any]) -> dict[str, str]:
+        """The tags by which the run of a journal with this start is found: its key, or model, stage and params of a stage."""
         if not start["of"]:
-            return self._search({KEY_TAG: key})
+            return {KEY_TAG: key}
         same = {tag: start["tags"].get(tag, "") for tag in (STAGE_TAG, PARAMS_TAG)}
-        return self._search(same | {"mlflow.parentRunId": self.run_of_checkpoint(start["of"])})
+        return same | {"mlflow.parentRunId": self.run_of_checkpoint(start["of"])}
 
-    def _params(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _params(self, journal: "Journal", entry: dict[str, Any]) -> None:
         run_id = self._id(journal)
         known = self.client.get_run(run_id).data.params  # MLflow refuses to change a param
-        self.add(run_id, {name: value for name, value in entry["values"].items() if name not in known}, {})
+        self.add(run_id, {name: value for name, value in entry["values"].items() if name not in known}, {}, entry["time"])
 
-    def _metrics(self, journal: Journal, entry: dict[str, Any]) -> None:
-        from mlflow.entities import Metric
+    def _metrics(self, journal: "Journal", entry: dict[str, Any]) -> None:
+        self.add(self._id(journal, entry["of"]), {}, entry["values"], entry["time"], entry["step"])
 
-        metrics = [Metric(name, value, entry["time"], entry["step"]) for name, value in entry["values"].items()]
-        self.client.log_batch(self._id(journal, entry["of"]), metrics=metrics)
-
-    def _file(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _file(self, journal: "Journal", entry: dict[str, Any]) -> None:
         self.client.log_artifact(self._id(journal, entry["of"]), str(journal.folder / entry["file"]), entry["folder"])
 
-    def _data(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _data(self, journal: "Journal", entry: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         columns = [{"name": name, "type": MLFLOW_TYPES.get(kind, "string")} for name, kind in entry["columns"].items()]
@@ -140,7 +135,7 @@ class Store:
         tags = [InputTag("mlflow.data.context", entry["context"])]
         self.client.log_inputs(self._id(journal, entry["of"]), [DatasetInput(dataset, tags)])
 
-    def _model(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _model(self, journal: "Journal", entry: dict[str, Any]) -> None:
         from mlflow.entities import LoggedModelOutput
 
         run_id = self._id(journal, entry["of"])
@@ -159,20 +154,20 @@ class Store:
             self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])  # MLflow refuses a second time
         self.client.finalize_logged_model(model.model_id, "READY")
 
-    def _tag(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _tag(self, journal: "Journal", entry: dict[str, Any]) -> None:
         self.client.set_tag(self._id(journal), entry["name"], entry["value"])
 
-    def _end(self, journal: Journal, entry: dict[str, Any]) -> None:
+    def _end(self, journal: "Journal", entry: dict[str, Any]) -> None:
         self.client.set_terminated(self._id(journal), entry["status"], entry["time"])
 
-    def _id(self, journal: Journal, of: str = "") -> str:
+    def _id(self, journal: "Journal", of: str = "") -> str:
         """The id of the journal's run, or of the run `of` a checkpoint; raises `MlflowException` if it was deleted."""
         from mlflow.exceptions import MlflowException
         from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
         if of:
             return self.run_of_checkpoint(of)
-        run_id = self.ids.get(journal.key) or self._find(journal.key, journal.first())
+        run_id = self.ids.get(journal.key) or self._search(self._identity(journal.key, next(journal.read())[0]))
         if not run_id:
             raise MlflowException(f"run {journal.key} is no longer in the store", RESOURCE_DOES_NOT_EXIST)
         return self.ids.setdefault(journal.key, run_id)
@@ -202,7 +197,6 @@ class Store:
 @contextmanager
 def open_store() -> Iterator[Store]:
     """The store, for commands that cannot do without; raises `UserError` if it cannot be reached or used."""
-    prepare()
     try:
         yield Store()
     except UserError:
@@ -213,19 +207,12 @@ def open_store() -> Iterator[Store]:
 
 
 def all_pages(search: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
-    """All pages of an MLflow search."""
     page = search(*arguments, **options)
     rows = list(page)
     while page.token:
         page = search(*arguments, **options, page_token=page.token)
         rows += page
     return rows
-
-
-def prepare() -> None:
-    """Sets MLflow's environment variables; call it before the first import, which starts telemetry."""
-    for variable, value in DEFAULTS.items():
-        os.environ.setdefault(variable, value)
 
 
 def store_name() -> str:
@@ -242,15 +229,6 @@ def faults() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return MlflowException, RequestException, SQLAlchemyError, ImportError, OSError, UserError
-
-
-def fault_of(action: Callable[[], object]) -> str:
-    """The error of a store in words, or empty."""
-    try:
-        action()
-    except faults() as error:
-        return in_words(error)
-    return ""
 
 
 def in_words(error: Exception) -> str:
@@ -277,42 +255,35 @@ def _make_tables(database: Path) -> None:
 
 
 def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
-    """The experiment's id; another client of a server may create it at the same time."""
+    """The id of the experiment, which is created if there is none."""
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment:
+    if experiment := client.get_experiment_by_name(EXPERIMENT):
         return experiment.experiment_id
     try:
         return client.create_experiment(EXPERIMENT, artifacts)
-    except MlflowException:
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return experiment.experiment_id
+        return _experiment(client, artifacts)  # another client of the server was first
 
 
 def _save_model(file: Path, example: np.ndarray, target: Path, model_id: str, run_id: str) -> None:
     """Saves an ONNX file, byte for byte, as an MLflow model (flavours onnx and pyfunc) with signature and metadata."""
     import onnx
-    from mlflow.models import Model, ModelSignature
+    from mlflow.models import Model, infer_signature
     from mlflow.onnx import save_model
-    from mlflow.types import Schema, TensorSpec
-
-    def spec(value: onnx.ValueInfoProto, name: str | None) -> TensorSpec:
-        tensor = value.type.tensor_type
-        shape = [dimension.dim_value or -1 for dimension in tensor.shape.dim]
-        return TensorSpec(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape, name)
 
     proto = onnx.load(file)
-    inputs, outputs = proto.graph.input, proto.graph.output
+    outputs = {}
+    for value in proto.graph.output:
+        shape = [dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim]
+        outputs[value.name] = np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
     save_model(
         proto,
         str(target),
         mlflow_model=Model(model_id=model_id, run_id=run_id),
-        signature=ModelSignature(
-            Schema([spec(value, None) for value in inputs]), Schema([spec(value, value.name) for value in outputs])
-        ),
+        signature=infer_signature(example, outputs),
         input_example=example,
         pip_requirements=[f"{package}=={version(package)}" for package in MODEL_NEEDS],
         onnx_execution_providers=["CPUExecutionProvider"],

@@ -135,9 +135,9 @@ def test_hosts_can_be_allowed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (("--workers", "-1"), "--workers must be ≥ 0, got -1"),
-        (("--port", "70000"), "--port must be in [0, 65535], got 70000"),
-        (("--max-files", "0"), "--max-files must be ≥ 1, got 0"),
+        (("--workers", "-1"), "argument --workers: -1 must be an integer ≥ 0"),
+        (("--port", "70000"), "argument --port: 70000 must be an integer in [0, 65535]"),
+        (("--max-files", "0"), "argument --max-files: 0 must be an integer ≥ 1"),
     ],
 )
 def test_options_out_of_range_are_refused(option: tuple[str, str], said: str) -> None:

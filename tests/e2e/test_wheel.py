@@ -159,7 +159,7 @@ def test_the_page_needs_its_extra_alone(serving: Installed) -> None:
         finally:
             process.terminate()
         assert process.wait() == 0
-    line = "the model registry needs filelock; install it with: pip install 'fieldguide[train]'"
+    line = "the model registry needs mlflow; install it with: pip install 'fieldguide[train]'"
     assert serving.refusal("serve", "--model", "models:/fieldguide@champion") == f"models:/fieldguide@champion: {line}"
 
 

@@ -16,7 +16,7 @@ from support.structure import PACKAGES, third_party
 STAGES = ("download", "split_check", "train", "evaluate", "export_onnx", "benchmark", "report")
 WITHOUT_EFFECT = {"tracking"}  # on outputs: tests/e2e/test_train.py holds that they are the same bytes without a store
 OWNERS = {  # the only modules that import a heavy library
-    "mlflow": {"tracking/store.py", "tracking/run.py", "tracking/registry.py", "commands/runs.py"},
+    "mlflow": {"tracking/store.py", "tracking/run.py", "tracking/registry.py"},
     "matplotlib": {"report/plots.py", "report/figures.py", "report/data_figures.py", "report/page.py"},
     "kaggle": {"sources/kaggle.py"},
     "onnxruntime": {"onnx/classifier.py", "onnx/quantize.py"},

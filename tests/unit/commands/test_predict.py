@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fieldguide.__main__ import SOME_FAILED, main
-from fieldguide.commands.predict import BATCH
+from fieldguide.__main__ import main
+from fieldguide.commands.predict import BATCH, SOME_FAILED
 from fieldguide.core.errors import UserError
 from fieldguide.core.images import decode
 from support import ROOT

@@ -144,7 +144,7 @@ def test_the_first_run_is_champion_once_with_its_numbers(registry: Registry, cap
     assert champion("first") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "nothing to do: it is the champion, version 1 of fieldguide"
     (version,) = registry.client.search_model_versions("name = 'fieldguide'")
-    assert registry.champion().number == 1
+    assert int(registry.champion().version) == 1
     assert version.run_id == registry.exported_runs()[0].run.info.run_id
     assert float(version.tags["evaluate.test.accuracy"]) == 0.9
     assert float(version.tags["evaluate.test.accuracy_low"]) == pytest.approx(0.8506, abs=1e-4)  # Wilson's, by hand
@@ -169,7 +169,7 @@ def test_a_better_run_wins_a_worse_one_and_one_better_by_chance_do_not(
         last = capsys.readouterr().out.splitlines()[-1]
         assert last.startswith(f"not promoted: {verdict} version 1 (")
         assert last.endswith("); the champion is still version 1 (--force promotes anyway)")
-        assert registry.champion().number == 1
+        assert int(registry.champion().version) == 1
     assert champion("better") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("challenger better (run ")
@@ -188,9 +188,9 @@ def test_force_promotes_and_a_model_that_returns_is_the_version_that_it_was(
     assert champion("first") == 0
     assert champion("worse", "--force") == 0
     assert "promoted: by force, worse than version 1 (" in capsys.readouterr().out
-    assert registry.champion().number == 2
+    assert int(registry.champion().version) == 2
     assert champion("first") == 0
-    assert registry.champion().number == 1
+    assert int(registry.champion().version) == 1
     assert len(registry.client.search_model_versions("name = 'fieldguide'")) == 2
 
 
@@ -233,7 +233,7 @@ def test_other_test_images_are_no_comparison(registry: Registry, table: pd.DataF
         f"champion, version 1: {fault}, and data/manifest.csv is not that of the challenger, so that it cannot be evaluated"
         " here; restore it with: dvc exp apply, or dvc checkout; or promote without a comparison: --force"
     )
-    assert registry.champion().number == 1
+    assert int(registry.champion().version) == 1
     assert champion("second", "--force") == 0
     assert tags_of_champion(registry)["fieldguide.promoted"] == "by force, not compared with the champion"
 
@@ -272,7 +272,7 @@ def test_on_new_data_that_are_at_hand_the_champion_is_measured_again(
     assert lines[1] == "champion   evaluated here: its 200 images of test are not the challenger's 30"
     assert lines[2].startswith("champion   version 1: test accuracy 66.67%")
     assert lines[3].endswith(": right on 10 images that the champion gets wrong, wrong on 0 it gets right")
-    assert registry.champion().number == 2
+    assert int(registry.champion().version) == 2
 
 
 def test_a_challenger_that_lacks_a_class_of_the_champion_takes_its_place_by_force_only(registry: Registry, root: Path) -> None:
@@ -286,9 +286,9 @@ def test_a_challenger_that_lacks_a_class_of_the_champion_takes_its_place_by_forc
         "champion, version 1: its 200 images of test are not the challenger's 30; the challenger does not know RED and 1 more"
         " of its classes; or promote without a comparison: --force"
     )
-    assert registry.champion().number == 1
+    assert int(registry.champion().version) == 1
     assert champion("second", "--force") == 0
-    assert registry.champion().number == 2
+    assert int(registry.champion().version) == 2
 
 
 def test_where_test_has_no_labels_valid_takes_its_place(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
