@@ -153,7 +153,7 @@ def candidate_pairs(hashes: np.ndarray, queries: np.ndarray, max_distance: int) 
 
 
 def _block_keys(hashes: np.ndarray) -> np.ndarray:
-    """The bits of each block as an integer, interleaved, because neighbouring bits of a perceptual hash are correlated: [4, N]."""
+    """The bits of each block: uint16 [4, N]; interleaved, because neighbouring bits of a perceptual hash are correlated."""
     bits = np.unpackbits(hashes.view(np.uint8), bitorder="little").reshape(-1, BLOCK_BITS, N_BLOCKS)
     return np.packbits(bits, axis=1, bitorder="little").transpose(2, 0, 1).copy().view(np.uint16)[..., 0]
 

@@ -154,8 +154,8 @@ def test_the_search_in_small_chunks_finds_the_same(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_search_of_nothing_finds_nothing() -> None:
-    empty = np.empty(0, np.uint64)
-    assert candidate_pairs(empty, clustered_hashes(9), 10).shape == candidate_pairs(clustered_hashes(9), empty, 10).shape == (0, 2)
+    hashes, empty = clustered_hashes(9), np.empty(0, np.uint64)
+    assert candidate_pairs(empty, hashes, 10).shape == candidate_pairs(hashes, empty, 10).shape == (0, 2)
 
 
 @pytest.mark.slow
