@@ -41,7 +41,6 @@ LOOKUP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP  # maps go from pixels of the r
 Map = np.ndarray  # float64 [3, 3]: from points of the second image to points of the first; both span -1..1
 ReadRgb = Callable[[int], np.ndarray]
 Verdict = Literal["same", "mirrored", "different"]
-DIFFERENT: Verdict = "different"
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class NearDuplicate(NamedTuple):
 
     @property
     def is_same(self) -> bool:
-        return self.verdict != DIFFERENT
+        return self.verdict != "different"
 
 
 def _view(degrees: float, scale: float, x: float, y: float, mirrored: bool) -> Map:
@@ -251,21 +250,14 @@ def _judge(fingerprints: Sequence[Fingerprint], greys: dict[int, np.ndarray], ro
     """Compares a candidate at the scale of thumbnails and, if it may be the same, at the finest scale; `greys` [128, 128]."""
     i, j, probe, distance = row
     fit = _fit(_shrunk(greys[i], THUMBNAIL_PX), _shrunk(greys[j], THUMBNAIL_PX), (PROBES[probe][0], place))
-    similarity, verdict = fit.similarity, DIFFERENT
-    if similarity >= LIKELY:
+    verdict: Verdict = "different"
+    if fit.similarity >= LIKELY:
         side_px = min(fingerprints[i].side_px, fingerprints[j].side_px)
-        similarity, verdict = _verify(greys[i], greys[j], fit.place, side_px)
-    return NearDuplicate(min(i, j), max(i, j), distance, round(similarity, 3), verdict)
-
-
-def _verify(one: np.ndarray, other: np.ndarray, place: Map, side_px: int) -> tuple[float, Verdict]:
-    """Similarity and verdict at the finest scale that the smaller image supports."""
-    coarsest, finest = SAME
-    px = int(np.clip(side_px * FINE_SHARE, coarsest, finest)) // TILE_PX * TILE_PX
-    fit = _fit(_shrunk(one, px), _shrunk(other, px), (place,))
-    if fit.n_contrary or fit.similarity < np.interp(px, list(SAME), list(SAME.values())):
-        return fit.similarity, "different"
-    return fit.similarity, "mirrored" if np.linalg.det(fit.place) < 0 else "same"
+        px = int(np.clip(side_px * FINE_SHARE, min(SAME), max(SAME))) // TILE_PX * TILE_PX  # the finest for the smaller image
+        fit = _fit(_shrunk(greys[i], px), _shrunk(greys[j], px), (fit.place,))
+        if not fit.n_contrary and fit.similarity >= np.interp(px, list(SAME), list(SAME.values())):
+            verdict = "mirrored" if np.linalg.det(fit.place) < 0 else "same"
+    return NearDuplicate(min(i, j), max(i, j), distance, round(fit.similarity, 3), verdict)
 
 
 def _fit(one: np.ndarray, other: np.ndarray, starts: Sequence[Map]) -> Fit:
