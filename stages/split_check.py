@@ -13,7 +13,7 @@ import pandas as pd
 from fieldguide.checks.duplicates import exact_pairs, photographs
 from fieldguide.checks.gallery import pairs_page
 from fieldguide.checks.inspection import find_near_duplicates, inspect_images
-from fieldguide.checks.policies import Findings, check, number_classes
+from fieldguide.checks.policies import Finding, check, findings_table, number_classes
 from fieldguide.checks.splits import SET_ASIDE, with_hold_out, with_splits
 from fieldguide.checks.summary import INTERNAL, class_counts, pair_table, split_check_metrics
 from fieldguide.core.artifacts import Receipt, SplitCheckMetrics
@@ -40,7 +40,8 @@ from fieldguide.sources.index import index_folders, index_shards
 def main() -> None:
     params = read_params()
     policy, n_workers = params.split_check, params.runtime.n_workers
-    receipt, findings = Receipt.read(RECEIPT), Findings()
+    receipt = Receipt.read(RECEIPT)
+    findings: list[Finding] = []
     shards = receipt.layout == "tfrecords"
     frame = index_shards(receipt, RAW) if shards else number_classes(index_folders(IMAGES_ZIP), findings)
     frame, fingerprints, means = inspect_images(frame, RAW, n_workers)
@@ -54,7 +55,7 @@ def main() -> None:
     try:
         frame, n_conflicts = check(frame, policy, findings)
     except UserError:
-        write_table(findings.table(), FINDINGS_CSV)
+        write_table(findings_table(findings), FINDINGS_CSV)
         raise
     frame = pd.concat([frame, aside.assign(use=False, reason=SET_ASIDE)]).sort_index() if len(aside) else frame
     if not frame["use"].any():
@@ -63,7 +64,7 @@ def main() -> None:
     table = pair_table(frame, pairs or [], copies)
     write_manifest(frame, MANIFEST)
     write_table(class_counts(frame), CLASSES_CSV)
-    write_table(findings.table(), FINDINGS_CSV)
+    write_table(findings_table(findings), FINDINGS_CSV)
     write_table(table.drop(columns=INTERNAL), NEAR_DUPLICATES_CSV)
     metrics = split_check_metrics(frame, copies, pairs, findings, n_conflicts)
     metrics.write(stage_metrics("split_check"))
@@ -74,13 +75,13 @@ def main() -> None:
     print_headline(metrics, findings)
 
 
-def print_headline(metrics: SplitCheckMetrics, findings: Findings) -> None:
+def print_headline(metrics: SplitCheckMetrics, findings: list[Finding]) -> None:
     images = ", ".join(f"{metrics.images[split]} {split}" for split in SPLITS)
     near = metrics.near_duplicates
     print(f"{metrics.classes} classes; {images}, {metrics.unlabelled} unlabelled; {metrics.dropped} dropped")
     if near.across_splits is not None:
         print(f"near duplicates: {near.across_splits} across splits, {near.within_split} within: {NEAR_DUPLICATES_HTML}")
-    for kind, n in findings.table()["kind"].value_counts().items():
+    for kind, n in findings_table(findings)["kind"].value_counts().items():
         print(f"{n} x {kind}: see {FINDINGS_CSV}")
     print(f"-> {MANIFEST} {stage_metrics('split_check')} {CLASSES_CSV} {FINDINGS_CSV} {NEAR_DUPLICATES_CSV}")
 

@@ -24,20 +24,16 @@ def photographs(n_rows: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def leaks(groups: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Pairs of the same image in two splits: `row`, and `twin` in the most trusted split (both indices of the manifest).
-
-    Rows with equal values in the column `by` are the same image.
-    """
+def leaks(rows: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of one photograph in two splits: `row`, and `twin` in the most trusted split (both indices of the manifest)."""
     pairs = []
-    for _, group in groups[groups["split"].isin(TRUST.keys())].groupby(by, sort=False):
+    for _, group in rows[rows["split"].isin(TRUST.keys())].groupby("photograph", sort=False):
         trust = group["split"].map(TRUST)
         pairs += [(row, trust.idxmax()) for row in group.index[trust < trust.max()]]
     return pd.DataFrame(pairs, columns=["row", "twin"], dtype="int64")
 
 
-def label_conflicts(groups: pd.DataFrame, by: str) -> pd.Series:
-    """The class names of each image that has more than one, by its value of the column `by`."""
-    labelled = groups[groups["label"].notna()]
-    names = labelled.groupby(by)["class_name"].unique()
+def label_conflicts(rows: pd.DataFrame) -> pd.Series:
+    """The class names of each photograph that has more than one, by its number."""
+    names = rows[rows["label"].notna()].groupby("photograph")["class_name"].unique()
     return names[names.map(len) > 1].map(sorted)

@@ -4,7 +4,6 @@ import base64
 import html
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,11 +25,7 @@ figure { margin: 0; } img { width: 100%; height: auto; } figcaption { font-size:
 """
 
 
-class Picture(NamedTuple):
-    """uint8 `[H, W, 3]`, RGB, and its caption."""
-
-    pixels: np.ndarray
-    caption: str
+Picture = tuple[np.ndarray, str]  # uint8 [H, W, 3], RGB, and its caption
 
 
 def pairs_page(frame: pd.DataFrame, pairs: pd.DataFrame, raw: Path) -> str:
@@ -41,7 +36,7 @@ def pairs_page(frame: pd.DataFrame, pairs: pd.DataFrame, raw: Path) -> str:
         place = frame.iloc[row]
         pixels = read_rgb(raw, (place["file"], place["offset"], place["length"]))
         used = "" if place["use"] else ", not in use"
-        return Picture(pixels, f"{place['split']}{used}: {place['class_name']}: {place['id']}")
+        return pixels, f"{place['split']}{used}: {place['class_name']}: {place['id']}"
 
     groups = []
     for pair in named_tuples(pairs.head(MAX_SHOWN)):
@@ -50,8 +45,7 @@ def pairs_page(frame: pd.DataFrame, pairs: pd.DataFrame, raw: Path) -> str:
         groups.append((heading, [picture(pair.i), picture(pair.j)]))
     counted = f"{len(pairs)} pairs" + (f", of which the first {MAX_SHOWN} are shown" if len(pairs) > MAX_SHOWN else "")
     tables = f"What was done about each is in {FINDINGS_CSV}, all that was compared on pixels in {NEAR_DUPLICATES_CSV}."
-    introduction = f"{counted}. {tables}"
-    return page("The same photograph twice", introduction, groups)
+    return page("The same photograph twice", f"{counted}. {tables}", groups)
 
 
 def page(title: str, introduction: str, groups: Iterable[tuple[str, list[Picture]]]) -> str:
@@ -67,7 +61,7 @@ def page(title: str, introduction: str, groups: Iterable[tuple[str, list[Picture
 
 
 def _figure(picture: Picture) -> str:
-    encoded = base64.b64encode(encode_jpeg(picture.pixels, PICTURE_PX)).decode()
-    caption = html.escape(picture.caption)
+    encoded = base64.b64encode(encode_jpeg(picture[0], PICTURE_PX)).decode()
+    caption = html.escape(picture[1])
     source = f"data:image/jpeg;base64,{encoded}"
     return f'<figure><img src="{source}" alt="{caption}" loading="lazy"><figcaption>{caption}</figcaption></figure>'

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, groupby
-from math import comb, cos, radians, sin
+from math import cos, radians, sin
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +32,7 @@ MAX_STRETCH = 1.5  # by an alignment; copies of the kinds above need less
 CROWD = 64  # images with equal hashes that are compared with each other; further ones are compared with the first only
 CHUNK_PAIRS = 1 << 20  # limits the memory of the search
 CHUNK_QUERIES = 1 << 20  # likewise
+N_BLOCKS, BLOCK_BITS = 4, 16  # of a hash; the fewest look-ups and comparisons for 10,000 to 1,000,000 images
 BLOCK_PAIRS = 2048  # candidates that are judged together: limits the images in memory
 ECC_STEPS, ECC_SMALL_STEPS, ECC_EPSILON, ECC_BLUR_PX = 20, 6, 1e-3, 5
 EDGE = cv2.BORDER_REPLICATE
@@ -40,7 +41,6 @@ LOOKUP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP  # maps go from pixels of the r
 Map = np.ndarray  # float64 [3, 3]: from points of the second image to points of the first; both span -1..1
 ReadRgb = Callable[[int], np.ndarray]
 Verdict = Literal["same", "mirrored", "different"]
-DIFFERENT: Verdict = "different"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class NearDuplicate(NamedTuple):
 
     @property
     def is_same(self) -> bool:
-        return self.verdict != DIFFERENT
+        return self.verdict != "different"
 
 
 def _view(degrees: float, scale: float, x: float, y: float, mirrored: bool) -> Map:
@@ -128,58 +128,33 @@ def _shrunk(grey: np.ndarray, px: int) -> np.ndarray:
     return cv2.resize(grey, (px, px), interpolation=cv2.INTER_AREA)
 
 
-def candidate_pairs(hashes: np.ndarray, queries: np.ndarray | None, max_distance: int) -> np.ndarray:
-    """All pairs at most `max_distance` bits apart: int64 [M, 2], sorted.
+def candidate_pairs(hashes: np.ndarray, queries: np.ndarray, max_distance: int) -> np.ndarray:
+    """All pairs (query, hash) at most `max_distance` bits apart: int64 [M, 2], sorted; both arguments are uint64.
 
-    They are (query, hash), or i < j of `hashes` [N], uint64, if `queries` is None. Multi-index hashing (Norouzi, Punjani and
-    Fleet 2012): the bits are distributed over m blocks; of two similar hashes at least one block is nearly equal, so hashes
-    are looked up by each block with a few bits flipped. Time is linear in N until N is about 2 ** (64 / m). All pairs are
-    listed, which is slow for a hash that occurs thousands of times.
+    Multi-index hashing (Norouzi, Punjani and Fleet 2012): the bits are distributed over four blocks; of two similar hashes at
+    least one block is nearly equal, so hashes are looked up by each block with a few bits flipped. Time is linear in N until N
+    is about 2 ** 16. All pairs are listed, which is slow for a hash that occurs thousands of times.
     """
-    own = queries is None
-    asked = hashes if queries is None else queries
-    n_blocks = _cheapest_blocks(len(hashes), max_distance)
-    near, spare = divmod(max_distance, n_blocks)
-    hits = [np.empty((0, 2), np.int64)]
-    for block in range(n_blocks):
-        bits = range(block, 64, n_blocks)  # interleaved: neighbouring bits of a perceptual hash are correlated
-        keys, asked_keys = _block_keys(hashes, bits), _block_keys(asked, bits)
+    near, spare = divmod(max_distance, N_BLOCKS)
+    hits = [np.empty(0, np.int64)]
+    for block, (keys, asked_keys) in enumerate(zip(_block_keys(hashes), _block_keys(queries), strict=True)):
         order, asked_order = np.argsort(keys, kind="stable"), np.argsort(asked_keys, kind="stable")
-        sizes = np.bincount(keys, minlength=1 << len(bits))
+        sizes = np.bincount(keys, minlength=1 << BLOCK_BITS)
         starts = np.cumsum(sizes) - sizes
-        bucketed, asked_sorted, asked_keys = hashes[order], asked[asked_order], asked_keys[asked_order]
+        bucketed, asked_sorted, asked_keys = hashes[order], queries[asked_order], asked_keys[asked_order]
         for n_flips in range(near + (block <= spare)):  # pigeonhole: only the first `spare + 1` blocks need `near`
-            for flips in combinations(range(len(bits)), n_flips):
+            for flips in combinations(range(BLOCK_BITS), n_flips):
                 keys = asked_keys ^ sum(1 << flip for flip in flips)
-                lengths = np.where(asked_keys < keys, sizes[keys], 0) if own and flips else sizes[keys]
-                for rows, columns in _expanded(starts[keys], lengths):
+                for rows, columns in _expanded(starts[keys], sizes[keys]):
                     hit = np.bitwise_count(asked_sorted[rows] ^ bucketed[columns]) <= max_distance
-                    hits.append(np.stack([asked_order[rows[hit]], order[columns[hit]]], axis=1))
-    pairs = np.concatenate(hits)
-    if own:
-        pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
-    flat = np.unique(pairs[:, 0] * len(hashes) + pairs[:, 1])
-    return np.stack(np.divmod(flat, max(len(hashes), 1)), axis=1)
+                    hits.append(asked_order[rows[hit]] * len(hashes) + order[columns[hit]])
+    return np.stack(np.divmod(np.unique(np.concatenate(hits)), max(len(hashes), 1)), axis=1)
 
 
-def _cheapest_blocks(n_hashes: int, max_distance: int) -> int:
-    """The number of blocks with the fewest look-ups and comparisons per query."""
-
-    def cost(n_blocks: int) -> float:
-        near, spare = divmod(max_distance, n_blocks)
-        width = 64 // n_blocks
-        lookups = sum(comb(width, k) for b in range(n_blocks) for k in range(near + (b <= spare)))
-        return lookups * (1 + n_hashes / 2**width)
-
-    return min(range(4, 17), key=cost)  # fewer than 4 blocks would need a table of more than 2 ** 16 buckets
-
-
-def _block_keys(hashes: np.ndarray, bits: range) -> np.ndarray:
-    """The given bits of each hash as an integer: int64 [N]."""
-    keys = np.zeros(len(hashes), np.int64)
-    for place, bit in enumerate(bits):
-        keys |= (hashes >> np.uint64(bit) & np.uint64(1)).astype(np.int64) << place
-    return keys
+def _block_keys(hashes: np.ndarray) -> np.ndarray:
+    """The bits of each block: uint16 [4, N]; interleaved, because neighbouring bits of a perceptual hash are correlated."""
+    bits = np.unpackbits(hashes.view(np.uint8), bitorder="little").reshape(-1, BLOCK_BITS, N_BLOCKS)
+    return np.packbits(bits, axis=1, bitorder="little").transpose(2, 0, 1).copy().view(np.uint16)[..., 0]
 
 
 def _expanded(starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -230,9 +205,7 @@ def _candidates(fingerprints: Sequence[Fingerprint]) -> np.ndarray:
     For each pair the nearest and the nearest mirrored version: subjects are symmetric, so hashes cannot detect mirroring.
     """
     textured = np.array([k for k, each in enumerate(fingerprints) if each.thumbnail.std() >= MIN_CONTRAST], np.int32)
-    if len(textured) == 0:
-        return np.empty((0, 4), np.int32)
-    hashes = np.stack([fingerprints[k].hashes for k in textured])  # [N, P]
+    hashes = np.array([fingerprints[k].hashes for k in textured], np.uint64).reshape(-1, len(PROBES))
     _, first, group, sizes = np.unique(hashes[:, 0], return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(group), np.int64)
     rank[np.argsort(group, kind="stable")] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -277,21 +250,14 @@ def _judge(fingerprints: Sequence[Fingerprint], greys: dict[int, np.ndarray], ro
     """Compares a candidate at the scale of thumbnails and, if it may be the same, at the finest scale; `greys` [128, 128]."""
     i, j, probe, distance = row
     fit = _fit(_shrunk(greys[i], THUMBNAIL_PX), _shrunk(greys[j], THUMBNAIL_PX), (PROBES[probe][0], place))
-    similarity, verdict = fit.similarity, DIFFERENT
-    if similarity >= LIKELY:
+    verdict: Verdict = "different"
+    if fit.similarity >= LIKELY:
         side_px = min(fingerprints[i].side_px, fingerprints[j].side_px)
-        similarity, verdict = _verify(greys[i], greys[j], fit.place, side_px)
-    return NearDuplicate(min(i, j), max(i, j), distance, round(similarity, 3), verdict)
-
-
-def _verify(one: np.ndarray, other: np.ndarray, place: Map, side_px: int) -> tuple[float, Verdict]:
-    """Similarity and verdict at the finest scale that the smaller image supports."""
-    coarsest, finest = SAME
-    px = int(np.clip(side_px * FINE_SHARE, coarsest, finest)) // TILE_PX * TILE_PX
-    fit = _fit(_shrunk(one, px), _shrunk(other, px), (place,))
-    if fit.n_contrary or fit.similarity < np.interp(px, list(SAME), list(SAME.values())):
-        return fit.similarity, "different"
-    return fit.similarity, "mirrored" if np.linalg.det(fit.place) < 0 else "same"
+        px = int(np.clip(side_px * FINE_SHARE, min(SAME), max(SAME))) // TILE_PX * TILE_PX  # the finest for the smaller image
+        fit = _fit(_shrunk(greys[i], px), _shrunk(greys[j], px), (fit.place,))
+        if not fit.n_contrary and fit.similarity >= np.interp(px, list(SAME), list(SAME.values())):
+            verdict = "mirrored" if np.linalg.det(fit.place) < 0 else "same"
+    return NearDuplicate(min(i, j), max(i, j), distance, round(fit.similarity, 3), verdict)
 
 
 def _fit(one: np.ndarray, other: np.ndarray, starts: Sequence[Map]) -> Fit:

@@ -1,9 +1,9 @@
 """Faults in the data: each is listed, and handled by a policy (report, drop, fail)."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,47 +15,47 @@ from fieldguide.core.names import SPLITS
 from fieldguide.core.params import SplitCheck
 from fieldguide.sources.index import united_classes
 
-FINDING_COLUMNS = ["kind", "split", "class_name", "id", "detail", "action"]
 ACTIONS = {"report": "kept", "drop": "dropped", "fail": "stopped"}
 N_NAMED = 10  # findings in an error message
 SIMILAR_NAMES = 0.85  # difflib's ratio of two similar names; a guess
 FAR_AREA, FAR_ASPECT = 16.0, 2.5  # factors between an odd and the median image; guesses
 
 
-@dataclass
-class Findings:
-    """The faults, each a row of metrics/findings.csv."""
+class Finding(NamedTuple):
+    """A fault: a row of metrics/findings.csv."""
 
-    rows: list[dict[str, str]] = field(default_factory=list)
+    kind: str
+    split: str
+    class_name: str
+    id: str  # empty if the finding is about a class
+    detail: str
+    action: str
 
-    def add(self, kind: str, rows: pd.DataFrame, details: list[str], action: str) -> list[dict[str, str]]:
-        """Adds one finding per row of the manifest."""
-        places = zip(rows["split"], rows["class_name"], rows["id"], details, strict=True)
-        findings = [dict(zip(FINDING_COLUMNS, (kind, *place, action), strict=True)) for place in places]
-        self.rows += findings
-        return findings
-
-    def add_class(self, kind: str, split: str, class_name: str, detail: str, action: str) -> dict[str, str]:
-        """Adds a finding about a class."""
-        finding = dict(zip(FINDING_COLUMNS, (kind, split, class_name, "", detail, action), strict=True))
-        self.rows.append(finding)
-        return finding
-
-    def table(self) -> pd.DataFrame:
-        return pd.DataFrame(self.rows, columns=FINDING_COLUMNS)
+    @property
+    def name(self) -> str:
+        return self.id or self.class_name
 
 
-def number_classes(frame: pd.DataFrame, findings: Findings) -> pd.DataFrame:
+def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
+    return pd.DataFrame(findings, columns=Finding._fields)
+
+
+def _of_images(kind: str, rows: pd.DataFrame, details: Iterable[str], action: str) -> list[Finding]:
+    places = zip(rows["split"], rows["class_name"], rows["id"], details, strict=True)
+    return [Finding(kind, *place, action) for place in places]
+
+
+def number_classes(frame: pd.DataFrame, findings: list[Finding]) -> pd.DataFrame:
     """Merges class folders that differ only in case, and numbers the classes in the order of their names."""
     names = united_classes(frame)
     other = frame[frame["class_name"] != names].drop_duplicates(["split", "class_name"])
     for row in named_tuples(other):
-        findings.add_class("class name", row.split, row.class_name, f"taken for {names[row.Index]!r}", "united")
+        findings.append(Finding("class name", row.split, row.class_name, "", f"taken for {names[row.Index]!r}", "united"))
     numbers = {name: number for number, name in enumerate(sorted(names.unique()))}
     return frame.assign(class_name=names, label=names.map(numbers).astype("Int64"))
 
 
-def check(frame: pd.DataFrame, policy: SplitCheck, findings: Findings) -> tuple[pd.DataFrame, int]:
+def check(frame: pd.DataFrame, policy: SplitCheck, findings: list[Finding]) -> tuple[pd.DataFrame, int]:
     """The table with `use` and `reason`, and the number of photographs with two labels; adds to `findings`.
 
     frame: the manifest's columns without `use`; `reason` says why an image is unreadable; `photograph` is equal for rows that
@@ -63,26 +63,25 @@ def check(frame: pd.DataFrame, policy: SplitCheck, findings: Findings) -> tuple[
     """
     unreadable = frame["reason"].ne("")
     frame = frame.assign(use=~unreadable)
-    faults = findings.add("unreadable", frame[unreadable], frame.loc[unreadable, "reason"].tolist(), "left out")
-    stop_if("fail", policy.unreadable, "unreadable", faults)
+    faults = _of_images("unreadable", frame[unreadable], frame.loc[unreadable, "reason"], "left out")
+    _add_or_stop(findings, faults, policy.unreadable, "unreadable")
     n_conflicts = _act_on_conflicts(frame, policy.label_conflicts, findings)
     _act_on_leaks(frame, policy.leaks, findings)
     _act_on_missing_classes(frame, policy.missing_classes, findings)
-    _list_few_images(frame, policy.few_images, findings)
-    _list_similar_names(frame, findings)
-    _list_odd_sizes(frame, findings)
+    findings += [*_few_images(frame, policy.few_images), *_similar_names(frame), *_odd_sizes(frame)]
     return frame, n_conflicts
 
 
-def stop_if(trigger: str, policy: str, name: str, faults: list[dict[str, str]]) -> None:
-    """Raises `UserError` if the policy `split_check.<name>` is `trigger` and there are faults."""
-    if policy == trigger and faults:
+def _add_or_stop(findings: list[Finding], faults: Sequence[Finding], policy: str, name: str) -> None:
+    """Adds the faults; raises `UserError` if there are any and the policy `split_check.<name>` is fail."""
+    findings += faults
+    if policy == "fail" and faults:
         first = faults[0]
-        others = "".join(f"; {fault['id'] or fault['class_name']}" for fault in faults[1:N_NAMED])
+        others = "".join(f"; {fault.name}" for fault in faults[1:N_NAMED])
         more = " ... (see metrics/findings.csv for all)" if len(faults) > N_NAMED else ""
         raise UserError(
-            f"{len(faults)} finding(s) of kind {first['kind']}: {first['id'] or first['class_name']} in {first['split']}"
-            f" ({first['detail']}){others}{more}; fix the data or set split_check.{name}"
+            f"{len(faults)} finding(s) of kind {first.kind}: {first.name} in {first.split} ({first.detail}){others}{more};"
+            f" fix the data or set split_check.{name}"
         )
 
 
@@ -92,14 +91,13 @@ def repeated(frame: pd.DataFrame) -> pd.DataFrame:
     return used[used.duplicated("photograph", keep=False)]
 
 
-def _act_on_leaks(frame: pd.DataFrame, policy: str, findings: Findings) -> None:
+def _act_on_leaks(frame: pd.DataFrame, policy: str, findings: list[Finding]) -> None:
     """Marks the rows of `frame` whose photograph is also in a more trusted split; lists copies of unlabelled photographs."""
     copies = repeated(frame)
-    pairs = leaks(copies, by="photograph")
+    pairs = leaks(copies)
     rows, twins = pairs["row"], pairs["twin"]
     details = same_as(frame, rows, twins)
-    faults = findings.add("leak", frame.loc[rows], details, ACTIONS[policy])
-    stop_if("fail", policy, "leaks", faults)
+    _add_or_stop(findings, _of_images("leak", frame.loc[rows], details, ACTIONS[policy]), policy, "leaks")
     frame.loc[rows, "reason"] = [LEAK + detail for detail in details]
     if policy == "drop":
         frame.loc[rows, "use"] = False
@@ -107,11 +105,11 @@ def _act_on_leaks(frame: pd.DataFrame, policy: str, findings: Findings) -> None:
         for row, twin in zip(rows, twins, strict=True):
             same = copies.index[copies["photograph"] == copies.at[twin, "photograph"]].difference(list(rows))
             frame.loc[same, "reason"] = [LEAK + detail for detail in same_as(frame, same, [row] * len(same))]
-    unlabelled = copies[copies["split"] == "unlabelled"].drop_duplicates("photograph").set_index("photograph")
-    ids = unlabelled["id"].to_dict()
-    labelled = copies[copies["photograph"].isin(unlabelled.index) & copies["label"].notna()]
-    others = [f"same photograph as unlabelled {ids[row.photograph]}" for row in named_tuples(labelled)]
-    findings.add("also unlabelled", labelled, others, "kept")
+    unlabelled = copies[copies["split"] == "unlabelled"].drop_duplicates("photograph")
+    ids = dict(zip(unlabelled["photograph"], unlabelled["id"], strict=True))
+    labelled = copies[copies["photograph"].isin(ids) & copies["label"].notna()]
+    others = [f"same photograph as unlabelled {ids[photograph]}" for photograph in labelled["photograph"]]
+    findings += _of_images("also unlabelled", labelled, others, "kept")
 
 
 def same_as(frame: pd.DataFrame, rows: Iterable[int], others: Iterable[int]) -> list[str]:
@@ -124,77 +122,63 @@ def same_as(frame: pd.DataFrame, rows: Iterable[int], others: Iterable[int]) -> 
     ]
 
 
-def _act_on_conflicts(frame: pd.DataFrame, policy: str, findings: Findings) -> int:
+def _act_on_conflicts(frame: pd.DataFrame, policy: str, findings: list[Finding]) -> int:
     """Marks the photographs with more than one label; drop removes all their rows from train. Returns their number."""
     copies = repeated(frame)
-    conflicts = label_conflicts(copies, by="photograph")
+    conflicts = label_conflicts(copies)
     rows = copies[copies["photograph"].isin(conflicts.index) & copies["label"].notna()].sort_values(["photograph", "id"])
     faults = []
-    for row, (_, place) in zip(named_tuples(rows), rows.iterrows(), strict=True):
+    for row in named_tuples(rows):
         detail = "also under " + ", ".join(name for name in conflicts[row.photograph] if name != row.class_name)
         action = ACTIONS[policy] if row.split == "train" else "kept"
-        faults += findings.add("label conflict", place.to_frame().T, [detail], action)
+        faults.append(Finding("label conflict", row.split, row.class_name, row.id, detail, action))
         frame.loc[row.Index, "reason"] = f"label conflict: {detail}"
-    stop_if("fail", policy, "label_conflicts", faults)
+    _add_or_stop(findings, faults, policy, "label_conflicts")
     if policy == "drop":
         frame.loc[rows.index[rows["split"] == "train"], "use"] = False
     return len(conflicts)
 
 
-def _act_on_missing_classes(frame: pd.DataFrame, policy: str, findings: Findings) -> None:
-    """Lists the classes without an image in use in a split; drop removes them from all splits."""
+def _act_on_missing_classes(frame: pd.DataFrame, policy: str, findings: list[Finding]) -> None:
+    """Lists the classes without an image in use in a labelled split of the data; drop removes them from all splits."""
+    labelled = frame[frame["label"].notna()]
+    used = labelled[labelled["use"]].groupby("split")["class_name"].agg(set)
     faults = [
-        findings.add_class("missing class", split, name, "no image in use", ACTIONS[policy])
-        for split, names in missing_classes(frame).items()
-        for name in names
+        Finding("missing class", split, name, "", "no image in use", ACTIONS[policy])
+        for split in SPLITS
+        if split in set(labelled["split"])
+        for name in sorted(set(labelled["class_name"]) - used.get(split, set()))
     ]
-    stop_if("fail", policy, "missing_classes", faults)
+    _add_or_stop(findings, faults, policy, "missing_classes")
     if policy == "drop":
-        dropped = frame["use"] & frame["class_name"].isin({fault["class_name"] for fault in faults}) & frame["label"].notna()
+        dropped = frame["use"] & frame["class_name"].isin({fault.class_name for fault in faults}) & frame["label"].notna()
         frame.loc[dropped, "reason"] = "class is missing in a split"
         frame.loc[dropped, "use"] = False
 
 
-def missing_classes(frame: pd.DataFrame) -> dict[str, list[str]]:
-    """The classes without an image in use, for each labelled split of the data."""
-    labelled = frame[frame["label"].notna()]
-    names = set(labelled["class_name"])
-    used = labelled[labelled["use"]]
-    present = [split for split in SPLITS if split in set(labelled["split"])]
-    return {split: sorted(names - set(used[used["split"] == split]["class_name"])) for split in present}
-
-
-def _list_few_images(frame: pd.DataFrame, few: int, findings: Findings) -> None:
-    """Lists classes with fewer than `few` images in valid or test."""
+def _few_images(frame: pd.DataFrame, few: int) -> Iterator[Finding]:
+    """Classes with fewer than `few` images in valid or test."""
     for split in ("valid", "test"):
         counts = frame[(frame["split"] == split) & frame["use"]].groupby("class_name").size()
         for name, n_images in counts[counts < few].items():
-            findings.add_class("few images", split, str(name), f"{n_images} image(s) to evaluate on", "kept")
+            yield Finding("few images", split, str(name), "", f"{n_images} image(s) to evaluate on", "kept")
 
 
-def _list_similar_names(frame: pd.DataFrame, findings: Findings) -> None:
-    """Lists names of one split that are similar to a name of another; they stay two classes."""
-    labelled = frame[frame["label"].notna()]
-    names = {str(split): set(rows["class_name"]) for split, rows in labelled.groupby("split")}
-    for split, other in _ordered_pairs(names):
+def _similar_names(frame: pd.DataFrame) -> Iterator[Finding]:
+    """Names of one split that are similar to a name of another; they stay two classes."""
+    names = frame[frame["label"].notna()].groupby("split")["class_name"].agg(set)
+    for split, other in combinations([split for split in SPLITS if split in names], 2):
         elsewhere = sorted(names[other] - names[split])
         for name in sorted(names[split] - names[other]):
             for close in get_close_matches(name, elsewhere, n=1, cutoff=SIMILAR_NAMES):
-                findings.add_class("similar names", str(split), name, f"is {close!r} in {other} the same?", "kept")
+                yield Finding("similar names", split, name, "", f"is {close!r} in {other} the same?", "kept")
 
 
-def _ordered_pairs(names: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
-    present = [split for split in SPLITS if split in names]
-    return ((one, other) for place, one in enumerate(present) for other in present[place + 1 :])
-
-
-def _list_odd_sizes(frame: pd.DataFrame, findings: Findings) -> None:
-    """Lists outliers in area or aspect ratio."""
+def _odd_sizes(frame: pd.DataFrame) -> list[Finding]:
+    """Outliers in area or aspect ratio."""
     sized = frame[frame["width"].notna()]
-    width, height = (sized[side].to_numpy(dtype=np.float64) for side in ("width", "height"))
-    area, aspect = np.log(width * height), np.log(width / height)
-    odd = np.zeros(len(sized), bool)
-    if len(sized):
-        odd = (np.abs(area - np.median(area)) > np.log(FAR_AREA)) | (np.abs(aspect - np.median(aspect)) > np.log(FAR_ASPECT))
+    width, height = sized["width"].astype("float64"), sized["height"].astype("float64")
+    area, aspect = (width * height).apply(np.log), (width / height).apply(np.log)
+    odd = ((area - area.median()).abs() > np.log(FAR_AREA)) | ((aspect - aspect.median()).abs() > np.log(FAR_ASPECT))
     rows = sized[odd]
-    findings.add("odd size", rows, [f"{row.width}x{row.height} pixels" for row in rows.itertuples()], "kept")
+    return _of_images("odd size", rows, [f"{row.width}x{row.height} pixels" for row in rows.itertuples()], "kept")

@@ -18,8 +18,7 @@ def with_splits(frame: pd.DataFrame, policy: SplitCheck) -> pd.DataFrame:
     if not absent:
         return frame
     pool = frame[frame["split"].isin(["", "train"])]
-    first_id = pool.groupby("photograph")["id"].transform("min")
-    splits = assign_splits(pool, absent, groups=first_id, seed=policy.seed)
+    splits = assign_splits(pool, absent, policy.seed)
     counts = splits.value_counts()
     for split, fraction in absent.items():
         if not counts.get(split):
@@ -40,8 +39,7 @@ def with_hold_out(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame
     aside = frame[frame["split"] == "test"]
     elsewhere = set(frame.loc[~frame["split"].isin(["train"]), "photograph"])
     pool = frame[(frame["split"] == "train") & ~frame["photograph"].isin(elsewhere) & frame["reason"].eq("")]
-    first_id = pool.groupby("photograph")["id"].transform("min")
-    splits = assign_splits(pool, {"test": policy.hold_out}, groups=first_id, seed=policy.seed)
+    splits = assign_splits(pool, {"test": policy.hold_out}, policy.seed)
     n_held_out = int((splits == "test").sum())
     if not n_held_out:
         raise UserError(
@@ -51,14 +49,17 @@ def with_hold_out(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame
     return frame.assign(split=splits.reindex(frame.index).fillna(frame["split"])).drop(index=aside.index), aside
 
 
-def assign_splits(frame: pd.DataFrame, fractions: Mapping[str, float], groups: pd.Series, seed: int) -> pd.Series:
+def assign_splits(frame: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.Series:
     """The split of every row: those in `fractions` get about that share of each class, `train` the rest.
 
-    frame: `class_name`, `id`; groups: equal values for rows that must stay together. Each class keeps at least one group in
-    train, and so do groups with two class names. The result depends on groups and seed, not on the order of the rows.
+    frame: `class_name`, `id`, and `photograph`, whose rows stay together. Each class keeps at least one photograph in train,
+    and so do photographs with two class names. The result depends on ids and seed, not on the order of the rows.
     """
     splits = pd.Series("train", index=frame.index, dtype="string")
-    rank = {group: place for place, group in enumerate(_shuffled(sorted(set(groups)), seed))}
+    groups = frame.groupby("photograph")["id"].transform("min")
+    names = sorted(set(groups))
+    places = np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(len(names))
+    rank = {names[place]: number for number, place in enumerate(places)}
     n_names = groups.map(frame.groupby(groups)["class_name"].nunique())
     order = pd.DataFrame({"group": groups, "class_name": frame["class_name"]})[n_names == 1]
     for _, members in order.groupby("class_name"):
@@ -71,8 +72,3 @@ def assign_splits(frame: pd.DataFrame, fractions: Mapping[str, float], groups: p
                 taken += sizes[group]
                 splits[members.index[members["group"] == group]] = split
     return splits
-
-
-def _shuffled(names: list[str], seed: int) -> list[str]:
-    generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    return [names[place] for place in generator.permutation(len(names))]

@@ -5,7 +5,7 @@ from collections import Counter
 import pandas as pd
 
 from fieldguide.checks.near_duplicates import NearDuplicate
-from fieldguide.checks.policies import Findings
+from fieldguide.checks.policies import Finding
 from fieldguide.core.artifacts import ClassSizes, NearDuplicateCounts, SplitCheckMetrics
 from fieldguide.core.names import SPLITS
 
@@ -16,7 +16,7 @@ def split_check_metrics(
     frame: pd.DataFrame,
     copies: list[tuple[int, int]],
     pairs: list[NearDuplicate] | None,
-    findings: Findings,
+    findings: list[Finding],
     n_conflicts: int,
 ) -> SplitCheckMetrics:
     """The content of metrics/split_check.json; `pairs` is None if the search for near duplicates is off."""
@@ -26,7 +26,7 @@ def split_check_metrics(
         splits = frame["split"].to_dict()
         across = sum(splits[pair.i] != splits[pair.j] for pair in same)
         within = len(same) - across
-    missing = Counter(finding["split"] for finding in findings.rows if finding["kind"] == "missing class")
+    missing = Counter(finding.split for finding in findings if finding.kind == "missing class")
     per_class = frame[frame["use"] & (frame["split"] == "train")].groupby("class_name").size()
     return SplitCheckMetrics(
         classes=int(frame["label"].nunique()),

@@ -12,7 +12,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -60,11 +60,9 @@ def open_archive(path: Path, max_bytes: int, keep: Callable[[str], bool] = is_im
         raise UserError(f"data.path: {path} cannot be read ({error.strerror}); fix the permissions") from error
     except ZIP_ERRORS as error:
         raise UserError(f"data.path: {path} is not a valid zip ({error}); download it again or use a folder") from error
-    if archive is None:
-        yield _source(path, *_folder_members(path, keep), max_bytes, keep)
-        return
-    with archive:
-        yield _source(path, *_zip_members(archive, path, keep), max_bytes, keep)
+    with archive or nullcontext():
+        members = _zip_members(archive, path, keep) if archive else _folder_members(path, keep)
+        yield _source(path, members, max_bytes, keep)
 
 
 Members = tuple[dict[str, int], set[str], Callable[[str], bytes]]  # bytes by name, folders, reader
@@ -129,15 +127,9 @@ def _folder_members(path: Path, keep: Callable[[str], bool]) -> Members:
     return sizes, folders, read
 
 
-def _source(
-    path: Path,
-    sizes: dict[str, int],
-    folders: set[str],
-    read: Callable[[str], bytes],
-    max_bytes: int,
-    keep: Callable[[str], bool],
-) -> Archive:
+def _source(path: Path, members: Members, max_bytes: int, keep: Callable[[str], bool]) -> Archive:
     """The selected files without their wrapping folder; raises `UserError` if there are none or they are too large."""
+    sizes, folders, read = members
     wanted = sorted(filter(keep, sizes))
     if not wanted:
         if keep is is_image:
@@ -178,16 +170,13 @@ def _writable(name: str) -> bool:
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
-def pack(members: Iterable[tuple[str, bytes]], target: Path) -> int:
-    """Writes an uncompressed zip of (name, content), atomically and reproducibly; returns the number of members."""
-    n_members = 0
+def pack(members: Iterable[tuple[str, bytes]], target: Path) -> None:
+    """Writes an uncompressed zip of (name, content), atomically and reproducibly."""
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members:
             info = zipfile.ZipInfo(name, EPOCH)
             info.create_system, info.external_attr = 3, 0o644 << 16  # as on Unix, on every system
             archive.writestr(info, content)
-            n_members += 1
-    return n_members
 
 
 def stored_members(path: Path) -> Iterator[tuple[str, int, int]]:

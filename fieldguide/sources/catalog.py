@@ -1,6 +1,8 @@
 """The known data sets: title, origin, layout and number of images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 Layout = Literal["folders", "tfrecords"]
@@ -24,16 +26,6 @@ FLOWER_NAMES = (
 
 
 @dataclass(frozen=True)
-class Release:
-    """Number of images in a release of a data set; `test` may be unlabelled."""
-
-    name: str
-    train: int
-    valid: int
-    test: int
-
-
-@dataclass(frozen=True)
 class Dataset:
     """A known data set. `class_names` by label number, empty if the data contain the names."""
 
@@ -43,7 +35,7 @@ class Dataset:
     licence: str = ""
     kaggle_dataset: str = ""  # owner/name
     kaggle_competition: str = ""
-    releases: tuple[Release, ...] = ()
+    releases: Mapping[str, tuple[int, int, int]] = MappingProxyType({})  # images in train, valid, test
     class_names: tuple[str, ...] = ()
 
 
@@ -59,11 +51,7 @@ CATALOG = {
         home="https://www.kaggle.com/datasets/gpiosenka/butterfly-images40-species",
         licence="CC0: public domain, as its page states",
         kaggle_dataset="gpiosenka/butterfly-images40-species",
-        releases=(
-            Release("50 species", 4955, 250, 250),
-            Release("75 species", 9285, 375, 375),
-            Release("100 species", 12594, 500, 500),
-        ),
+        releases={"50 species": (4955, 250, 250), "75 species": (9285, 375, 375), "100 species": (12594, 500, 500)},
     ),
     "flowers": Dataset(
         title="Petals to the Metal: 104 kinds of flowers",
@@ -71,7 +59,7 @@ CATALOG = {
         home="https://www.kaggle.com/competitions/tpu-getting-started",
         licence="competition data: see its rules",
         kaggle_competition="tpu-getting-started",
-        releases=(Release("competition", 12753, 3712, 7382),),
+        releases={"competition": (12753, 3712, 7382)},
         class_names=tuple(FLOWER_NAMES),
     ),
     "folder": Dataset(title="Own photographs in folders", layout="folders"),
@@ -83,8 +71,8 @@ def matching_release(dataset: Dataset, train: int, valid: int, test: int) -> str
     """The release with exactly these counts, or a message that none has; empty if the catalog has no counts."""
     if not dataset.releases:
         return ""
-    for release in dataset.releases:
-        if (release.train, release.valid, release.test) == (train, valid, test):
-            return release.name
-    known = "; ".join(f"{r.name} {r.train}/{r.valid}/{r.test}" for r in dataset.releases)
+    for name, counts in dataset.releases.items():
+        if counts == (train, valid, test):
+            return name
+    known = "; ".join(f"{name} {'/'.join(map(str, counts))}" for name, counts in dataset.releases.items())
     return f"none: {train}/{valid}/{test} train/valid/test images, known are {known}"

@@ -44,10 +44,10 @@ logger = logging.getLogger(__name__)
 
 
 class Download(NamedTuple):
-    path: Path  # the archive, or the folder of a competition's files
+    path: Path  # a zip, a folder or one shard
     source: str  # "kaggle:gpiosenka/butterfly-images40-species"
     version: str  # number of the data set's version; "" if Kaggle gives none, as for competitions
-    files: frozenset[str] = frozenset()  # a competition's files that were asked for; the folder may hold others
+    files: frozenset[str] = frozenset()  # those that were asked for, if the folder may hold others
 
 
 def download_dataset(slug: str, *, version: str, cache: Path) -> Download:

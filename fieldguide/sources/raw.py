@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -33,15 +34,6 @@ from fieldguide.sources.layout import (
 from fieldguide.sources.tfrecord import count_in_name
 
 IN_PROGRESS = RAW / ".begun"  # exists while the stage writes: all files beside it belong to the stage
-
-
-class Origin(NamedTuple):
-    """The origin of raw data."""
-
-    path: Path  # a zip, a folder or one shard
-    source: str
-    version: str
-    files: frozenset[str]  # the files to copy; if empty, all
 
 
 class RawData(NamedTuple):
@@ -115,14 +107,14 @@ def download(data: Data, runtime: Runtime) -> Receipt:
         return make_receipt(data, "fieldguide/sources/sample.py", "", pack_sample(data, runtime))
     origin = locate(data)
     folders = CATALOG[data.dataset].layout == "folders"
-    keep = is_image if folders else _wanted_shard(data, origin.files)
+    keep = is_image if folders else partial(_is_wanted_shard, data, origin.files)
     with open_archive(origin.path, int(data.max_gigabytes * 1e9), keep) as archive:
         check_free_space(RAW, archive.n_bytes)
         raw = (pack_folders if folders else copy_shards)(archive, data)
     return make_receipt(data, origin.source, origin.version, raw)
 
 
-def locate(data: Data) -> Origin:
+def locate(data: Data) -> kaggle.Download:
     """The zip or folder in `data.path`, or the download; raises `UserError` if there is neither."""
     dataset = CATALOG[data.dataset]
     if data.version and (data.path or not dataset.kaggle_dataset):
@@ -135,27 +127,19 @@ def locate(data: Data) -> Origin:
             raise UserError(
                 f"data.path: {path} {'is inside' if inside else 'contains'} {RAW}, which this stage replaces; move the data"
             )
-        return Origin(path, path.name, "", frozenset())
+        return kaggle.Download(path, path.name, "")
     if dataset.kaggle_dataset:
-        got = kaggle.download_dataset(dataset.kaggle_dataset, version=data.version, cache=download_cache())
-        return Origin(got.path, got.source, got.version, frozenset())
+        return kaggle.download_dataset(dataset.kaggle_dataset, version=data.version, cache=download_cache())
     if dataset.kaggle_competition:
-        wanted = _wanted_shard(data, frozenset())
-        got = kaggle.download_competition(dataset.kaggle_competition, keep=wanted, cache=download_cache())
-        return Origin(got.path, got.source, got.version, frozenset(got.files))
+        wanted = partial(_is_wanted_shard, data, frozenset())
+        return kaggle.download_competition(dataset.kaggle_competition, keep=wanted, cache=download_cache())
     raise UserError(f"params.yaml: data.path is empty, but dataset {data.dataset} needs it: -S data.path=/photos")
 
 
-def _wanted_shard(data: Data, files: frozenset[str]) -> Callable[[str], bool]:
-    """A filter for shards: of the competition only those of `data.resolution`; of `files` if it is not empty."""
-
-    several = bool(CATALOG[data.dataset].kaggle_competition)
-
-    def wanted(name: str) -> bool:
-        fits = not several or resolution_of(name) in (None, data.resolution)
-        return is_shard(name) and fits and (not files or name in files)
-
-    return wanted
+def _is_wanted_shard(data: Data, files: frozenset[str], name: str) -> bool:
+    """Whether a member is a shard: of the competition only those of `data.resolution`; of `files` if it is not empty."""
+    fits = not CATALOG[data.dataset].kaggle_competition or resolution_of(name) in (None, data.resolution)
+    return is_shard(name) and fits and (not files or name in files)
 
 
 def pack_folders(archive: Archive, data: Data) -> RawData:
@@ -164,7 +148,8 @@ def pack_folders(archive: Archive, data: Data) -> RawData:
     split = any(split_and_class(name) for name in archive.names)
     place = split_and_class if split or not own else class_alone
     places = {name: split_class for name in archive.names if (split_class := place(name))}
-    check_splits({split for split, _ in places.values()}, _needed_splits(own, split), archive.where)
+    needed = SPLITS if not own else ("train",) if split else ("",)  # "" stands for class folders without splits
+    check_splits({split for split, _ in places.values()}, needed, archive.where)
     check_classes(places.values(), archive.where)
     check_class_folders(places, archive.folders, archive.where, depth=2 if split else 1)
     if all(len(PurePosixPath(name).parts) > (3 if split else 2) for name in places):
@@ -178,20 +163,16 @@ def pack_folders(archive: Archive, data: Data) -> RawData:
     return RawData([IMAGES_ZIP], ignored, counts)
 
 
-def _needed_splits(own: bool, split: bool) -> tuple[str, ...]:
-    """The user's photographs need only train, or no splits; "" stands for class folders without splits."""
-    return SPLITS if not own else ("train",) if split else ("",)
-
-
 def copy_shards(archive: Archive, data: Data) -> RawData:
     """Copies TFRecord shards; the split check, which reads every record, verifies their checksums."""
     splits = {name: shard_split(name) for name in archive.names}
+    remedy = "move the shards to folders train, val and test"
     for name, split in splits.items():
         if split is None:
-            raise UserError(f"{archive.where}: {name} has no split in its path; move the shards to folders train, val and test")
+            raise UserError(f"{archive.where}: {name} has no split in its path; {remedy}")
     for split in ("train", "valid"):
         if split not in splits.values():
-            raise UserError(f"{archive.where}: no {split} shards; move the shards to folders train, val and test")
+            raise UserError(f"{archive.where}: no {split} shards; {remedy}")
     IN_PROGRESS.touch()
     for name in tqdm(archive.names, unit="shard", disable=None):
         write_bytes(RAW / name, archive.read(name))
@@ -204,18 +185,10 @@ def copy_shards(archive: Archive, data: Data) -> RawData:
 def pack_sample(data: Data, runtime: Runtime) -> RawData:
     """Draws and packs the synthetic photographs."""
     size = data.sample
-    counts = Counter(train=size.train_images, valid=size.valid_images, test=size.test_images)
-    photographs = sample.photographs(
-        n_species=size.species,
-        train_images=size.train_images,
-        valid_images=size.valid_images,
-        test_images=size.test_images,
-        image_px=size.image_px,
-        seed=size.seed,
-        workers=runtime.n_workers,
-    )
-    pack_images(photographs, size.species * counts.total())
-    return RawData([IMAGES_ZIP], {}, Counter({split: size.species * n for split, n in counts.items()}))
+    counts = Counter({split: size.species * getattr(size, f"{split}_images") for split in SPLITS})
+    settings = size.model_dump(exclude={"species"})
+    pack_images(sample.photographs(n_species=size.species, workers=runtime.n_workers, **settings), counts.total())
+    return RawData([IMAGES_ZIP], {}, counts)
 
 
 def make_receipt(data: Data, source: str, version: str, raw: RawData) -> Receipt:

@@ -5,7 +5,7 @@ individual in its own pose, light and place. Species share palettes, so mean col
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import islice, starmap
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, default_rng
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 
 JPEG_QUALITY = 90
@@ -278,8 +279,7 @@ def _wing_colours(
     rgb = ground[:, None] * (0.78 + 0.3 * np.sqrt(wing.out))
 
     def paint(cover: np.ndarray, ink: np.ndarray) -> None:
-        nonlocal rgb
-        rgb += cover * (ink[:, None] - rgb)
+        rgb[:] += cover * (ink[:, None] - rgb)
 
     name = traits[PARTS[part]]
     place, size, count = (habit.uniform(size=3) + rng.normal(0, (0.2, 0.2, 0), size=3)).tolist()
@@ -336,9 +336,7 @@ def _cloud(rng: Generator, px: int, across: int, down: int) -> np.ndarray:
     return np.asarray(grid.resize((px, px), Image.Resampling.BICUBIC))
 
 
-def _toned(
-    rng: Generator, texture: np.ndarray, low: Sequence[int] | np.ndarray, high: Sequence[int] | np.ndarray
-) -> Image.Image:
+def _toned(rng: Generator, texture: np.ndarray, low: ArrayLike, high: ArrayLike) -> Image.Image:
     """A texture in colours between two (sRGB 0..255), both a little different in each image."""
     ends = np.array([low, high]) * rng.uniform(0.8, 1.2, size=(2, 1)) * rng.uniform(0.88, 1.12, size=3)
     start, end = ends.astype(np.float32)

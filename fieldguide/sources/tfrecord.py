@@ -10,7 +10,6 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +45,9 @@ message_type { name: "Features"
     field { name: "value" number: 2 label: LABEL_OPTIONAL type_name: ".Feature" } } }
 message_type { name: "Example" field { name: "features" number: 1 label: LABEL_OPTIONAL type_name: ".Features" } }
 """
+POOL = descriptor_pool.DescriptorPool()  # separate, so that TensorFlow can be imported too
+POOL.Add(text_format.Parse(SCHEMA, descriptor_pb2.FileDescriptorProto()))
+EXAMPLE: Any = message_factory.GetMessageClass(POOL.FindMessageTypeByName("Example"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,9 @@ def read_shard(path: Path, *, image_feature: str, label_feature: str, id_feature
                     raise UserError(f"{where}: feature {label_feature!r} {wrong}; label all records of the shard or none")
                 labelled = label is not None
                 name = str(_value(features, "id", id_feature, where)) if id_feature else f"{path.stem}/{index}"
-                yield Record(index, start + HEADER.size + _position(payload, image), len(image), label, name)
+                head = payload.index(image[:HEAD_BYTES])  # searching for a long image is slower than reading it
+                position = head if payload.startswith(image, head) else payload.index(image)
+                yield Record(index, start + HEADER.size + position, len(image), label, name)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; fix the permissions or {AGAIN}") from error
     stated = count_in_name(path.name)
@@ -135,18 +139,10 @@ def _check(what: str, stored: int, content: bytes) -> None:
         raise UserError(f"{what} CRC32C is {computed:#010x}, but {stored:#010x} is stored; {AGAIN}")
 
 
-@cache
-def _example_class() -> Any:
-    """The message class of tf.train.Example, in a separate pool so that TensorFlow can be imported too."""
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(text_format.Parse(SCHEMA, descriptor_pb2.FileDescriptorProto()))
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))
-
-
 def _features(payload: bytes, where: str) -> Any:
     """The features of a serialized tf.train.Example by name."""
     try:
-        return _example_class().FromString(payload).features.feature
+        return EXAMPLE.FromString(payload).features.feature
     except (message.DecodeError, UnicodeDecodeError) as error:  # the latter from protobuf without its C library
         raise UserError(f"{where}: not a tf.train.Example ({len(payload)} bytes); {AGAIN}") from error
 
@@ -172,9 +168,3 @@ def _value(features: Any, role: str, name: str, where: str) -> Any:
         return values[0].decode() if role == "id" and kind == "bytes_list" else values[0]
     except UnicodeDecodeError as error:
         raise UserError(f"{feature} must be UTF-8, got {values[0][:32]!r}; {remedy}") from error
-
-
-def _position(payload: bytes, image: bytes) -> int:
-    """Offset of `image` in `payload`, from which it was parsed."""
-    start = payload.index(image[:HEAD_BYTES])  # searching for a long image is slower than reading it
-    return start if payload.startswith(image, start) else payload.index(image)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fieldguide.checks.duplicates import exact_pairs, photographs
 from fieldguide.checks.inspection import inspect_images
-from fieldguide.checks.policies import FINDING_COLUMNS, Findings, check, number_classes
+from fieldguide.checks.policies import Finding, check, number_classes
 from fieldguide.checks.splits import with_hold_out, with_splits
 from fieldguide.checks.summary import class_counts, split_check_metrics
 from fieldguide.core.errors import UserError
@@ -43,11 +43,11 @@ def policy(**values: object) -> SplitCheck:
     return read_params(ROOT / "params.yaml").split_check.model_copy(update=usual | cut | values)
 
 
-def checked(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame, list[dict[str, str]], dict[str, Any]]:
+def checked(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame, list[Finding], dict[str, Any]]:
     """The table, findings and metrics of data without near duplicates."""
-    findings = Findings()
+    findings: list[Finding] = []
     frame, n_conflicts = check(with_photographs(frame), policy, findings)
-    return frame, findings.rows, split_check_metrics(frame, copies_in(frame), [], findings, n_conflicts).as_dict()
+    return frame, findings, split_check_metrics(frame, copies_in(frame), [], findings, n_conflicts).as_dict()
 
 
 def copies_in(frame: pd.DataFrame) -> list[tuple[int, int]]:
@@ -82,10 +82,6 @@ def use_and_reason(frame: pd.DataFrame) -> list[tuple[bool, str]]:
     return list(zip(frame["use"].tolist(), frame["reason"].tolist(), strict=True))
 
 
-def finding(kind: str, split: str, class_name: str, id: str, detail: str, action: str) -> dict[str, str]:
-    return dict(zip(FINDING_COLUMNS, (kind, split, class_name, id, detail, action), strict=True))
-
-
 def test_sound_data_are_all_used_and_nothing_is_found() -> None:
     strict = policy(unreadable="fail", leaks="fail", label_conflicts="fail", missing_classes="fail")
     frame, findings, metrics = checked(table(*WHOLE), strict)
@@ -108,7 +104,7 @@ def test_sound_data_are_all_used_and_nothing_is_found() -> None:
 
 def test_near_duplicates_that_were_not_looked_for_are_not_counted_as_none() -> None:
     frame, _, _ = checked(table(*WHOLE), policy())
-    assert split_check_metrics(frame, [], None, Findings(), 0).as_dict()["near_duplicates"] == {
+    assert split_check_metrics(frame, [], None, [], 0).as_dict()["near_duplicates"] == {
         "across_splits": None,
         "within_split": None,
     }
@@ -119,7 +115,7 @@ def test_drop_takes_a_leak_out_of_the_less_trusted_split(less: str, more: str) -
     frame, findings, metrics = checked(table(*WHOLE, (less, "A", "x"), (more, "A", "x")), policy(leaks="drop"))
     reason = f"leak: same bytes as {more} {more}/A/7.jpg"
     assert use_and_reason(frame) == [(True, "")] * 6 + [(False, reason), (True, "")]
-    assert findings == [finding("leak", less, "A", f"{less}/A/6.jpg", f"same bytes as {more} {more}/A/7.jpg", "dropped")]
+    assert findings == [Finding("leak", less, "A", f"{less}/A/6.jpg", f"same bytes as {more} {more}/A/7.jpg", "dropped")]
     assert (metrics["exact_duplicates"], metrics["dropped"]) == (1, 1)
     assert metrics["images"] == {split: 2 + (split in (less, more)) for split in SPLITS}
 
@@ -131,7 +127,7 @@ def test_report_keeps_a_leak_and_marks_both_sides(less: str, more: str) -> None:
         (True, f"leak: same bytes as {more} {more}/A/7.jpg"),
         (True, f"leak: same bytes as {less} {less}/A/6.jpg"),
     ]
-    assert [one["action"] for one in findings] == ["kept"]
+    assert [one.action for one in findings] == ["kept"]
     assert (metrics["exact_duplicates"], metrics["dropped"]) == (1, 0)
 
 
@@ -179,8 +175,8 @@ def test_one_image_under_two_names_is_a_conflict(chosen: str, action: str) -> No
     frame, findings, metrics = checked(table(*WHOLE, *TWO_NAMES), policy(label_conflicts=chosen))
     assert metrics["label_conflicts"] == 1
     assert findings == [
-        finding("label conflict", "train", "A", "train/A/6.jpg", "also under B", action),
-        finding("label conflict", "train", "B", "train/B/7.jpg", "also under A", action),
+        Finding("label conflict", "train", "A", "train/A/6.jpg", "also under B", action),
+        Finding("label conflict", "train", "B", "train/B/7.jpg", "also under A", action),
     ]
     used = chosen == "report"
     assert use_and_reason(frame)[6:] == [
@@ -204,7 +200,7 @@ def test_a_conflict_outside_of_train_is_kept() -> None:
     planted = [("test", "A", "x"), ("test", "B", "x")]
     frame, findings, metrics = checked(table(*WHOLE, *planted), policy(label_conflicts="drop"))
     assert frame["use"].all()
-    assert [one["action"] for one in findings] == ["kept", "kept"]
+    assert [one.action for one in findings] == ["kept", "kept"]
     assert metrics["label_conflicts"] == 1
 
 
@@ -213,7 +209,7 @@ def test_an_unreadable_image_is_left_out_and_listed(chosen: str) -> None:
     frame, findings, metrics = checked(table(*WHOLE, ("test", "A", "")), policy(unreadable=chosen))
     assert use_and_reason(frame)[6] == (False, "unreadable: cannot identify image file")
     assert findings == [
-        finding("unreadable", "test", "A", "test/A/6.jpg", "unreadable: cannot identify image file", "left out")
+        Finding("unreadable", "test", "A", "test/A/6.jpg", "unreadable: cannot identify image file", "left out")
     ]
     assert (metrics["unreadable"], metrics["dropped"]) == (1, 1)
 
@@ -232,7 +228,7 @@ def test_fail_stops_at_unreadable_images_and_names_the_first_ten() -> None:
 def test_an_unreadable_image_is_no_leak(chosen: str) -> None:
     frame, findings, metrics = checked(table(*WHOLE, ("train", "A", ""), ("test", "B", "")), policy(leaks=chosen))
     assert use_and_reason(frame)[6:] == [(False, "unreadable: cannot identify image file")] * 2
-    assert [one["kind"] for one in findings] == ["unreadable"] * 2
+    assert [one.kind for one in findings] == ["unreadable"] * 2
     assert metrics["unreadable"] == 2
     assert metrics["label_conflicts"] == 0
 
@@ -243,7 +239,7 @@ def test_missing_classes_are_counted_for_each_split_and_listed() -> None:
     assert metrics["classes"] == 3
     assert metrics["missing_classes"] == {"train": 0, "valid": 2, "test": 2}
     assert findings == [
-        finding("missing class", split, name, "", "no image in use", "kept")
+        Finding("missing class", split, name, "", "no image in use", "kept")
         for split, name in (("valid", "B"), ("valid", "C"), ("test", "A"), ("test", "C"))
     ]
 
@@ -260,15 +256,15 @@ def test_drop_leaves_a_missing_class_out_of_every_split() -> None:
     rows = [*WHOLE, ("train", "C", "3"), ("test", "C", "4")]
     frame, findings, metrics = checked(table(*rows), policy(missing_classes="drop"))
     assert use_and_reason(frame) == [(True, "")] * 6 + [(False, "class is missing in a split")] * 2
-    assert findings == [finding("missing class", "valid", "C", "", "no image in use", "dropped")]
+    assert findings == [Finding("missing class", "valid", "C", "", "no image in use", "dropped")]
     assert metrics["dropped"] == 2
 
 
 def test_classes_with_few_images_to_evaluate_on_are_listed() -> None:
     rows = [*WHOLE, ("valid", "A", "1"), ("test", "B", "")]
     _, findings, _ = checked(table(*rows), policy(few_images=2))
-    assert [one for one in findings if one["kind"] == "few images"] == [
-        finding("few images", split, name, "", "1 image(s) to evaluate on", "kept")
+    assert [one for one in findings if one.kind == "few images"] == [
+        Finding("few images", split, name, "", "1 image(s) to evaluate on", "kept")
         for split, name in (("valid", "B"), ("test", "A"), ("test", "B"))
     ]
 
@@ -276,8 +272,8 @@ def test_classes_with_few_images_to_evaluate_on_are_listed() -> None:
 def test_names_that_are_almost_the_same_in_two_splits_are_listed() -> None:
     rows = [("train", "PAINTED LADY", "1"), ("test", "PAINTED LADDY", "2"), ("train", "MONARCH", "3"), ("test", "MONARCH", "4")]
     _, findings, _ = checked(table(*rows), policy())
-    assert finding("similar names", "train", "PAINTED LADY", "", "is 'PAINTED LADDY' in test the same?", "kept") in findings
-    assert len([one for one in findings if one["kind"] == "similar names"]) == 1
+    assert Finding("similar names", "train", "PAINTED LADY", "", "is 'PAINTED LADDY' in test the same?", "kept") in findings
+    assert len([one for one in findings if one.kind == "similar names"]) == 1
 
 
 @pytest.mark.parametrize(("width", "height", "odd"), [(100, 100, False), (1000, 1000, True), (20, 20, True), (200, 50, True)])
@@ -285,7 +281,7 @@ def test_images_far_from_the_others_in_size_or_shape_are_listed(width: int, heig
     frame = table(*WHOLE, *[("train", "A", f"{n}") for n in range(9)]).assign(width=100, height=100)
     frame.loc[8, ["width", "height"]] = (width, height)
     _, findings, _ = checked(frame, policy())
-    expected = finding("odd size", "train", "A", "train/A/8.jpg", f"{width}x{height} pixels", "kept")
+    expected = Finding("odd size", "train", "A", "train/A/8.jpg", f"{width}x{height} pixels", "kept")
     assert findings == ([expected] if odd else [])
 
 
@@ -325,11 +321,11 @@ def test_class_counts_of_nothing_in_use_are_zeros() -> None:
 
 def test_class_folders_that_differ_only_in_case_are_one_class() -> None:
     rows = [("train", "Monarch", "1"), ("train", "Monarch", "2"), ("test", "MONARCH", "3"), ("train", "Adonis", "4")]
-    findings = Findings()
+    findings: list[Finding] = []
     frame = number_classes(table(*rows).drop(columns="label").assign(label=None), findings)
     assert frame["class_name"].tolist() == ["Monarch", "Monarch", "Monarch", "Adonis"]
     assert frame["label"].tolist() == [1, 1, 1, 0]
-    assert findings.rows == [finding("class name", "test", "MONARCH", "", "taken for 'Monarch'", "united")]
+    assert findings == [Finding("class name", "test", "MONARCH", "", "taken for 'Monarch'", "united")]
 
 
 def test_splits_that_are_there_are_left_as_they_are() -> None:
@@ -498,7 +494,7 @@ def test_a_photograph_that_also_awaits_a_label_is_listed_and_kept() -> None:
     frame, findings, _ = checked(table(*rows), policy(leaks="drop"))
     assert use_and_reason(frame)[-2:] == [(True, ""), (True, "")]
     detail = "same photograph as unlabelled unlabelled//7.jpg"
-    assert findings == [finding("also unlabelled", "train", "A", "train/A/6.jpg", detail, "kept")]
+    assert findings == [Finding("also unlabelled", "train", "A", "train/A/6.jpg", detail, "kept")]
 
 
 def test_missing_classes_are_counted_as_they_were_before_they_are_dropped() -> None:
@@ -510,9 +506,9 @@ def test_missing_classes_are_counted_as_they_were_before_they_are_dropped() -> N
 
 def test_class_folders_that_differ_in_surrounding_space_are_one_class_and_it_is_said() -> None:
     frame = pd.DataFrame({"split": ["train", "train", "valid"], "class_name": ["MONARCH", "MONARCH", "MONARCH "]})
-    findings = Findings()
+    findings: list[Finding] = []
     assert number_classes(frame, findings)["class_name"].tolist() == ["MONARCH"] * 3
-    assert findings.rows == [finding("class name", "valid", "MONARCH ", "", "taken for 'MONARCH'", "united")]
+    assert findings == [Finding("class name", "valid", "MONARCH ", "", "taken for 'MONARCH'", "united")]
 
 
 def many(n_train: int = 20) -> pd.DataFrame:

@@ -7,13 +7,13 @@ import re
 import numpy as np
 from PIL import Image
 
-from fieldguide.checks.gallery import PICTURE_PX, Picture, page
+from fieldguide.checks.gallery import PICTURE_PX, page
 
 RED = np.full((300, 200, 3), (200, 0, 0), np.uint8)
 
 
 def test_every_picture_is_inside_the_page_and_small() -> None:
-    html = page("Twice", "one pair", [("same", [Picture(RED, "a"), Picture(RED, "b")])])
+    html = page("Twice", "one pair", [("same", [(RED, "a"), (RED, "b")])])
     pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
     assert len(pictures) == html.count("<img") == 2
     image = Image.open(io.BytesIO(base64.b64decode(pictures[0])))
@@ -23,13 +23,13 @@ def test_every_picture_is_inside_the_page_and_small() -> None:
 
 
 def test_the_page_asks_no_other_host_for_anything() -> None:
-    html = page("Twice", "one pair", [("same", [Picture(RED, "a")])])
+    html = page("Twice", "one pair", [("same", [(RED, "a")])])
     assert not re.search(r"https?:|//[a-z]|@import|url\(", html.replace("image/jpeg;base64", ""))
 
 
 def test_names_are_escaped() -> None:
     name = '<script>alert("1")</script> & "B"'
-    html = page(name, name, [(name, [Picture(RED, name)])])
+    html = page(name, name, [(name, [(RED, name)])])
     assert "<script" not in html
     assert html.count("&lt;script&gt;") == 6  # title twice, introduction, heading, caption, alternative text
 

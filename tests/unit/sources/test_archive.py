@@ -382,7 +382,7 @@ def as_nobody(folder: Path, command: list[str]) -> subprocess.CompletedProcess[s
 def test_packing_gives_an_ordinary_zip_of_the_same_bytes_whenever_it_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert pack(LAYOUT.items(), tmp_path / "a.zip") == len(LAYOUT)
+    pack(LAYOUT.items(), tmp_path / "a.zip")
     monkeypatch.setattr("time.time", lambda: 2e9)
     monkeypatch.setattr("sys.platform", "win32")
     pack(LAYOUT.items(), tmp_path / "b.zip")
@@ -431,7 +431,7 @@ def test_a_packed_zip_that_is_missing_or_damaged_is_one_line(tmp_path: Path, con
 
 
 def test_nothing_packed_is_an_empty_zip(tmp_path: Path) -> None:
-    assert pack([], tmp_path / "images.zip") == 0
+    pack([], tmp_path / "images.zip")
     assert list(stored_members(tmp_path / "images.zip")) == []
 
 
