@@ -14,7 +14,7 @@ from fieldguide.core.images import RESIZE_RULE
 from fieldguide.core.intervals import accuracy_interval
 from fieldguide.core.params import Model
 from fieldguide.core.paths import CALIBRATION, CHECKPOINT, LOCK
-from fieldguide.network.calibration import FACTS, Calibration
+from fieldguide.network.calibration import Calibration
 from fieldguide.network.checkpoint import Checkpoint
 
 UPSTREAM = ("download", "split_check", "train", "evaluate")  # stages whose entries in dvc.lock give a model's provenance
@@ -49,7 +49,7 @@ def onnx_metadata(
         "model": facts.model,
         "epoch": facts.epoch,
         "precision": "fp32",
-        "calibration": {name: getattr(calibration, name) for name in FACTS},
+        "calibration": {name: value for name, value in vars(calibration).items() if name != "tensors"},
         "dataset": receipt.model_dump(include={"dataset", "title", "home", "licence", "version", "release"}),
         "evaluate": reported.as_dict(),
         "hashes": {
