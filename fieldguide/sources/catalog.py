@@ -1,8 +1,7 @@
 """The known data sets: title, origin, layout and number of images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Literal
 
 Layout = Literal["folders", "tfrecords"]
@@ -35,7 +34,7 @@ class Dataset:
     licence: str = ""
     kaggle_dataset: str = ""  # owner/name
     kaggle_competition: str = ""
-    releases: Mapping[str, tuple[int, int, int]] = MappingProxyType({})  # images in train, valid, test
+    releases: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)  # images in train, valid, test
     class_names: tuple[str, ...] = ()
 
 
