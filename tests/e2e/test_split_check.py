@@ -485,7 +485,7 @@ def test_a_conflict_that_leaves_train_leaves_no_leak_behind() -> None:
     rows = [*WHOLE, ("train", "A", "twice"), ("test", "B", "twice")]
     frame, findings, metrics = checked(table(*rows), policy(label_conflicts="drop", leaks="report"))
     assert use_and_reason(frame)[-2:] == [(False, "label conflict: also under B"), (True, "label conflict: also under A")]
-    assert [found["kind"] for found in findings] == ["label conflict"] * 2
+    assert [found.kind for found in findings] == ["label conflict"] * 2
     assert metrics["label_conflicts"] == 1
 
 
