@@ -198,8 +198,9 @@ def test_where_it_looked_is_switched_on_and_off(open_page: Callable[..., Page]) 
     expect(looked).to_be_hidden()
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("device", [PHONE, pytest.param(DESKTOP, marks=pytest.mark.slow)], ids=["phone", "desktop"])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("device", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_all_can_use_it(open_page: Callable[..., Page], tmp_path: Path, device: dict, scheme: str) -> None:
     page = open_page(color_scheme=scheme, reduced_motion="reduce", **device)
     assert violations(page) == []

@@ -289,9 +289,8 @@ with process_group("cpu") as world, stop_signals() as stop:
 """
 
 
-@pytest.mark.parametrize(
-    "fault", ["signal", pytest.param("death", marks=pytest.mark.slow), pytest.param("nohup", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["signal", "death", "nohup"])
 def test_after_its_last_step_neither_a_signal_nor_a_death_undoes_a_training(tmp_path: Path, fault: str) -> None:
     """Nor does a closed terminal under nohup, at any time."""
     (tmp_path / "late.py").write_text(LATE)

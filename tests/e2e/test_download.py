@@ -79,6 +79,7 @@ def test_a_tilde_is_the_users_home(make_project: MakeProject, tmp_path: Path) ->
     assert set(raw(project)) == {"images.zip", "receipt.json"}
 
 
+@pytest.mark.slow
 def test_the_sample_is_drawn_in_the_numbers_asked_for_and_the_same_each_time(make_project: MakeProject) -> None:
     results = []
     for folder in ("once", "again"):
@@ -135,6 +136,7 @@ def test_what_the_stage_did_not_bring_stays_in_data_raw_and_is_named(make_projec
     assert raw(project) == mine
 
 
+@pytest.mark.slow
 def test_dvc_too_leaves_it_there(tmp_path: Path) -> None:
     """Without `persist` in dvc.yaml DVC would have deleted it before the stage could look."""
     project = tmp_path / "project"
@@ -162,6 +164,7 @@ def test_a_systems_own_files_in_data_raw_do_not_count(make_project: MakeProject)
     assert set(raw(project)) == {"images.zip", "receipt.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

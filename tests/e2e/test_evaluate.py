@@ -239,6 +239,7 @@ def test_strangers_are_refused_by_the_saved_calibration(case: Case) -> None:
         assert found["auroc"] == pytest.approx(roc_auc_score(truth, np.concatenate([known, scores])), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_is_fitted_on_test(case: Case) -> None:
     case.write(SIZES, 5)
     case.run()
@@ -252,6 +253,7 @@ def test_nothing_is_fitted_on_test(case: Case) -> None:
     assert CALIBRATION.read_bytes() == fitted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tta", ["none", "mirror"])
 def test_the_same_bytes_come_out_again_whatever_the_number_of_workers(
     case: Case, tta: str, monkeypatch: pytest.MonkeyPatch
@@ -265,6 +267,7 @@ def test_the_same_bytes_come_out_again_whatever_the_number_of_workers(
     assert contents[0] == contents[1]
 
 
+@pytest.mark.slow
 def test_mirror_takes_the_mean_over_both_views_and_states_gain_and_cost(case: Case) -> None:
     case.write(SIZES, 7)
     passes: list[int] = []
@@ -338,6 +341,7 @@ def test_a_test_split_without_labels_gives_a_submission_and_valid_takes_its_plac
     assert not len(pd.read_csv(confusion_csv("test")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tta", ["none", "mirror"])
 def test_two_classes_and_one_image_in_each_split(case: Case, tta: str) -> None:
     case.write({"train": 1, "valid": 1, "test": 1}, 2, wrong_every=1_000)

@@ -67,6 +67,7 @@ def test_a_blob_is_named_as_git_names_it() -> None:
     assert git_blob(source) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "weights", "expected"),
     [

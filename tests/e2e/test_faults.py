@@ -52,16 +52,13 @@ def states(project: Project) -> list[Path]:
     return sorted((project.folder / ".fieldguide" / "unfinished").glob("*/state-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (torch.OutOfMemoryError(MEMORY), r"^out of memory with train.batch_size 8 at \d+ px; halve batch_size and set"
          r" train.accumulate=4, or lower model.image_px \(CUDA out of memory"),
-        pytest.param(
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
-            "^out of memory with train.batch_size 8",
-            marks=pytest.mark.slow,
-        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "^out of memory with train.batch_size 8"),
     ],
 )  # fmt: skip
 def test_out_of_memory_says_what_to_try_and_keeps_the_last_state(

@@ -69,6 +69,7 @@ def test_nothing_to_do_runs_nothing(project: Path) -> None:
     assert "Running stage" not in run(project, "dvc", "repro").stdout
 
 
+@pytest.mark.slow
 def test_dvc_and_mlflow_tell_the_same(project: Path) -> None:
     output = run(project, "python", "-m", "fieldguide", "runs", "--format", "json").stdout
     (row,) = json.loads(output[output.index("[\n") :])
@@ -118,6 +119,7 @@ def test_evaluate_export_and_benchmark_hang_below_the_run_that_they_measured(pro
     assert set(children["fieldguide.stage"]) == {"evaluate", "export_onnx", "benchmark", "report"}
 
 
+@pytest.mark.slow
 def test_dvc_shows_metrics_plots_and_experiments(project: Path) -> None:
     assert "test.accuracy" in run(project, "dvc", "metrics", "show", "--md").stdout
     run(project, "dvc", "metrics", "diff", "HEAD")

@@ -466,6 +466,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(make_project: MakeProje
     assert done.stdout == "full\n"
 
 
+@pytest.mark.slow
 def test_unreadable_files_with_the_same_bytes_are_no_copies(make_project: MakeProject) -> None:
     project = with_raw(
         make_project(**{"split_check.unreadable": "drop"}), PHOTOS | {"train/A/8.jpg": b"", "train/A/9.jpg": b""}
@@ -545,6 +546,7 @@ def test_a_hold_out_of_no_image_is_an_error() -> None:
         with_hold_out(many(), policy(hold_out=0.01))
 
 
+@pytest.mark.slow
 def test_hold_out_through_the_stage(make_project: MakeProject) -> None:
     project = make_project(
         **{"split_check.hold_out": 0.25, "split_check.near_duplicates": False, **TINY_SAMPLE, "data.sample.train_images": 8}

@@ -174,6 +174,7 @@ def artifacts(root: Path, run_id: str) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_the_store_lies_at_the_root_whatever_the_working_folder(root: Path) -> None:
     run = start_run()
     assert stored(root, id_of(root, run)).info.status == "FINISHED"

@@ -77,6 +77,7 @@ def trained(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     return run
 
 
+@pytest.mark.slow
 def test_weights_that_the_stage_saved_begin_another_training(trained: Callable[..., pd.DataFrame], tmp_path: Path) -> None:
     trained(epochs="3", image_px="48", size_start="0.3")
     shutil.copy(CHECKPOINT, tmp_path / "first.safetensors")
@@ -116,6 +117,7 @@ def test_outputs_of_train_and_evaluate_are_the_same_bytes_with_and_without_a_tra
     assert contents[0] == contents[1]
 
 
+@pytest.mark.slow
 def test_patience_ends_a_training_that_no_longer_improves(trained: Callable[..., pd.DataFrame]) -> None:
     history = trained(epochs="9", patience="2", lr="1e-30", ema="0.0")
     metrics = json.loads(stage_metrics("train").read_text())
@@ -160,6 +162,7 @@ def test_what_cannot_be_trained_is_one_clear_line(
     assert not os.path.exists("metrics/train.json")
 
 
+@pytest.mark.slow
 def test_a_compiled_network_has_a_graph_for_each_shape_and_one_for_none_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as a training can have: more than the compiler makes by itself before it gives up."""
     shapes: list[torch.Size] = []

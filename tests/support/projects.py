@@ -32,7 +32,11 @@ TINY = {
     "optimizer: muon ": "optimizer: sgd ",  # a step of muon costs more than all else in so small a training
     "weight_decay: 1.0 ": "weight_decay: 0.0005 ",
     "lr: 0.005 ": "lr: 0.01 ",
+    "int8_images: 128 ": "int8_images: 16 ",
+    "batch_sizes: [1, 8, 32] ": "batch_sizes: [1, 8] ",
+    "warmup_runs: 10 ": "warmup_runs: 1 ",
     "latency_runs: 200 ": "latency_runs: 10 ",
+    "throughput_runs: 5 ": "throughput_runs: 2 ",
 }
 
 ADDRESSES = {

@@ -170,6 +170,7 @@ def test_a_million_hashes_are_searched_in_four_gibibytes() -> None:
     assert {(k, k + 1000) for k in range(1000)} <= set(map(tuple, pairs.tolist()))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_known_leaks_of_the_butterflies_are_found_and_the_known_lookalikes_are_not() -> None:
     with zipfile.ZipFile(REAL_DATA / "butterflies.zip") as archive:

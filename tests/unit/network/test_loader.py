@@ -159,6 +159,7 @@ def test_resident_images_are_those_of_the_rows_asked_for() -> None:
     assert [tuple(batch.shape) for batch in found] == [(3, 3, 4, 5), (1, 3, 4, 5), (2, 3, 4, 5)]
 
 
+@pytest.mark.slow
 def test_streamed_batches_are_the_resident_ones_again_and_again(streamed: tuple[Streaming, pd.DataFrame, Path]) -> None:
     source, rows, raw = streamed
     assert len(source) == len(rows)

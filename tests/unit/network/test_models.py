@@ -190,6 +190,7 @@ def test_the_map_is_looked_for_on_the_device_of_the_network() -> None:
             averaged_map(model.features, 32)
 
 
+@pytest.mark.slow
 def test_a_published_network_is_as_large_as_torchvisions_but_for_its_head() -> None:
     with torch.device("meta"):
         for name in ("vgg16", "resnet50", "efficientnet_b6", "maxvit_t"):
@@ -198,6 +199,7 @@ def test_a_published_network_is_as_large_as_torchvisions_but_for_its_head() -> N
             )
 
 
+@pytest.mark.slow
 def test_dropout_before_the_last_layer_of_vgg_and_efficientnet_stays() -> None:
     with torch.device("meta"):
         assert isinstance(build("vgg16", 2).features.classifier[5], nn.Dropout)
@@ -222,6 +224,7 @@ def test_every_name_of_torchvision_builds(name: str, monkeypatch: pytest.MonkeyP
     assert sorted(set(block_numbers(model).values())) == list(range(max(block_numbers(model).values()) + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mean", "std"),
     [
@@ -273,6 +276,7 @@ def test_a_size_that_does_not_fit_is_refused_with_some_that_do(name: str, image_
         build(name, 3, image_px)
 
 
+@pytest.mark.slow
 def test_a_network_bound_to_its_size_is_built_for_it() -> None:
     model = build("vit_b_32", 3, 96)
     assert [image_px for image_px in (64, 96, 128) if runs_at(model, image_px)] == [96]

@@ -126,9 +126,8 @@ def test_the_layout_in_memory_does_not_change_the_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "opset", [18, pytest.param(25, marks=pytest.mark.slow)]
-)  # the ends of the range that params.yaml allows
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [18, 25])  # the ends of the range that params.yaml allows
 def test_the_opset_is_the_one_asked_for(tmp_path: Path, opset: int) -> None:
     model, target, images = network("fieldnet", 16), tmp_path / "model.onnx", pictures(3, 16)
     export(computed(model, 16), 16, opset, METADATA | {"image_px": 16}, target)
@@ -156,8 +155,9 @@ def test_what_is_exported_is_scaling_network_and_softmax() -> None:
     torch.testing.assert_close(found.sum(1), torch.ones(4))
 
 
-@pytest.mark.parametrize("tta", [pytest.param("none", marks=pytest.mark.slow), "mirror"])
-@pytest.mark.parametrize("n_images", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 7])
+@pytest.mark.slow
+@pytest.mark.parametrize("tta", ["none", "mirror"])
+@pytest.mark.parametrize("n_images", [1, 2, 7])
 def test_every_output_is_what_its_name_says_in_torch_and_in_onnx(tmp_path: Path, tta: str, n_images: int) -> None:
     """Worked out from the parts of the network, without `ExportableNetwork`."""
     model, images = network("fieldnet", 48), pictures(n_images, 48)
@@ -190,13 +190,14 @@ def test_every_output_is_what_its_name_says_in_torch_and_in_onnx(tmp_path: Path,
         torch.testing.assert_close(mean, logits, atol=1e-4, rtol=1e-4)  # which is why it is called so
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "image_px", "has_activation"),
     [
-        pytest.param("resnet18", 64, True, marks=pytest.mark.slow),
-        pytest.param("timm/efficientnet_b0", 64, True, marks=pytest.mark.slow),
+        ("resnet18", 64, True),
+        ("timm/efficientnet_b0", 64, True),
         ("timm/test_convnext", 64, False),  # a norm stands between average and head
-        pytest.param("timm/test_vit", 160, False, marks=pytest.mark.slow),
+        ("timm/test_vit", 160, False),
     ],
 )
 def test_networks_of_torchvision_and_timm_tell_where_they_looked_where_their_head_permits(
@@ -216,6 +217,7 @@ def test_networks_of_torchvision_and_timm_tell_where_they_looked_where_their_hea
             torch.testing.assert_close(torch.from_numpy(found), wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_network_larger_than_one_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export, "MAX_BYTES", 1000)
     with pytest.raises(UserError, match=r"model.onnx: .* bytes, too large for one ONNX file; use a smaller model.name"):

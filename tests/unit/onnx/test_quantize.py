@@ -30,6 +30,7 @@ def forms(source: Path) -> dict[str, Path]:
     return {name: source.with_name(f"{name}.onnx") for name in made}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "share", "tolerance", "agreement"),  # of a network that has learned nothing: its first answers are close together
     [("fp16", 0.51, 0.01, 0.9), ("entropy", 0.27, 0.2, 0.8), ("percentile", 0.27, 0.2, 0.8)],

@@ -66,6 +66,7 @@ def drawn_bytes() -> list[bytes]:
     return [path.read_bytes() for path in (CLASSES_PNG, SAMPLES_PNG, SIZES_PNG)]
 
 
+@pytest.mark.slow
 def test_the_same_files_give_the_same_pictures(project: Path) -> None:
     assert drawn_bytes() == drawn_bytes()
 

@@ -76,11 +76,13 @@ def test_every_chart_of_an_evaluation_is_drawn_and_has_the_same_bytes_twice() ->
     assert {path: path.read_bytes() for path in drawn} == first
 
 
+@pytest.mark.slow
 def test_a_split_without_labels_is_a_notice() -> None:
     draw(evaluation(train=TRAIN, valid=VALID))
     assert height(confusion_png("test")) < 200 < height(confusion_png("valid"))
 
 
+@pytest.mark.slow
 def test_no_mistake_no_right_answer_and_no_activation_map_are_notices() -> None:
     draw(evaluation(train=TRAIN, valid=RIGHT, test=RIGHT))
     assert height(WRONG_PNG) < 200
@@ -90,6 +92,7 @@ def test_no_mistake_no_right_answer_and_no_activation_map_are_notices() -> None:
     assert height(ACTIVATION_PNG) < 200
 
 
+@pytest.mark.slow
 def test_svg_takes_the_colour_of_the_page_and_has_no_date_and_no_repeated_id() -> None:
     draw(evaluation(train=TRAIN, valid=VALID, test=TEST))
     figures = figures_of(read_facts(RUN))

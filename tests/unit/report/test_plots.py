@@ -91,6 +91,7 @@ def test_a_png_names_no_program_and_no_date_and_is_left_alone_in_its_folder(tmp_
     assert list(target.parent.iterdir()) == [target]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 12, 50, 104])
 def test_confusion_names_can_be_read_and_stay_inside_the_figure(n_classes: int) -> None:
     figure = confusion(counts(n_classes), names(n_classes), "Test: 223 of 250 right (89.2%)")

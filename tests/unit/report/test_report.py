@@ -139,6 +139,7 @@ def test_names_of_any_kind_are_text(folder: Path) -> None:
     assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"][0]["dataset"]["name"] == NASTY
 
 
+@pytest.mark.slow
 def test_the_same_files_give_the_same_bytes(folder: Path) -> None:
     write_run("Papilio machaon")
     first, second = read_facts(PARAMS), read_facts(PARAMS)
@@ -167,6 +168,7 @@ def test_without_labelled_test_images_valid_takes_their_place(folder: Path) -> N
     assert "There are no metrics on labelled test images." in render_card(facts)
 
 
+@pytest.mark.slow
 def test_a_class_called_na_keeps_its_name(folder: Path) -> None:
     write_run("NA")
     facts = read_facts(PARAMS)
@@ -209,6 +211,7 @@ def test_hashes_are_those_of_the_files_and_the_folders_is_dvcs(folder: Path) -> 
     assert read_facts(PARAMS).hashes[:2] == [unknown | {"bytes": 10, "md5": "abc.dir"}, manifest]
 
 
+@pytest.mark.slow
 def test_throughput_has_a_row_for_each_backend_and_number_of_threads(folder: Path) -> None:
     write_run("Papilio machaon")
     table = pd.read_csv(report.THROUGHPUT_CSV)
@@ -233,6 +236,7 @@ def test_markdown_signs_lose_their_meaning() -> None:
     assert markdown("a|b\n<i>*c*</i>") == "a\\|b \\<i\\>\\*c\\*\\</i\\>"
 
 
+@pytest.mark.slow
 def test_every_param_section_of_the_project_can_be_shown(folder: Path) -> None:
     write_run("Papilio machaon")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())

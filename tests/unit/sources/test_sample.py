@@ -38,6 +38,7 @@ def test_no_two_photographs_are_the_same() -> None:
     assert len(set(jpegs)) == len(jpegs)
 
 
+@pytest.mark.slow
 def test_two_workers_yield_what_one_yields() -> None:
     wanted = {**SMALL, "train_images": 40}  # more chunks than may be under way at once
     assert list(photographs(**wanted, seed=7, workers=2)) == list(photographs(**wanted, seed=7))
@@ -51,6 +52,7 @@ def test_closing_early_ends_the_workers() -> None:
     assert list(stream) == []
 
 
+@pytest.mark.slow
 def test_larger_counts_keep_the_earlier_photographs() -> None:
     larger = {**SMALL, "n_species": 30, "train_images": 5, "valid_images": 2, "test_images": 3}
     earlier, later = dict(photographs(**SMALL, seed=7)), dict(photographs(**larger, seed=7))

@@ -155,6 +155,7 @@ def test_the_first_run_is_champion_once_with_its_numbers(registry: Registry, cap
     assert model_file(Path(CHAMPION)).read_bytes() == onnx_of("first")
 
 
+@pytest.mark.slow
 def test_a_better_run_wins_a_worse_one_and_one_better_by_chance_do_not(
     registry: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_better_run_wins_a_worse_one_and_one_better_by_chance_do_not(
     assert model_file(Path(CHAMPION)).read_bytes() == onnx_of("better")
 
 
+@pytest.mark.slow
 def test_force_promotes_and_a_model_that_returns_is_the_version_that_it_was(
     registry: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +217,7 @@ def test_a_run_is_named_by_its_id_too_and_an_unknown_one_is_one_line(registry: R
     assert champion(run_id[:8]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "fault"),
     [
@@ -259,6 +262,7 @@ def at_hand(root: Path) -> pd.DataFrame:
     return new.assign(truth=truth, answer_1=truth)
 
 
+@pytest.mark.slow
 def test_on_new_data_that_are_at_hand_the_champion_is_measured_again(
     registry: Registry, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,6 +279,7 @@ def test_on_new_data_that_are_at_hand_the_champion_is_measured_again(
     assert int(registry.champion().version) == 2
 
 
+@pytest.mark.slow
 def test_a_challenger_that_lacks_a_class_of_the_champion_takes_its_place_by_force_only(registry: Registry, root: Path) -> None:
     make_run("first", wrong=range(20))
     assert champion() == 0
@@ -291,6 +296,7 @@ def test_a_challenger_that_lacks_a_class_of_the_champion_takes_its_place_by_forc
     assert int(registry.champion().version) == 2
 
 
+@pytest.mark.slow
 def test_where_test_has_no_labels_valid_takes_its_place(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
     make_run("first", table=predictions(range(20), splits=["valid"]))
     make_run("second", table=predictions([], splits=["valid"]))

@@ -65,6 +65,7 @@ def as_bytes(model: Classifier) -> bytes:
     return save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "epochs"), [("cnn", 60), pytest.param("fieldnet", 20, marks=pytest.mark.slow)])
 def test_one_batch_overfits(network: str, epochs: int) -> None:
     images, targets = noisy(16, 4)
@@ -199,6 +200,7 @@ class Masks(Training):
         return torch.zeros(()), torch.zeros(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer", ["sgd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "adamw", "muon"))]
 )
@@ -589,6 +591,7 @@ def test_the_head_learns_at_its_own_rate_while_the_backbone_is_frozen() -> None:
     torch.testing.assert_close(chosen.model.head.weight, expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_result_is_the_average_of_the_weights_after_each_step() -> None:
     images, targets = noisy(10, 3)
     chosen = training(images, targets, "fieldnet", Kept, epochs=2, batch_size=4, accumulate=2, ema=0.3, lr=0.05)

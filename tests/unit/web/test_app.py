@@ -646,6 +646,7 @@ def test_no_upload_is_written_to_disk(client: FlaskClient, monkeypatch: pytest.M
     assert client.post("/api/predict", **form((large, "a.png"))).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, which images.py ignores
 def test_three_thousand_mutated_images_get_no_fault(client: FlaskClient, make_jpeg) -> None:
     random = np.random.default_rng(0)
