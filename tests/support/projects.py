@@ -36,7 +36,7 @@ TINY = {
     "batch_sizes: [1, 8, 32] ": "batch_sizes: [1, 8] ",
     "warmup_runs: 10 ": "warmup_runs: 1 ",
     "latency_runs: 200 ": "latency_runs: 10 ",
-    "throughput_runs: 5 ": "throughput_runs: 2 ",
+    "throughput_runs: 5 ": "throughput_runs: 3 ",
 }
 
 ADDRESSES = {
