@@ -19,6 +19,7 @@ import yaml
 
 from fieldguide.core.params import read_params
 from support import ROOT
+from support.forked import python_folder
 from support.projects import BIN, TINY, copy_project
 
 LEFT = {  # commands of the README that are not run here, and why
@@ -158,8 +159,12 @@ def test_the_commands_of_the_readme_work_as_pasted(visitor: tuple[Path, dict[str
                 continue
             if command.startswith("dvc exp run ") and WHOLE not in command:
                 typed += " split_check" if all(key.startswith("data.") for key, _ in settings(command)) else " train"
+            own_python = command.startswith("make")  # elsewhere stages are forked
+            path = environment["PATH"] if own_python else f"{python_folder()}{os.pathsep}{environment['PATH']}"
             with log.open("w") as stream:
-                ended = subprocess.run(["bash", "-c", typed], cwd=project, env=environment, stdout=stream, stderr=stream)
+                ended = subprocess.run(
+                    ["bash", "-c", typed], cwd=project, env=environment | {"PATH": path}, stdout=stream, stderr=stream
+                )
             assert ended.returncode == 0, (command, log.read_text())
             if command.startswith("curl"):
                 assert '"verdict"' in log.read_text()
