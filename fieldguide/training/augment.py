@@ -29,13 +29,8 @@ HORIZON = 0.01  # least denominator of a perspective: pixels at and beyond the h
 
 
 def draws(seed: int, epoch: int, n_images: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1) for every image of an epoch: float32 `[n_images, N_DRAWS]`.
-
-    Two streams, so that the later columns left the first ten as they were.
-    """
-    first = _stream(seed, epoch, 0).random((n_images, SCALE), dtype=np.float32)
-    later = _stream(seed, epoch, 2).random((n_images, N_DRAWS - SCALE), dtype=np.float32)
-    return torch.from_numpy(np.concatenate([first, later], axis=1))
+    """Uniform numbers in [0, 1) for every image of an epoch: float32 `[n_images, N_DRAWS]`."""
+    return torch.from_numpy(_stream(seed, epoch, 0).random((n_images, N_DRAWS), dtype=np.float32))
 
 
 def order(seed: int, epoch: int, n_images: int) -> torch.Tensor:
@@ -230,7 +225,7 @@ def mix(
     share * loss(targets) + (1 - share) * loss(partners' targets); without a mix the same tensors and 1.0 come back.
     pixels: float32 `[B, 3, H, W]`; targets: `[B, ...]`. For epochs before `settings.mix_until`, which the caller minds.
     """
-    generator = _stream(seed, epoch, 3, batch)
+    generator = _stream(seed, epoch, 2, batch)
     choice = generator.random() * max(1.0, settings.mixup + settings.cutmix)
     if choice < settings.mixup:
         share = float(generator.beta(MIXUP_BETA, MIXUP_BETA))

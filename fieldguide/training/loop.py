@@ -242,7 +242,7 @@ def balanced_order(seed: int, epoch: int, targets: torch.Tensor) -> torch.Tensor
 
     targets: int64 `[N]` on the CPU. Each epoch draws other images of the large classes.
     """
-    random = np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, 4]))  # streams 0 to 3: `augment`
+    random = np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, 3]))  # streams 0 to 2: `augment`
     present = [np.flatnonzero(targets.numpy() == k) for k in targets.unique().tolist()]
     n_each = len(targets) // len(present) + (random.permutation(len(present)) < len(targets) % len(present))
     drawn = [
