@@ -10,7 +10,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export UV_COMPILE_BYTECODE := 1
 
-PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: run serve test test-rest test-all lint coverage pins setup
 
@@ -21,13 +21,13 @@ serve: setup
 	python -m fieldguide serve
 
 test: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n 2 -m "not slow"
 
 test-rest: setup
-	$(PYTEST) -m slow
+	$(PYTEST) -n 3 -m slow
 
 test-all: setup
-	$(PYTEST)
+	$(PYTEST) -n 3
 
 lint: setup
 	ruff check .
@@ -35,7 +35,7 @@ lint: setup
 	mypy
 
 coverage: setup
-	$(PYTEST) -m "not slow" --cov
+	$(PYTEST) -n 2 -m "not slow" --cov
 
 setup: .venv/installed
 

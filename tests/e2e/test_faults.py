@@ -162,7 +162,7 @@ def test_of_two_trainings_in_one_workspace_the_second_is_refused_and_the_first_u
     assert project.hashes() == expected
 
 
-EPOCHS = "150"
+EPOCHS = "30"
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,8 @@ def test_a_real_archive_goes_through_all_stages(dataset: str, tmp_path: Path) ->
     target = tmp_path / dataset
     copy_project(target, TINY)
     archive = REAL_DATA / f"{dataset}.zip"
-    run(target, "dvc", "exp", "run", "-S", f"data.dataset={dataset}", "-S", f"data.path={archive}", "-S", "train.epochs=1")
+    settings = [f"data.dataset={dataset}", f"data.path={archive}", "train.epochs=1"]
+    run(target, "dvc", "exp", "run", *(word for setting in settings for word in ("-S", setting)))
     check = read(target, "split_check")
     assert {key: check[key] for key in REAL[dataset]} == REAL[dataset]
     measured = "test" if REAL[dataset]["images"]["test"] else "valid"
@@ -174,7 +175,4 @@ def test_a_real_archive_goes_through_all_stages(dataset: str, tmp_path: Path) ->
         assert len(submission) == len(expected)
     else:
         assert submission.empty
-    manifest = file_hash(target / "data/manifest.csv")
-    run(target, "dvc", "repro", "--force", "--single-item", "split_check")
-    assert file_hash(target / "data/manifest.csv") == manifest
     shutil.rmtree(target)

@@ -229,8 +229,8 @@ def test_a_training_that_was_killed_goes_on_in_the_same_bytes(root: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("loader", ["resident", "streaming"])
 def test_killed_trainings_end_in_the_bytes_of_an_undisturbed_one(root: Path, loader: str) -> None:
-    """Eight kills; `python tests/support/kills.py` makes two hundred."""
-    n_kills = {"resident": 6, "streaming": 2}[loader]
+    """Six kills; `python tests/support/kills.py` makes two hundred."""
+    n_kills = {"resident": 4, "streaming": 2}[loader]
     signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
     assert kill_and_compare(root, n_kills, seed=1, signals=signals, loader=loader) >= 1
     assert "resuming after" in (root / "output.log").read_text()
