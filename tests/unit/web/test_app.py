@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from flask.testing import FlaskClient
 from PIL import Image
+from werkzeug.datastructures import FileStorage
+from werkzeug.test import encode_multipart
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.images import FORMATS, decode
@@ -643,7 +645,11 @@ def test_no_upload_is_written_to_disk(client: FlaskClient, monkeypatch: pytest.M
         monkeypatch.setattr(tempfile, name, forbidden)
     large = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)), "PNG")
     assert len(large) > 4_000_000
-    assert client.post("/api/predict", **form((large, "a.png"))).status_code == 200
+    boundary, body = encode_multipart(
+        {uploads.FIELD: FileStorage(io.BytesIO(large), "a.png")}
+    )  # the client itself would use a file
+    answer = client.post("/api/predict", data=body, content_type=f"multipart/form-data; boundary={boundary}")
+    assert answer.status_code == 200
 
 
 @pytest.mark.slow
