@@ -147,6 +147,7 @@ def test_options_out_of_range_are_refused(option: tuple[str, str], said: str) ->
     assert (ended.returncode, ended.stderr.splitlines()[-1]) == (2, f"fieldguide serve: error: {said}")
 
 
+@pytest.mark.slow
 def test_dripping_clients_do_not_starve_the_others(served: Served) -> None:
     n_dripping, stop = 300, threading.Event()
     dripping = [served.socket() for _ in range(n_dripping)]
@@ -224,6 +225,7 @@ def test_ten_thousand_mutated_requests_get_no_fault(served: Served) -> None:
     assert {b"200", b"400", b"404"} <= set(found)
 
 
+@pytest.mark.slow
 def test_sixty_four_clients_get_an_answer_or_are_told_to_come_back(tmp_path: Path) -> None:
     with serving(write_model(tmp_path), "--max-images", "4", "--max-files", "1") as server, ThreadPoolExecutor(64) as pool:
         large = png(size=(1800, 1800))  # takes a while to decode

@@ -91,6 +91,7 @@ def test_weights_that_the_stage_saved_begin_another_training(trained: Callable[.
     assert not first["head.weight"].equal(second["head.weight"])
 
 
+@pytest.mark.slow
 def test_the_history_tells_the_size_and_rate_of_each_epoch(trained: Callable[..., pd.DataFrame]) -> None:
     history = trained(epochs="3", image_px="48", size_start="0.3", size_growth="1.0", lr="0.01", warmup="0.0")
     assert history["image_px"].tolist() == [16, 32, 48]

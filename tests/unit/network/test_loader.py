@@ -169,6 +169,7 @@ def test_streamed_batches_are_the_resident_ones_again_and_again(streamed: tuple[
     same_batches(source, resident(rows, raw), lists(3)[:1])
 
 
+@pytest.mark.slow
 def test_workers_live_from_one_epoch_to_the_next(streamed: tuple[Streaming, pd.DataFrame, Path]) -> None:
     source, *_ = streamed
     list(source.batches(lists(0)))

@@ -260,6 +260,7 @@ def test_asking_for_the_size_of_an_embedding_draws_nothing() -> None:
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "image_px", "fits"),
     [

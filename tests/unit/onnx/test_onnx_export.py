@@ -136,6 +136,7 @@ def test_the_opset_is_the_one_asked_for(tmp_path: Path, opset: int) -> None:
     assert np.allclose(found, plain_probabilities(model, images), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_exporting_is_silent_and_leaves_warnings_and_logs_as_they_were(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

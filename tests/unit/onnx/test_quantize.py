@@ -11,10 +11,11 @@ from fieldguide.onnx.export import export, save_model
 from fieldguide.onnx.quantize import METHODS, after_embedding, to_fp16, to_int8
 from support.exported import METADATA, computed, network, pictures
 
+pytestmark = pytest.mark.slow  # test_pipeline makes both forms in the fast lane
 PX = 48
 
 
-@pytest.fixture(scope="module", params=[pytest.param("none", marks=pytest.mark.slow), "mirror"])
+@pytest.fixture(scope="module", params=["none", "mirror"])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp(request.param) / "model.onnx"
     export(computed(network("fieldnet", PX), PX, request.param), PX, 20, METADATA | {"image_px": PX}, target)
@@ -30,7 +31,6 @@ def forms(source: Path) -> dict[str, Path]:
     return {name: source.with_name(f"{name}.onnx") for name in made}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "share", "tolerance", "agreement"),  # of a network that has learned nothing: its first answers are close together
     [("fp16", 0.51, 0.01, 0.9), ("entropy", 0.27, 0.2, 0.8), ("percentile", 0.27, 0.2, 0.8)],

@@ -155,6 +155,7 @@ def test_the_same_seed_gives_the_same_bytes_with_everything_on(drawn: tuple[pd.D
     assert other[1] != average
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on a machine of one core
 def test_images_from_memory_and_from_workers_give_the_same_bytes(drawn: tuple[pd.DataFrame, Path, torch.Tensor]) -> None:
     rows, raw, targets = drawn
