@@ -24,10 +24,10 @@ test: setup
 	$(PYTEST) -n 2 -m "not slow"
 
 test-rest: setup
-	$(PYTEST) -n 3 -m slow
+	$(PYTEST) -n 2 -m slow
 
 test-all: setup
-	$(PYTEST) -n 3
+	$(PYTEST) -n 2
 
 lint: setup
 	ruff check .
