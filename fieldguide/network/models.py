@@ -102,15 +102,13 @@ def runs_at(model: Classifier, image_px: int) -> bool:
 
 
 def embedding_size(features: nn.Module, image_px: int) -> int:
-    """Length F of the embedding `[B, F]` of squares of that side.
+    """Length F of the embedding `[B, F]` of squares of that side, on the meta device.
 
-    Runs the network on one black image: the meta device would cost more, as it imports PyTorch's compiler (2 to 7 s).
     Raises one of `UNFIT` if the network does not support the side.
     """
-    was_training = features.training
-    with torch.no_grad():
-        embedding = features.eval()(torch.zeros(1, 3, image_px, image_px, device=next(features.parameters()).device))
-    features.train(was_training)
+    state = {name: tensor.to("meta") for name, tensor in (*features.named_parameters(), *features.named_buffers())}
+    with torch.device("meta"):
+        embedding = torch.func.functional_call(features, state, torch.empty(2, 3, image_px, image_px))
     if embedding.ndim != 2:
         raise ValueError(f"its output is {tuple(embedding.shape)} instead of one embedding per image")
     return embedding.shape[1]
