@@ -2,7 +2,7 @@
 
 States are below the project folder, outside the outputs, which DVC deletes before a stage runs. The name of their folder is a
 hash of everything that the result depends on: another learning rate, data set or code has another folder. Every file is
-written atomically and has the SHA-256 of its content in its name.
+written atomically and has the SHA-256 of its content in its name, whose ending tells it from files of earlier releases.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from fieldguide.core.paths import unfinished
 from fieldguide.network.loader import STOP_SIGNALS
 
 KEPT = 2  # states; the older one replaces a damaged newer one
+FILES = "state-*.pt"
 
 
 class States:
@@ -57,7 +58,7 @@ class States:
 
     def _write(self, content: bytes) -> None:
         number = 1 + max((int(path.name.split("-")[1]) for path in self._all()), default=0)
-        write_bytes(self.folder / f"state-{number:06d}-{hashlib.sha256(content).hexdigest()}", content)
+        write_bytes(self.folder / f"state-{number:06d}-{hashlib.sha256(content).hexdigest()}.pt", content)
         for old in self._all()[:-KEPT]:
             old.unlink()
 
@@ -75,7 +76,7 @@ class States:
         return None
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("state-*"))
+        return sorted(self.folder.glob(FILES))
 
 
 @contextmanager
@@ -132,7 +133,7 @@ def states_of(depends_on: dict[str, Any]) -> Iterator[States]:
 
 def forget(run_key: str) -> None:
     """Removes the states of the training that is tracked as this run."""
-    for path in unfinished().glob("*/state-*"):
+    for path in unfinished().glob(f"*/{FILES}"):
         with suppress(FileNotFoundError):  # removed by a running training
             state = _read(path)
             if state is not None and state["run_key"] == run_key:

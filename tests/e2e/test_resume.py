@@ -1,6 +1,7 @@
 """A training that was killed goes on from its state, in the same bytes; nothing damaged or foreign is taken for it."""
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.files import write_bytes
 from fieldguide.core.paths import unfinished
 from fieldguide.training import resume
-from fieldguide.training.resume import KEPT, States, states_of, stop_signals
+from fieldguide.training.resume import KEPT, States, forget, states_of, stop_signals
 from support import ROOT
 from support.kills import OUTPUTS, Project, kill_and_compare
 
@@ -141,6 +142,17 @@ def test_with_all_states_damaged_it_begins_anew(root: Path, capsys: pytest.Captu
     assert capsys.readouterr().err.count("is damaged") == KEPT
     states.save(state(4) | {"number": 4})
     assert states.load()["number"] == 4
+
+
+def test_a_state_of_an_earlier_release_is_left_alone(root: Path) -> None:
+    folder = unfinished() / "of before"
+    folder.mkdir(parents=True)
+    content = b"tensors in another form"
+    old = folder / f"state-000001-{hashlib.sha256(content).hexdigest()}.safetensors"
+    old.write_bytes(content)
+    assert States(folder).load() is None
+    forget("some run")
+    assert old.exists()
 
 
 def test_a_half_written_state_is_never_seen(root: Path) -> None:
