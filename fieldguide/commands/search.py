@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import reduce
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -141,7 +140,12 @@ def _refusal(tree: dict[str, Any], keys: Iterable[str], values: Iterable[Any]) -
     tree = copy.deepcopy(tree)
     for key, value in zip(keys, values, strict=True):
         *sections, last = key.split(".")
-        reduce(lambda node, section: node.setdefault(section, {}), sections, tree)[last] = value
+        node: Any = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                return f"{key} is not a known key"
+        node[last] = value
     try:
         check_params(tree, PARAMS)
     except UserError as error:

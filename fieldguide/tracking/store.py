@@ -232,7 +232,9 @@ def faults() -> tuple[type[Exception], ...]:
 
 
 def in_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """One line, without the user and password of an address, which MLflow repeats."""
+    text = re.sub(r"://[^/\s]*@", "://", " ".join(str(error).split()))
+    return text[:300] or type(error).__name__
 
 
 def warn(text: str) -> None:

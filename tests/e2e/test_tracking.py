@@ -30,7 +30,7 @@ from fieldguide.onnx.classifier import OUTPUT_NAMES, OnnxClassifier
 from fieldguide.tracking import run as tracking
 from fieldguide.tracking.journal import new_journal
 from fieldguide.tracking.sender import send_all, unsent_journals
-from fieldguide.tracking.store import CHECKPOINT_TAG, DEFAULTS
+from fieldguide.tracking.store import CHECKPOINT_TAG, DEFAULTS, in_words
 from support import ROOT
 from support.mean_colour import NAMES, PX, mean_colour_network, save
 
@@ -699,6 +699,16 @@ def test_a_server_that_dies_midway_and_comes_back_has_everything_once(server: Se
     ]
     assert server.rows("select status, count(*) from runs group by status") == [("FINISHED", 4)]
     assert list((work / ".fieldguide" / "tracking").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["http://me:secret@host:5000/api refused", "no http://me:s@cret@host:5000/api", "postgresql://me:secret@host/db and"],
+)
+def test_a_fault_is_told_without_the_password_of_the_address(text: str) -> None:
+    told = in_words(OSError(text))
+    assert "://host" in told
+    assert "cret" not in told
 
 
 @pytest.mark.slow
