@@ -1,7 +1,8 @@
 """Stages forked from a process that has imported their libraries already: importing them is most of a tiny stage's time.
 
 `python_folder()` is put first on the PATH of a command: the `python` in it forks stages and is Python itself for all else.
-`ForkedStage` starts one stage. Either way the code is that of the project where it runs, in a process of its own.
+`ForkedStage` starts one stage. Either way the code is that of the project where it runs, in a process of its own. It needs
+Linux; `AVAILABLE` is false elsewhere, and stages are started by Python itself.
 """
 
 import atexit
@@ -10,6 +11,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +26,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+AVAILABLE = sys.platform == "linux"
+MESSAGES = (socket.AF_UNIX, socket.SOCK_SEQPACKET)  # the process number and the exit status stay two messages
 LIBRARIES = (  # of others; the project's own code is imported by each stage
     *("numpy", "pandas", "pydantic", "yaml", "PIL.Image", "sklearn.metrics", "matplotlib.figure", "jinja2"),
     *("torch", "torch._dynamo", "torch.onnx", "onnxscript", "onnx", "onnxruntime"),
@@ -33,10 +37,10 @@ SHIM = """#!{python} -IS
 import json, os, signal, socket, sys
 if sys.argv[1:2] != ["-m"] or not sys.argv[2].startswith("stages."):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
-with socket.socket(socket.AF_UNIX) as server:
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
     server.connect({address!r})
     request = dict(stage=sys.argv[2], folder=os.getcwd(), environment=dict(os.environ), own_session=False)
-    socket.send_fds(server, [json.dumps(request).encode() + b"\\n"], [0, 1, 2])
+    socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
     pid = int(server.recv(100))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: os.kill(pid, number))
@@ -53,12 +57,12 @@ class ForkedStage:
 
     def __init__(self, stage: str, folder: Path, log: Path, environment: dict[str, str]) -> None:
         self.returncode: int | None = None
-        self.server = socket.socket(socket.AF_UNIX)
+        self.server = socket.socket(*MESSAGES)
         self.server.connect(_address())
         request = {"stage": stage, "folder": str(folder), "environment": environment, "own_session": True}
         with log.open("a") as stream, open(os.devnull) as nothing:
             files = [nothing.fileno(), stream.fileno(), stream.fileno()]
-            socket.send_fds(self.server, [json.dumps(request).encode() + b"\n"], files)
+            socket.send_fds(self.server, [json.dumps(request).encode()], files)
         self.pid = int(self.server.recv(100))
 
     def wait(self, timeout: float | None = None) -> int:
@@ -84,8 +88,11 @@ class ForkedStage:
 
 @cache
 def python_folder() -> Path:
-    """A folder with a command `python` that forks stages."""
-    shim = Path(tempfile.mkdtemp(prefix="python-")) / "python"
+    """A folder with a command `python` that forks stages, or the one of Python itself."""
+    if not AVAILABLE:
+        return Path(sys.executable).parent
+    shim = Path(_address()).with_name(str(os.getpid())) / "python"
+    shim.parent.mkdir()
     shim.write_text(SHIM.format(python=sys.executable, address=_address()))
     shim.chmod(0o755)
     return shim.parent
@@ -99,7 +106,8 @@ def _address() -> str:
     folder.mkdir(exist_ok=True)
     address = folder / "socket"
     with FileLock(folder / "lock"):
-        if not address.exists():
+        if not _answers(address):
+            address.unlink(missing_ok=True)  # of an earlier process of this number
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             command = [sys.executable, __file__, str(address), str(tests)]
             server = os.posix_spawn(command[0], command, environment)  # a Popen would warn that nobody waits for it
@@ -109,12 +117,17 @@ def _address() -> str:
     return str(address)
 
 
+def _answers(address: Path) -> bool:
+    with socket.socket(*MESSAGES) as server:
+        return server.connect_ex(str(address)) == 0
+
+
 def _serve(address: Path, tests: int) -> None:
-    """Forks a stage for each connection until the process `tests` is gone."""
+    """Forks a stage for each connection until the process `tests` is gone, then removes the folder of `address`."""
     for name in LIBRARIES:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a process that watches a stage
-    with socket.socket(socket.AF_UNIX) as server:
+    with socket.socket(*MESSAGES) as server:
         server.bind(f"{address}.new")
         server.listen(64)
         address.with_name("socket.new").rename(address)
@@ -128,14 +141,14 @@ def _serve(address: Path, tests: int) -> None:
                     client.settimeout(None)
                     return _watch(client)
                 client.close()
+    shutil.rmtree(address.parent)
 
 
 def _watch(client: socket.socket) -> None:
     """Runs the stage in a child, tells the client its process number and how it ended; kills it if the client goes."""
-    request, files = b"", []
-    while not request.endswith(b"\n"):
-        part, received, _, _ = socket.recv_fds(client, 1 << 20, 3)
-        request, files = request + part, files + received
+    request, files, _, _ = socket.recv_fds(client, 1 << 20, 3)
+    if not request:  # `_answers` asks for nothing
+        os._exit(0)
     if pid := os.fork():
         client.sendall(b"%d" % pid)
         ended = os.pidfd_open(pid)

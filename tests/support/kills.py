@@ -27,7 +27,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support import ROOT
-from support.forked import ForkedStage
+from support.forked import AVAILABLE, ForkedStage
 
 OUTPUTS = ("models/model.safetensors", "metrics/train.json", "metrics/history.csv", "metrics/batch.png")
 SETTINGS = {
@@ -76,7 +76,7 @@ class Project:
             self.remove_outputs()
         self.log_starts = len(self.whole_log)
         environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.folder), "OMP_NUM_THREADS": "1"}
-        if self.is_one_process:
+        if self.is_one_process and AVAILABLE:
             return ForkedStage(f"stages.{stage}", self.folder, self.folder / "output.log", environment)
         command = [sys.executable, "-m", f"stages.{stage}"]
         with (self.folder / "output.log").open("a") as log:
