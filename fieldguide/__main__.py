@@ -3,6 +3,7 @@
 import argparse
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from fieldguide.core.errors import needs_extra, run_command
 from fieldguide.core.paths import ONNX
-from fieldguide.web.settings import MIB, Settings
+from fieldguide.web.settings import MIB, PREFIX, Settings
 
 COMMANDS = {  # the function in fieldguide.commands, which returns the exit status, and the extra that it needs
     "predict": ("predict:predict", ""),
@@ -52,12 +53,15 @@ def parser() -> argparse.ArgumentParser:
     serve = command(
         "serve",
         "serve the web page and the JSON API of a model",
-        "To serve other machines, behind a proxy that terminates TLS and forwards the Host header:"
-        " fieldguide serve --host 0.0.0.0 --allowed-host guide.example.org",
+        "To serve other machines, behind a proxy on this one that terminates TLS and sets the X-Forwarded headers:"
+        " fieldguide serve --trusted-proxy 1 --allowed-host guide.example.org",
     )
     _option(serve, "--host", "127.0.0.1", str, "address to listen on")
     _option(serve, "--port", 8000, _integer(0, 65_535), "port; 0 = any free port")
     serve.add_argument("--allowed-host", action="append", default=[], help="accepted Host header; may be repeated")
+    proxies_text = "number of proxies in front, whose X-Forwarded-For, -Proto, -Host, -Port and -Prefix headers are believed"
+    _option(serve, "--trusted-proxy", Settings.trusted_proxies, _integer(0), proxies_text, metavar="N")
+    serve.add_argument("--prefix", default="", type=_prefix, help="path before the page's URLs, such as /guide")
     _option(serve, "--model", Settings.model, Path, model_text)
     _option(serve, "--manifest", Settings.manifest, Path, "manifest that lists the example photographs")
     _option(serve, "--raw", Settings.raw, Path, "folder of the example photographs")
@@ -110,6 +114,14 @@ def _option(
 ) -> None:
     """Adds an option whose help ends with its default."""
     parser.add_argument(name, default=default, type=kind, help=f"{text}; default: %(default)s", **more)
+
+
+def _prefix(text: str) -> str:
+    """A path such as `/guide`, as `fieldguide.web` accepts it; empty and `/` are none."""
+    path = text.rstrip("/")
+    if path and not re.fullmatch(PREFIX, path, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a path such as /guide, of letters, digits and . _ ~ -")
+    return path
 
 
 def _integer(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -24,6 +24,8 @@ def serve(args: argparse.Namespace) -> None:
         manifest=args.manifest,
         raw=args.raw,
         allowed_hosts=tuple(map(bare_host, args.allowed_host)) or (("127.0.0.1", "localhost", "[::1]") if local else ()),
+        prefix=args.prefix,
+        trusted_proxies=args.trusted_proxy,
         max_body_bytes=args.max_mib * MIB,
         max_files=args.max_files,
         max_pixels=args.max_megapixels * 1_000_000,
@@ -49,7 +51,7 @@ def serve(args: argparse.Namespace) -> None:
         signal.signal(number, stop)
     name = f"[{args.host}]" if ":" in args.host else args.host
     print(f"{settings.model}: {len(guide.watched.current.classifier.class_names)} classes", flush=True)
-    print(f"-> http://{name}:{server.effective_port}", flush=True)
+    print(f"-> http://{name}:{server.effective_port}{settings.prefix}", flush=True)
     server.run()
     guide.close()
 

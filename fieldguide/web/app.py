@@ -11,11 +11,13 @@ from concurrent.futures import TimeoutError as NoAnswer
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from flask import Blueprint, Flask, Response, current_app, g, render_template, request, url_for
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as BaseResponse
 
 from fieldguide.core.images import TooManyPixels, UnreadableImage, decode, encode_jpeg, ends_early
@@ -29,7 +31,7 @@ from fieldguide.web.metrics import Metrics
 from fieldguide.web.model import Model, Watched
 from fieldguide.web.openapi import description
 from fieldguide.web.problems import MEDIA_TYPE, Problem, code_of
-from fieldguide.web.settings import Settings
+from fieldguide.web.settings import PREFIX, Settings
 from fieldguide.web.uploads import FIELD, READABLE, MemoryRequest, Upload, format_of, read_uploads
 
 TOP_K = 5
@@ -47,6 +49,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+PROBES = ("pages.healthy", "pages.ready", "pages.metrics")  # monitoring asks by address; they tell a visitor nothing
 pages = Blueprint("pages", __name__)
 
 
@@ -160,6 +163,8 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(Exception, answer_fault)
     app.before_request(check_sender)
     app.after_request(finish)
+    if n := settings.trusted_proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=n, x_proto=n, x_host=n, x_port=n, x_prefix=n)  # type: ignore[method-assign]
     return app
 
 
@@ -171,24 +176,36 @@ def bare_host(name: str) -> str:
     return re.sub(r":\d+$", "", name)
 
 
+def is_same_host(origin: str, host: str, behind_proxy: bool) -> bool:
+    """Whether an Origin names this Host; a proxy may have changed the scheme and left the port out of Host."""
+    origin, host = (re.sub(":(80|443)$", "", name.lower()) for name in (origin.partition("://")[2], host))
+    return host == origin or (behind_proxy and host == bare_host(origin) != "")
+
+
 def check_sender() -> None:
-    """Refuses unknown Host headers and cross-site requests."""
+    """Refuses unknown Host headers, URL prefixes that are none, and cross-site requests."""
     g.start = time.perf_counter()
-    allowed = guide().settings.allowed_hosts
+    settings = guide().settings
+    allowed = () if request.endpoint in PROBES else settings.allowed_hosts
     if allowed and bare_host(request.host) not in allowed:
         raise Problem("bad_request", "Unknown Host header; allow it with --allowed-host.")
+    if request.root_path.strip("/") and not re.fullmatch(PREFIX, request.root_path.rstrip("/"), re.ASCII):
+        raise Problem("bad_request", "X-Forwarded-Prefix must be a path such as /guide.")
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is None:  # an older browser, or no browser
-        site = "none" if origin is None or origin.partition("://")[2] == request.host else "cross-site"
+        own = origin is None or is_same_host(origin, request.host, settings.trusted_proxies > 0)
+        site = "none" if own else "cross-site"
     if site not in ("same-origin", "none"):
-        raise Problem("cross_site", "Requests from other sites are refused.")
+        raise Problem("cross_site", "Requests from other sites are refused; behind a proxy, see --trusted-proxy.")
 
 
 def finish(response: Response) -> Response:
     """Adds the common headers, and records metrics."""
     response.headers.update(HEADERS)
+    if response.location:
+        response.location = urlsplit(response.location).path  # alone: a proxy may have changed scheme and host
     if "Cache-Control" not in response.headers:
         response.headers["Cache-Control"] = "no-store"
     metrics, route = guide().metrics, str(request.url_rule or "none")
@@ -276,7 +293,7 @@ def metrics() -> Response:
 
 @pages.get("/openapi.json")
 def openapi() -> dict[str, object]:
-    return description(guide().settings)
+    return description(guide().settings, request.script_root)
 
 
 def result(answer: Prediction | Problem) -> dict[str, object]:

@@ -20,8 +20,8 @@ TEXT = {"type": "string"}
 SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 
 
-def description(settings: Settings) -> dict[str, Any]:
-    """The OpenAPI document, with the limits of this server."""
+def description(settings: Settings, prefix: str) -> dict[str, Any]:
+    """The OpenAPI document, with the limits of this server; prefix: before the paths of its URLs, or empty."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -30,6 +30,7 @@ def description(settings: Settings) -> dict[str, Any]:
             "description": f"Photographs to species. Formats: {READABLE}. A request has at most {settings.max_body_bytes:,} "
             f"bytes and {settings.max_files} files, an image at most {settings.max_pixels:,} pixels.",
         },
+        "servers": [{"url": prefix or "/"}],
         "paths": {
             "/api/predict": {"post": predict(settings)},
             "/api/model": {"get": operation("model", "The model in use", answer("Model"))},

@@ -134,6 +134,8 @@ class Server(TcpWSGIServer):
             outbuf_overflow=1 << 40,  # likewise for responses, which contain images
             recv_bytes=65536,
             ident=None,
+            url_prefix=settings.prefix,  # taken off the paths that have it
+            clear_untrusted_proxy_headers=not settings.trusted_proxies,  # otherwise the application reads them
             log_socket_errors=False,
         )
         super().__init__(app, adj=adjustments, sockinfo=adjustments.listen[0])

@@ -7,6 +7,7 @@ from fieldguide.core.machine import n_cores
 from fieldguide.core.paths import MANIFEST, ONNX, RAW
 
 MIB = 1 << 20
+PREFIX = r"(/[\w.~-]+)+"  # ASCII; before the paths of the page's URLs
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Settings:
     manifest: Path = MANIFEST  # lists the example photographs; may be missing
     raw: Path = RAW  # their folder; may be missing
     allowed_hosts: tuple[str, ...] = ()  # accepted Host headers, without port; empty = all
+    prefix: str = ""  # before the paths of the page's URLs, such as /guide
+    trusted_proxies: int = 0  # proxies in front, whose X-Forwarded-For, -Proto, -Host, -Port and -Prefix are believed
     max_body_bytes: int = 20 * MIB  # of one request
     max_files: int = 16  # of one request
     max_pixels: int = 50_000_000  # of one image, before it is decoded

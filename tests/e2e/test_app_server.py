@@ -123,13 +123,18 @@ def test_a_chunked_upload_is_answered(served: Served) -> None:
 
 
 def test_names_of_hosts_that_are_not_ours_are_refused(served: Served) -> None:
-    assert problem_of(exchanged(served, b"GET /healthz HTTP/1.1\r\nHost: rebound.example\r\n\r\n")) == (400, "bad_request")
+    assert problem_of(exchanged(served, b"GET / HTTP/1.1\r\nHost: rebound.example\r\n\r\n")) == (400, "bad_request")
 
 
-def test_hosts_can_be_allowed(tmp_path: Path) -> None:
-    with serving(write_model(tmp_path), "--allowed-host", "Guide.Example:80", "--allowed-host", "127.0.0.1") as server:
-        assert server.ask("GET", "/healthz", Host="guide.example")[0] == 200
-        assert server.ask("GET", "/healthz", Host="localhost")[0] == 400
+def test_hosts_can_be_allowed_and_a_prefix_given(tmp_path: Path) -> None:
+    options = ["--allowed-host", "Guide.Example:80", "--allowed-host", "127.0.0.1", "--prefix", "/guide/"]
+    with serving(write_model(tmp_path), *options) as server:
+        for path in ("/api/model", "/guide/api/model"):  # a proxy may have taken the prefix off
+            assert server.ask("GET", path, Host="guide.example")[0] == 200
+        assert server.ask("GET", "/guide", Host="guide.example")[1]["Location"] == "/guide/"
+        assert b'action="/guide/"' in server.ask("GET", "/guide/", Host="guide.example")[2]
+        assert server.ask("GET", "/guide/healthz", Host="10.0.0.7")[0] == 200
+        assert server.ask("GET", "/api/model", Host="localhost")[0] == 400
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from threading import Semaphore
 
@@ -233,12 +234,63 @@ def test_what_another_site_sends_is_refused(client: FlaskClient, headers: dict[s
     assert client.post(path, headers=headers, **form((png(), "a.png"))).status_code == status
 
 
+@pytest.fixture
+def behind(settings: Settings) -> Iterator[FlaskClient]:
+    """A server behind one proxy, which visitors know as guide.example."""
+    application = create_app(replace(settings, trusted_proxies=1, allowed_hosts=("guide.example",)))
+    yield application.test_client()
+    application.extensions["guide"].close()
+
+
+FORWARDED = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "guide.example", "X-Forwarded-Prefix": "/guide"}
+
+
+@pytest.mark.parametrize("prefix", ["/guide", "/guide/", "/tools/the.guide_2"])
+def test_all_addresses_begin_with_the_prefix_of_a_trusted_proxy(behind: FlaskClient, client: FlaskClient, prefix: str) -> None:
+    headers = FORWARDED | {"X-Forwarded-Prefix": prefix} | HTML
+    for path in ("/", "/model", "/nowhere"):
+        addresses = re.findall(r'(?:href|src|action)="(/[^"]*)"', behind.get(path, headers=headers).text)
+        assert addresses and all(address.startswith(f"{prefix.rstrip('/')}/") for address in addresses), addresses
+    assert behind.get("/openapi.json", headers=headers).json["servers"] == [{"url": prefix.rstrip("/")}]
+    assert client.get("/openapi.json", headers=headers).json["servers"] == [{"url": "/"}]  # no proxy is trusted
+
+
+@pytest.mark.parametrize("prefix", ["guide", "//evil.example", "/<script>", "/a b", "/a//b"])
+def test_a_prefix_that_is_no_path_is_refused(behind: FlaskClient, prefix: str) -> None:
+    answer = behind.get("/api/model", headers=FORWARDED | {"X-Forwarded-Prefix": prefix})
+    assert (answer.status_code, answer.json["detail"]) == (400, "X-Forwarded-Prefix must be a path such as /guide.")
+
+
+@pytest.mark.parametrize(
+    ("headers", "origin", "status"),
+    [
+        ({}, "https://guide.example", 200),
+        ({}, "http://guide.example:8080", 200),  # the proxy leaves the port out
+        ({"X-Forwarded-Port": "443"}, "https://guide.example", 200),
+        ({"X-Forwarded-Host": "guide.example:80"}, "https://guide.example", 200),
+        ({"X-Forwarded-Port": "8443"}, "https://guide.example:8443", 200),
+        ({"X-Forwarded-Port": "8443"}, "https://guide.example:9", 403),
+        ({}, "https://evil.example", 403),
+        ({}, "null", 403),
+        ({"X-Forwarded-Host": "evil.example"}, "https://evil.example", 400),
+        ({"X-Forwarded-Host": "guide.example, evil.example"}, "https://evil.example", 400),  # the last is the proxy's own
+    ],
+)
+def test_a_visitor_of_a_proxy_is_no_stranger(behind: FlaskClient, headers: dict[str, str], origin: str, status: int) -> None:
+    sent = FORWARDED | headers | {"Origin": origin}
+    answer = behind.post("/", base_url="http://127.0.0.1:8000", headers=sent, **form((png(), "a.png")))
+    assert answer.status_code == status
+
+
 def test_only_hosts_that_are_allowed_are_answered(settings: Settings) -> None:
     local = Settings(**{**vars(settings), "allowed_hosts": ("127.0.0.1", "[::1]")})
     client = create_app(local).test_client()
-    assert client.get("/healthz", base_url="http://127.0.0.1:8000").status_code == 200
-    assert client.get("/healthz", base_url="http://[::1]:8000").status_code == 200
-    assert client.get("/healthz", base_url="http://rebound.example").status_code == 400
+    assert client.get("/api/model", base_url="http://127.0.0.1:8000").status_code == 200
+    assert client.get("/api/model", base_url="http://[::1]:8000").status_code == 200
+    for path in ("/", "/api/model", "/openapi.json", "/static/guide.css", "/nowhere"):
+        assert client.get(path, base_url="http://rebound.example").status_code == 400
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert client.get(path, base_url="http://10.0.0.7:8131").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseSchema]:
 @pytest.mark.parametrize(
     ("path", "mode"),
     [
-        *((path, GenerationMode.POSITIVE) for path in description(Settings())["paths"]),
+        *((path, GenerationMode.POSITIVE) for path in description(Settings(), "")["paths"]),
         *((path, GenerationMode.NEGATIVE) for path in ("/api/predict", "/examples/{index}.jpg")),
     ],
 )
