@@ -40,13 +40,17 @@ def parser() -> argparse.ArgumentParser:
         "Exit status: 0 success, 1 error, 3 some photographs could not be read (listed on standard error).",
     )
     predict.add_argument(
-        "sources", nargs="+", metavar="PHOTO|FOLDER|ZIP|-", help="- reads a photograph or zip from standard input"
+        "sources",
+        nargs="+",
+        type=_text,
+        metavar="PHOTO|FOLDER|ZIP|-",
+        help="- reads a photograph or zip from standard input",
     )
     model_text = "model file, or a registered model such as models:/fieldguide@champion"
-    _option(predict, "--model", ONNX, Path, model_text, metavar="FILE|models:/…")
+    _option(predict, "--model", ONNX, _path, model_text, metavar="FILE|models:/…")
     _option(predict, "--top", 5, count, "answers per photograph", metavar="K")
     _option(predict, "--format", "table", str, "form of the output", choices=("table", "csv", "json", "jsonl"))
-    predict.add_argument("--annotate", type=Path, metavar="DIR", help="write the photographs with their labels into DIR")
+    predict.add_argument("--annotate", type=_path, metavar="DIR", help="write the photographs with their labels into DIR")
     predict.add_argument("--heatmap", action="store_true", help="with --annotate: overlay the class activation map")
     predict.add_argument("--threads", type=count, metavar="N", help="default: one per available core")
 
@@ -56,15 +60,15 @@ def parser() -> argparse.ArgumentParser:
         "To serve other machines, behind a proxy on this one that terminates TLS and sets the X-Forwarded headers:"
         " fieldguide serve --trusted-proxy 1 --allowed-host guide.example.org",
     )
-    _option(serve, "--host", "127.0.0.1", str, "address to listen on")
+    _option(serve, "--host", "127.0.0.1", _text, "address to listen on")
     _option(serve, "--port", 8000, _integer(0, 65_535), "port; 0 = any free port")
-    serve.add_argument("--allowed-host", action="append", default=[], help="accepted Host header; may be repeated")
+    serve.add_argument("--allowed-host", action="append", default=[], type=_text, help="accepted Host header; may be repeated")
     proxies_text = "number of proxies in front, whose X-Forwarded-For, -Proto, -Host, -Port and -Prefix headers are believed"
     _option(serve, "--trusted-proxy", Settings.trusted_proxies, _integer(0), proxies_text, metavar="N")
     serve.add_argument("--prefix", default="", type=_prefix, help="path before the page's URLs, such as /guide")
-    _option(serve, "--model", Settings.model, Path, model_text)
-    _option(serve, "--manifest", Settings.manifest, Path, "manifest that lists the example photographs")
-    _option(serve, "--raw", Settings.raw, Path, "folder of the example photographs")
+    _option(serve, "--model", Settings.model, _path, model_text)
+    _option(serve, "--manifest", Settings.manifest, _path, "manifest that lists the example photographs")
+    _option(serve, "--raw", Settings.raw, _path, "folder of the example photographs")
     _option(serve, "--max-mib", Settings.max_body_bytes // MIB, count, "maximum MiB per request")
     _option(serve, "--max-files", Settings.max_files, count, "maximum images per request")
     _option(serve, "--max-megapixels", Settings.max_pixels // 1_000_000, count, "maximum million pixels per image")
@@ -85,16 +89,19 @@ def parser() -> argparse.ArgumentParser:
         "promote a run's model to models:/fieldguide@champion if it beats the champion on the same test images",
         "Exit status: 0 the model is the champion, 1 it is not.",
     )
-    champion.add_argument("name", nargs="?", metavar="RUN", help="name, experiment or id of a run; default: the best on valid")
+    champion.add_argument(
+        "name", nargs="?", type=_text, metavar="RUN", help="name, experiment or id of a run; default: the best on valid"
+    )
     champion.add_argument("--force", action="store_true", help="promote it even if it does not win or cannot be compared")
 
     search = command("search", "search hyperparameters with Optuna and DVC experiments, or resume an interrupted search")
-    _option(search, "--name", "search", str, "prefix of the experiments NAME-0, NAME-1, …")
+    _option(search, "--name", "search", _text, "prefix of the experiments NAME-0, NAME-1, …")
     search.add_argument(
         "-S",
         "--set-param",
         action="append",
         default=[],
+        type=_text,
         metavar="KEY=VALUE",
         help="a search space, 'train.lr=log(0.001,0.02)', 'augment.cutmix=uniform(0,0.6)', 'train.batch_size=int(32,128,32)',"
         " 'train.sampling=choice(shuffle,balanced)', or a fixed value, train.epochs=20",
@@ -114,6 +121,17 @@ def _option(
 ) -> None:
     """Adds an option whose help ends with its default."""
     parser.add_argument(name, default=default, type=kind, help=f"{text}; default: %(default)s", **more)
+
+
+def _text(text: str) -> str:
+    """A text with something in it: an unset variable of a shell must not mean the current folder, or every host."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is blank; a variable of your shell may be unset")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text))
 
 
 def _prefix(text: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from fieldguide.core.errors import UserError
+from fieldguide.core.errors import UserError, write_utf8
 from fieldguide.core.files import write_bytes
 from fieldguide.core.images import UnreadableImage, add_caption, decode, encode_jpeg, inspect
 from fieldguide.core.machine import n_cores
@@ -57,6 +57,8 @@ def predict(args: Namespace) -> int:
     """Runs the command; returns its exit status."""
     if args.heatmap and not args.annotate:
         args.parser.error("--heatmap needs --annotate DIR")
+    if args.format != "table":
+        write_utf8()
     n_threads = args.threads or n_cores()
     with ExitStack() as stack:
         photos = [photo for source in args.sources for photo in _photos(source, stack)]

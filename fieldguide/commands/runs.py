@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from fieldguide.core.errors import UserError
+from fieldguide.core.errors import UserError, write_utf8
 from fieldguide.core.names import flat
 from fieldguide.core.paths import CHECKPOINT, LOCK, METRICS, PARAMS, project_root
 from fieldguide.tracking.sender import send_all
@@ -232,6 +232,8 @@ def runs(args: Namespace) -> None:
 
 def print_rows(rows: list[Row], form: str) -> None:
     """Prints rows; the table abbreviates the differences, JSON and CSV contain all of them."""
+    if form != "table":
+        write_utf8()
     if form == "json":
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     elif form == "csv":

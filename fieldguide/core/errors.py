@@ -1,5 +1,6 @@
-"""The exception for errors that a user can fix, and how commands report it."""
+"""The exception for errors that a user can fix, and how commands report it and print names."""
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,8 +30,24 @@ def needs_extra(what: str, extra: str) -> Iterator[None]:
         raise UserError(f"{what} needs {package}; install it with: {command}") from error
 
 
+def write_utf8() -> None:
+    """Sets standard output to UTF-8, for CSV and JSON, whatever the terminal's encoding.
+
+    A byte of a file name that is not UTF-8 is written as `\\udcXX`, XX being the byte: in JSON an escape that reads back as
+    Python's name of the file.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # else a test or program has replaced it
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 def run_command(main: Callable[[], None]) -> None:
-    """Calls `main`; prints a `UserError` as one line on standard error and exits with status 1."""
+    """Calls `main`; prints a `UserError` as one line on standard error and exits with status 1.
+
+    Characters that the terminal's encoding lacks are printed escaped (`\\xe4`, `\\u5b54`, `\\udce4`).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
