@@ -7,10 +7,11 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,6 +48,13 @@ DEFAULTS = {  # set here, because MLflow reads some of them when it is imported
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 os.environ.update({name: value for name, value in DEFAULTS.items() if name not in os.environ})
+LOCATIONS = (  # tables and columns of MLflow's database with addresses of artifacts
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 MLFLOW_TYPES = {"string": "string", "Int64": "long", "int64": "long", "bool": "boolean"}  # of the manifest's columns
 REFUSED = (400, 404, 409)  # HTTP statuses of a store that will never accept this entry
 
@@ -59,9 +67,8 @@ class Store:
         from filelock import FileLock
         from mlflow import MlflowClient
 
-        root, uri = project_root(), os.environ.get("MLFLOW_TRACKING_URI", "")
-        artifacts = None if uri else (root / "mlartifacts").as_uri()
-        uri = uri or _sqlite(root / "mlflow.db")
+        root, artifacts = project_root(), None
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or _sqlite(root / "mlflow.db")
         self.is_remote = uri.startswith("http")
         self.at_file = False  # whether the last entry was a file or model
         self.ids: dict[str, str] = {}  # MLflow's run ids, by key or by the checkpoint's MD5
@@ -71,6 +78,9 @@ class Store:
                 stack.enter_context(FileLock(f"{database}.lock", thread_local=False))
                 if uri.startswith("sqlite:") and not database.exists():
                     _make_tables(database)
+                if database.resolve() == root / "mlflow.db":  # the project's own
+                    artifacts = (root / "mlartifacts").as_uri()
+                    _follow_project(database, artifacts)
             self.client = MlflowClient(uri)
             self.experiment_id = _experiment(self.client, artifacts)
 
@@ -254,6 +264,23 @@ def _make_tables(database: Path) -> None:
         client = MlflowClient(_sqlite(temporary))
         client.search_experiments(max_results=1)
         client._tracking_client.store.engine.dispose()
+
+
+def _follow_project(database: Path, artifacts: str) -> None:
+    """Changes addresses of artifacts after the project was moved or copied: MLflow stores them absolute."""
+    try:
+        with closing(sqlite3.connect(database)) as store, store:
+            found = store.execute("select artifact_location from experiments where name = ?", [EXPERIMENT]).fetchone()
+            before = found[0] if found else artifacts
+            if before == artifacts or not re.fullmatch("file://.*/mlartifacts", before):  # a place that a user chose stays
+                return
+            for table, column in LOCATIONS:
+                store.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) where {column} = ? or substr({column}, 1, ?) = ?",
+                    [artifacts, len(before) + 1, before, len(before) + 1, f"{before}/"],
+                )
+    except sqlite3.Error as error:
+        raise UserError(f"{database}: {error}; restore it, or remove it to begin a new store") from error
 
 
 def _experiment(client: "MlflowClient", artifacts: str | None) -> str:

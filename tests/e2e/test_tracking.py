@@ -30,7 +30,7 @@ from fieldguide.onnx.classifier import OUTPUT_NAMES, OnnxClassifier
 from fieldguide.tracking import run as tracking
 from fieldguide.tracking.journal import new_journal
 from fieldguide.tracking.sender import send_all, unsent_journals
-from fieldguide.tracking.store import CHECKPOINT_TAG, DEFAULTS, in_words
+from fieldguide.tracking.store import CHECKPOINT_TAG, DEFAULTS, LOCATIONS, in_words
 from support import ROOT
 from support.mean_colour import NAMES, PX, mean_colour_network, save
 
@@ -202,6 +202,40 @@ def test_the_store_lies_at_a_root_with_signs_that_mean_something_in_an_address(
     assert {each for each in odd.parent.iterdir() if any(each.iterdir())} <= {*beside}  # no second store, nor its lock
     if name == "Müller und Söhne":
         assert sorted(odd.parent.iterdir()) == beside  # nor the empty folder that MLflow makes of % ? #
+
+
+@pytest.mark.parametrize("name", ["moved", "100% _moved", "Fotos (älter)"])
+@pytest.mark.parametrize("is_copy", [False, True], ids=["moved", "copied"])
+def test_a_project_that_was_moved_or_copied_writes_into_itself(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_copy: bool
+) -> None:
+    before = root / "mlartifacts"
+    old, new = tmp_path / "old place" / "a_b%", tmp_path / name
+    old.mkdir(parents=True)
+    start_run()
+    shutil.copy(root / "mlflow.db", old)
+    with closing(sqlite3.connect(old / "mlflow.db")) as store, store:
+        for table, column in LOCATIONS:
+            change = f"update {table} set {column} = replace({column}, ?, ?)"
+            store.execute(change, [before.as_uri(), (old / "mlartifacts").as_uri()])
+        store.execute("insert into experiments (name, artifact_location) values ('another', ?)", [f"{old.as_uri()}/elsewhere"])
+    (shutil.copytree if is_copy else shutil.move)(old, new)
+    monkeypatch.setenv("DVC_ROOT", str(new))
+    kept = [(file.name, file.read_bytes()) for file in old.rglob("*")]
+    checkpoint = tmp_path / "model.safetensors"
+    checkpoint.write_bytes(b"weights")
+    train(new, checkpoint)
+    with tracking.stage_run("evaluate", PARAMS.evaluate, checkpoint) as run:
+        run.log({}, checkpoint)
+    assert [(file.name, file.read_bytes()) for file in old.rglob("*")] == kept  # nothing, where it was moved
+    assert list((new / "mlartifacts").rglob(checkpoint.name))
+    with closing(sqlite3.connect(new / "mlflow.db")) as store:
+        for table, column in LOCATIONS:
+            query = f"select {column} from {table} where {column} like '%/mlartifacts%'"
+            places = [place for (place,) in store.execute(query)]
+            assert all(place.startswith((new / "mlartifacts").as_uri()) for place in places), places
+        (other,) = store.execute("select artifact_location from experiments where name = 'another'").fetchone()
+    assert other == f"{old.as_uri()}/elsewhere"
 
 
 def test_a_training_run_has_every_param_under_its_dotted_name(root: Path) -> None:

@@ -39,12 +39,6 @@ TINY = {
     "throughput_runs: 5 ": "throughput_runs: 3 ",
 }
 
-ADDRESSES = {
-    "experiments": "artifact_location",
-    "runs": "artifact_uri",
-    "logged_models": "artifact_location",
-}  # in MLflow's store
-
 
 def run(
     project: Path, *command: str, check: bool = True, environment: Mapping[str, str | None] | None = None
@@ -106,11 +100,8 @@ def commit(project: Path, message: str) -> None:
 
 
 def copy_built(built: Path, target: Path) -> None:
-    """A built project in another place: with its cache and its commits, its runs where they are then."""
+    """A built project in another place: with its cache, its commits and its runs."""
     shutil.copytree(built, target, symlinks=True)
-    with closing(sqlite3.connect(target / "mlflow.db")) as store, store:
-        for table, column in ADDRESSES.items():
-            store.execute(f"update {table} set {column} = replace({column}, ?, ?)", [built.as_uri(), target.as_uri()])
 
 
 def tracked_runs(project: Path) -> pd.DataFrame:
