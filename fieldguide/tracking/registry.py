@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fieldguide.core.errors import UserError, needs_extra
 from fieldguide.core.files import file_hash, write_bytes
 from fieldguide.core.paths import PREDICTIONS_CSV, models_cache, project_root
-from fieldguide.tracking.store import MODEL, ONNX_TAG, STAGE_TAG, Store, all_pages, open_store
+from fieldguide.tracking.store import MODEL, MODEL_NOTE, ONNX_TAG, STAGE_TAG, Store, all_pages, open_store
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -83,7 +83,7 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         with suppress(MlflowException):  # it exists
-            self.client.create_registered_model(NAME, description="Species on photographs, as an ONNX file")
+            self.client.create_registered_model(NAME, description=f"Species on photographs, as an ONNX file. {MODEL_NOTE}")
         run_id, model = exported.run.info.run_id, exported.model
         same_file = f"name = '{NAME}' AND tags.`{ONNX_TAG}` = '{exported.md5}'"
         (version,) = self.client.search_model_versions(same_file, max_results=1) or [

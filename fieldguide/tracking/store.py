@@ -39,6 +39,10 @@ PARAMS_TAG = "fieldguide.params_sha256"
 DATA_TAG = "fieldguide.data_md5"
 ONNX_TAG = "fieldguide.onnx_md5"
 MODEL = "fieldguide"  # the name of every model that is logged
+MODEL_NOTE = (  # MLflow shows it on the model's page
+    "Input: pixels as whole numbers from 0 to 255, uint8 [N, H, W, 3], RGB. `mlflow models serve` casts others without a word:"
+    " pixels scaled to 0..1 all become 0, a black image."
+)
 MODEL_NEEDS = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")  # to load and serve it; MLflow's own detection takes seconds
 DEFAULTS = {  # set here, because MLflow reads some of them when it is imported
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -151,7 +155,7 @@ class Store:
         run_id = self._id(journal, entry["of"])
         query = f"name = '{MODEL}' AND source_run_id = '{run_id}' AND tags.`{ONNX_TAG}` = '{entry['md5']}'"
         models = self.client.search_logged_models([self.experiment_id], query)
-        tags = {CHECKPOINT_TAG: entry["of"], ONNX_TAG: entry["md5"]}
+        tags = {CHECKPOINT_TAG: entry["of"], ONNX_TAG: entry["md5"], "mlflow.note.content": MODEL_NOTE}
         model = models[0] if models else self.client.create_logged_model(self.experiment_id, MODEL, run_id, tags)
         if model.status == "READY":
             return

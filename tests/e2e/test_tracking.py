@@ -465,6 +465,9 @@ def test_the_onnx_file_is_a_model_that_mlflow_loads_and_that_answers_as_the_clas
     assert np.array_equal(loaded.predict(parsed)["probabilities"], classifier.probabilities(np.zeros_like(images[:1])))
     with pytest.raises(MlflowException, match="dtype of input float32 does not match expected dtype uint8"):
         loaded.predict(images.astype(np.float32))
+    scaled = infer_and_parse_data({"inputs": (images / 256).tolist()}, loaded.metadata.get_input_schema())
+    assert not scaled.any()  # MLflow's doing, of which the model's page warns:
+    assert "pixels scaled to 0..1 all become 0" in model.tags["mlflow.note.content"]
 
 
 def test_a_model_that_is_sent_again_is_there_once_and_one_half_sent_is_completed(
