@@ -12,10 +12,15 @@ export UV_COMPILE_BYTECODE := 1
 
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 python -m pytest --dist loadfile --no-loadscope-reorder
 
+CHECK_IDENTITY = { [ -n "$${GIT_COMMITTER_NAME:-$$(git config user.name)}" ] && \
+  [ -n "$${GIT_COMMITTER_EMAIL:-$$(git config user.email)}" ]; } || echo 'note: git does not know you, and the second\
+  "dvc exp run" would fail. Before it: git config --global user.name "Your Name"; git config --global user.email you@example.org' >&2
+
 .PHONY: run serve test test-rest test-all lint coverage pins setup
 
 run: setup
 	dvc repro
+	@$(CHECK_IDENTITY)
 
 serve: setup
 	python -m fieldguide serve
@@ -38,6 +43,7 @@ coverage: setup
 	$(PYTEST) -n 2 -m "not slow" --cov
 
 setup: .venv/installed
+	@$(CHECK_IDENTITY)
 
 .venv/installed: requirements.txt
 	@found=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
