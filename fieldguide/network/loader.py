@@ -8,15 +8,19 @@ streaming also leave the GIL to the training step.
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import repeat
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +39,8 @@ from fieldguide.core.params import Train
 CHANNELS = 3
 PREFETCHED = 4  # batches per worker
 STUCK_SECONDS = 5.0  # grace period for workers to exit
+SHARED_MEMORY = Path("/dev/shm")  # Linux's; through it workers send batches
+REMEDY = "run the container with --shm-size=1g, or lower train.batch_size, train.decode_px or runtime.workers"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # stop a training; SIGHUP: the terminal was closed
 
 
@@ -70,8 +76,10 @@ class Streaming:
     """Images decoded on demand by worker processes, which live until `close`."""
 
     def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device) -> None:
-        self.device = device
+        self.device, self.n_workers = device, n_workers
         self._decoder = _Decoder(rows, raw, image_px)
+        self._use_threads = partial(Prefetching, rows, raw, image_px, n_workers, device)
+        self._threads: Prefetching | None = None  # decode instead of processes where /dev/shm is too small
         self._order: list[list[int]] = []  # batches of row numbers, which each epoch replaces
         _start_forkserver()
         self._loader = DataLoader(
@@ -82,7 +90,7 @@ class Streaming:
             prefetch_factor=PREFETCHED,
             persistent_workers=True,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_die_with_training,
+            worker_init_fn=_start_worker,
             multiprocessing_context="forkserver",  # fork would copy held locks
         )
 
@@ -90,6 +98,11 @@ class Streaming:
         return len(self._decoder)
 
     def batches(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        if not (self._threads or self._loader._iterator or self._fits(max(map(len, batches), default=0))):
+            self._threads = self._use_threads()
+        if self._threads:
+            yield from self._threads.batches(batches)
+            return
         self._order[:] = [rows.tolist() for rows in batches]
         try:
             for pixels in self._start_iterator():
@@ -103,6 +116,18 @@ class Streaming:
                 f"a worker that decodes images died ({str(error).split(chr(10))[0] or type(error).__name__}), usually out of"
                 " memory; lower runtime.workers or train.batch_size"
             ) from error
+
+    def _fits(self, n_images: int) -> bool:
+        """Whether /dev/shm, a container's 64 MB by default, has space for the batches that workers send; says so if not."""
+        needed = (PREFETCHED * self.n_workers + 1) * n_images * self._decoder.image_px**2 * CHANNELS
+        free = free_shared_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if needed > free:
+            print(
+                f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but decoding by processes needs {needed / 2**20:.0f}:"
+                f" threads decode, which is slower; {REMEDY}",
+                flush=True,
+            )
+        return needed <= free
 
     def _start_iterator(self) -> Iterator[Any]:
         """The loader's iterator; kills workers that an interrupted start leaves behind."""
@@ -176,15 +201,24 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
         worker.kill()
 
 
-def _die_with_training(_: int) -> None:
-    """In a worker: exits when the training is killed; the fork server stays alive as long as any worker does."""
+def _start_worker(_: int) -> None:
+    """In a worker: exits when the training is killed, and when the thread that sends batches fails.
+
+    The fork server stays alive as long as any worker does. Python's thread prints a traceback, drops the batch and goes on, and
+    the training would wait for ever.
+    """
 
     def watch() -> None:
         if parent := multiprocessing.parent_process():
             parent.join()
         os._exit(1)
 
+    def end(error: Exception, _: object) -> None:
+        print(f"a worker cannot send a batch: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
     threading.Thread(target=watch, name="orphan", daemon=True).start()
+    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
 
 
 class _Decoder(Dataset[torch.Tensor | UserError]):
@@ -208,9 +242,12 @@ class _Decoder(Dataset[torch.Tensor | UserError]):
             with self.reader(self.files[number] for number in set(self.places[rows, 0])) as read:
                 for slot, row in zip(pixels, rows, strict=True):
                     self.fill(slot, row, read)
+            return torch.from_numpy(pixels).share_memory_()  # here, as torch would do it where an error is lost
         except UserError as error:
             return error
-        return torch.from_numpy(pixels)
+        except (RuntimeError, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            return UserError(f"a batch of {len(rows)} images does not get from its worker to the training ({reason}); {REMEDY}")
 
     def empty(self, n: int) -> np.ndarray:
         return np.empty((n, self.image_px, self.image_px, CHANNELS), np.uint8)
@@ -271,6 +308,11 @@ def open_images(
             ) from error
     print(f"streaming {len(rows)} images at {image_px} px ({n_bytes / 2**30:.1f} GiB decoded)")
     return Streaming(rows, raw, image_px, n_workers, device)
+
+
+def free_shared_memory() -> int:
+    """Bytes of free memory for batches of workers."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else sys.maxsize
 
 
 def free_memory(device: torch.device) -> int:

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess
@@ -27,6 +29,7 @@ from fieldguide.core.params import Train, read_params
 from fieldguide.network import loader
 from fieldguide.network.loader import PREFETCHED, STOP_SIGNALS, Prefetching, Resident, Streaming, decode_all, open_images
 from support import ROOT
+from support.disk import on_a_tiny_disk
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on a machine of one core
 CPU = torch.device("cpu")
@@ -257,6 +260,93 @@ def test_closing_ends_a_worker_that_is_stuck_in_a_read(tmp_path: Path, monkeypat
     assert len(workers) == 1
     source.close()
     assert gone(workers)
+
+
+@pytest.mark.parametrize(
+    ("free_batches", "n_processes"), [(2 * PREFETCHED + 1, "1"), (2 * PREFETCHED, "1"), (17, "2"), (0, "1")]
+)
+def test_threads_decode_the_same_where_shared_memory_is_too_small_for_processes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    free_batches: int,
+    n_processes: str,
+) -> None:
+    rows = write_shard(tmp_path, [noise_png(seed) for seed in range(N_GOOD)])
+    fits = free_batches // int(n_processes) > 2 * PREFETCHED
+    monkeypatch.setattr(loader, "free_shared_memory", lambda: free_batches * max(map(len, lists(1))) * 16 * 16 * 3)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", n_processes)
+    source = Streaming(rows, tmp_path, 16, 2, CPU)
+    monkeypatch.setattr(source, "_start_iterator", lambda: pytest.fail("a process was started") if not fits else iter(()))
+    if fits:
+        assert list(source.batches(lists(1))) == []
+        assert capsys.readouterr().out == ""
+        return
+    for _ in range(2):
+        same_batches(source, resident(rows, tmp_path), lists(1))
+    assert re.fullmatch(r"/dev/shm has \d+ MiB free, but .+ threads decode, .+ --shm-size=1g.+\n", capsys.readouterr().out)
+    source.close()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("unable to write to file </torch_1>: (28)\nat x"), OSError(24, "Too many open files")]
+)
+def test_a_batch_that_a_worker_cannot_share_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "share_memory_", lambda self: (_ for _ in ()).throw(error))
+    found = loader._Decoder(write_shard(tmp_path, [noise_png(0)]), tmp_path, 16)[[0, 0]]
+    assert isinstance(found, UserError)
+    assert str(found).startswith("a batch of 2 images does not get from its worker to the training (") and "\n" not in str(
+        found
+    )
+    assert "--shm-size=1g" in str(found)
+
+
+@pytest.mark.parametrize("unsendable", [lambda: 0, multiprocessing.Lock(), (number for number in ())], ids=type)
+def test_a_worker_whose_sending_thread_fails_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], unsendable: object
+) -> None:
+    """Python's thread would drop the batch, and the training would wait for ever."""
+    ended: list[int] = []
+    monkeypatch.setattr(loader.Queue, "_on_queue_feeder_error", loader.Queue._on_queue_feeder_error)
+    monkeypatch.setattr(loader.os, "_exit", ended.append)
+    parent = SimpleNamespace(join=threading.Event().wait)
+    monkeypatch.setattr(loader.multiprocessing, "parent_process", lambda: parent)
+    loader._start_worker(0)
+    queue = multiprocessing.Queue()
+    queue.put(unsendable)
+    queue.close()
+    queue.join_thread()
+    assert ended == [1]
+    assert capsys.readouterr().err.startswith("a worker cannot send a batch: ")
+
+
+FULL = """
+import sys; from pathlib import Path; import pandas as pd; import torch
+from fieldguide.core.errors import run_command
+from fieldguide.network import loader
+def main():
+    loader.free_shared_memory = lambda: 2**40  # another program fills it later
+    source = loader.Streaming(pd.read_csv(sys.argv[1]), Path(sys.argv[1]).parent, 400, 2, torch.device("cpu"))
+    try:
+        for _ in source.batches([torch.zeros(8, dtype=torch.int64)] * 40): pass
+    finally:
+        source.close()
+run_command(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_whose_shared_memory_fills_up_ends_with_the_reason(tmp_path: Path) -> None:
+    write_shard(tmp_path, [noise_png(0)]).to_csv(tmp_path / "rows.csv")
+    begun = time.monotonic()
+    done = on_a_tiny_disk(Path("/dev/shm"), [sys.executable, "-c", FULL, str(tmp_path / "rows.csv")], kilobytes=6000)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        "error: a batch of 8 images does not get .+; run the container .+", done.stderr.strip().splitlines()[-1]
+    )
+    assert time.monotonic() - begun < 60
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of torch's iterator, half made
