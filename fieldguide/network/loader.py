@@ -80,6 +80,7 @@ class Streaming:
         self._decoder = _Decoder(rows, raw, image_px)
         self._use_threads = partial(Prefetching, rows, raw, image_px, n_workers, device)
         self._threads: Prefetching | None = None  # decode instead of processes where /dev/shm is too small
+        self._fitting_bytes = 0  # for which it was found large enough
         self._order: list[list[int]] = []  # batches of row numbers, which each epoch replaces
         _start_forkserver()
         self._loader = DataLoader(
@@ -98,7 +99,7 @@ class Streaming:
         return len(self._decoder)
 
     def batches(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        if not (self._threads or self._loader._iterator or self._fits(max(map(len, batches), default=0))):
+        if not (self._threads or self._fits(batches)):
             self._threads = self._use_threads()
         if self._threads:
             yield from self._threads.batches(batches)
@@ -117,9 +118,13 @@ class Streaming:
                 " memory; lower runtime.workers or train.batch_size"
             ) from error
 
-    def _fits(self, n_images: int) -> bool:
+    def _fits(self, batches: Sequence[torch.Tensor]) -> bool:
         """Whether /dev/shm, a container's 64 MB by default, has space for the batches that workers send; says so if not."""
-        needed = (PREFETCHED * self.n_workers + 1) * n_images * self._decoder.image_px**2 * CHANNELS
+        n_images = min(len(batches), PREFETCHED * self.n_workers + 1) * max(map(len, batches), default=0)
+        needed = n_images * self._decoder.image_px**2 * CHANNELS
+        if needed <= self._fitting_bytes:  # the other processes of a training may use it by now
+            return True
+        self._fitting_bytes = needed
         free = free_shared_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if needed > free:
             print(
