@@ -20,6 +20,7 @@ from fieldguide.core.errors import UserError, needs_extra
 from fieldguide.core.imports import import_closure
 from support import ROOT
 from support.app_server import png, write_model
+from support.docker import stages, words
 from support.structure import third_party
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -161,6 +162,45 @@ def test_the_page_needs_its_extra_alone(serving: Installed) -> None:
         assert process.wait() == 0
     line = "the model registry needs mlflow; install it with: pip install 'fieldguide[train]'"
     assert serving.refusal("serve", "--model", "models:/fieldguide@champion") == f"models:/fieldguide@champion: {line}"
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_dockerfile_make_a_page_that_answers_and_is_healthy(tmp_path: Path) -> None:
+    """In a folder instead of an image: what is at / there lies below it."""
+    build, final = stages(ROOT / "Dockerfile")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "usr"], check=True)
+    places = {place: str(tmp_path / place[1:]) for place in ("/src", "/opt")}
+    environment = ENVIRONMENT | {"PATH": f"{tmp_path / 'usr' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    del environment["PYTHONWARNINGS"]  # of pip
+    folder = tmp_path
+    for word, rest in build:
+        for place, here in places.items():
+            rest = rest.replace(place, here)
+        if word == "WORKDIR":
+            folder = Path(rest)
+            folder.mkdir()
+        elif word == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+                copy(ROOT / source, folder / (source if target == "./" else target))
+        elif word == "RUN":
+            subprocess.run(["sh", "-c", rest], cwd=folder, env=environment, check=True)
+    guide = tmp_path / "guide"
+    (guide / "models").mkdir(parents=True)
+    write_model(guide / "models")
+    environment = ENVIRONMENT | {"PATH": f"{tmp_path / 'opt' / 'fieldguide' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    command = [*words(final, "ENTRYPOINT"), "--port", "0", "--allowed-host", "guide.example.org"]
+    with subprocess.Popen(command, cwd=guide, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said = [process.stdout.readline(), process.stdout.readline()]
+            port = re.search(r"http://0\.0\.0\.0:(\d+)", said[1])[1]
+            check = [word.replace(":8000/", f":{port}/") for word in words(final, "HEALTHCHECK")]
+            assert subprocess.run(check, env=environment, check=False).returncode == 0
+        finally:
+            process.terminate()
+        assert process.wait() == 0
+    assert subprocess.run(check, env=environment, stderr=subprocess.DEVNULL, check=False).returncode == 1
 
 
 def ask(port: int, method: str, path: str, body: bytes | None = None) -> bytes:
