@@ -18,10 +18,10 @@ from fieldguide.core.imports import import_closure
 from fieldguide.core.manifest import Classes
 from fieldguide.core.params import Params
 from fieldguide.core.paths import MANIFEST
-from fieldguide.network.checkpoint import load_weights, weights_file
 from fieldguide.network.device import device_name, pick_device, pick_dtype, repeatable
 from fieldguide.network.loader import Source, open_images
 from fieldguide.network.models import build, runs_at
+from fieldguide.network.weights import load_weights, weights_file
 from fieldguide.training import distributed
 from fieldguide.training.distributed import World
 from fieldguide.training.loop import Training, image_px_at
