@@ -38,10 +38,10 @@ PACKAGES = {  # of ImageNet weights (Apache-2.0): the module and the file in it,
 NESTED = (  # keys under which trainings keep the state dict; the average of the weights first, as timm takes it
     "state_dict_ema model_ema ema_state_dict state_dict model_state_dict model net module".split()
 )
-HARMLESS = (  # classes without code of their own, which trainings save beside the weights
+HARMLESS: tuple[Any, ...] = (  # classes without code of their own, which trainings save beside the weights
     argparse.Namespace,
     pathlib.PosixPath,
-    np.float64(0).__reduce__()[0],  # type: ignore[list-item]  # rebuilds a NumPy scalar
+    np.float64(0).__reduce__()[0],  # rebuilds a NumPy scalar
     np.dtype,
     *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
 )
