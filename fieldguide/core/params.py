@@ -108,7 +108,9 @@ class Train(Section):
     lr_end: Probability
     lr_decay: Annotated[float, Field(gt=0, le=1)]
     head_epochs: Annotated[int, Field(ge=0, le=10_000)]
+    head_augment: bool
     head_lr: Annotated[float, Field(gt=0, le=10)]
+    freeze: Probability | Annotated[str, Field(min_length=1)]
     backbone_lr: Annotated[float, Field(ge=0, le=1)]
     layer_decay: Annotated[float, Field(gt=0, le=1)]
     ema: Annotated[float, Field(ge=0, lt=1)]
@@ -144,6 +146,12 @@ class Augment(Section):
     mixup: Probability
     cutmix: Probability
     mix_until: Probability
+
+    @classmethod
+    def without_changes(cls) -> "Augment":
+        """Settings with which augmentation only resizes."""
+        changes = {name: 1.0 if name in ("crop_area_min", "crop_aspect_max") else 0.0 for name in cls.model_fields}
+        return cls(**changes | {"blur_sigma_max": 2.0, "erase_area_max": 0.33})
 
 
 class Evaluate(Section):
@@ -238,8 +246,10 @@ def _contradiction(params: Params) -> str:
     train = params.train
     if train.head_epochs and params.model.weights == "none":
         return f"train.head_epochs is {train.head_epochs}, but model.weights is none; set weights, or set head_epochs to 0"
-    if train.head_epochs >= train.epochs:
-        return f"train.head_epochs ({train.head_epochs}) must be less than train.epochs ({train.epochs})"
+    if train.head_epochs > train.epochs:
+        return f"train.head_epochs ({train.head_epochs}) must be at most train.epochs ({train.epochs})"
+    if train.freeze and params.model.weights == "none":
+        return f"train.freeze is {train.freeze}, but model.weights is none; set weights, or set freeze to 0"
     if train.optimizer in ("sgd", "adam") and train.weight_decay > 0.1:
         return (
             f"train.weight_decay must be in [0, 0.1] with train.optimizer {train.optimizer}, which adds it to the gradient,"

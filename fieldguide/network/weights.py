@@ -197,7 +197,7 @@ def _fill(features: nn.Module, content: Mapping[str, Any], complaint: str) -> No
 def _in_own_names(content: Mapping[str, Any], own: dict[str, torch.Tensor], complaint: str) -> dict[str, torch.Tensor]:
     """The tensors under the names of the backbone; `own` is its state dict."""
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    saved = getattr(content, "_metadata", None)  # required by mnasnet; not in safetensors
+    versions = getattr(content, "_metadata", None)  # of modules, required by mnasnet; not in safetensors
     if "pixel_mean" in content:  # a checkpoint of fieldguide
         prefix = "features."
         return with_tensors(own, {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)})
@@ -206,8 +206,8 @@ def _in_own_names(content: Mapping[str, Any], own: dict[str, torch.Tensor], comp
     tensors = {DENSENET.sub(r"\1\2", name): value for name, value in tensors.items()}
     prefix = _prefix(tensors, own, complaint)
     state: Any = with_tensors(own, {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)})
-    if saved:
-        state._metadata = {f"{name}.".removeprefix(prefix).removesuffix("."): version for name, version in saved.items()}
+    versions = versions or {"": state._metadata[""]}
+    state._metadata = {f"{name}.".removeprefix(prefix).removesuffix("."): version for name, version in versions.items()}
     return state
 
 
