@@ -218,8 +218,13 @@ YamlLoader.add_implicit_resolver(
 
 def read_params(source: Path = Path("params.yaml")) -> Params:
     """The validated parameters; raises `UserError` for the first error."""
+    return check_params(read_yaml(source), source)
+
+
+def read_yaml(source: Path) -> Any:
+    """The content of a YAML file; raises `UserError`."""
     try:
-        content = yaml.load(source.read_text(encoding="utf-8"), Loader=YamlLoader)
+        return yaml.load(source.read_text(encoding="utf-8"), Loader=YamlLoader)
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}; run in the project folder or restore the file") from error
     except yaml.MarkedYAMLError as error:
@@ -227,7 +232,6 @@ def read_params(source: Path = Path("params.yaml")) -> Params:
         raise UserError(f"{source}{line}: {error.problem or error}; correct the file") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date
         raise UserError(f"{source}: not valid YAML ({error}); correct the file") from error
-    return check_params(content, source)
 
 
 def check_params(content: object, source: Path) -> Params:
@@ -239,6 +243,16 @@ def check_params(content: object, source: Path) -> Params:
     if contradiction := _contradiction(params):
         raise UserError(f"{source}: {contradiction}")
     return params
+
+
+def allowed(key: str) -> dict[str, Any]:
+    """The JSON schema of the values of a dotted key; empty for an unknown key."""
+    section: Any = Params
+    for part in (path := key.split("."))[:-1]:
+        field = getattr(section, "model_fields", {}).get(part)
+        section = field.annotation if field else None
+    properties = section.model_json_schema()["properties"] if hasattr(section, "model_json_schema") else {}
+    return properties.get(path[-1], {})
 
 
 def _contradiction(params: Params) -> str:
