@@ -20,6 +20,7 @@ COMMANDS = {  # the function in fieldguide.commands, which returns the exit stat
     "sync": ("runs:sync", "train"),
     "champion": ("champion:champion", "train"),
     "search": ("search:search", "search"),
+    "recipe": ("recipe:recipe", "train"),
 }
 BROKEN_PIPE = 141  # exit status of a command that SIGPIPE ended, in a shell
 
@@ -94,6 +95,13 @@ def parser() -> argparse.ArgumentParser:
         "name", nargs="?", type=_text, metavar="RUN", help="name, experiment or id of a run; default: the best on valid"
     )
     champion.add_argument("--force", action="store_true", help="promote it even if it does not win or cannot be compared")
+
+    recipe = command(
+        "recipe",
+        "write a recipe or single values into params.yaml; without arguments, list the recipes",
+        "Values are taken literally: fieldguide recipe transfer data.dataset=folder 'data.path=~/My photos (2)'",
+    )
+    recipe.add_argument("words", nargs="*", metavar="RECIPE | KEY=VALUE", help="name or path of a recipe, then values")
 
     search = command("search", "search hyperparameters with Optuna and DVC experiments, or resume an interrupted search")
     _option(search, "--name", "search", _text, "prefix of the experiments NAME-0, NAME-1, …")

@@ -108,7 +108,9 @@ class Train(Section):
     lr_end: Probability
     lr_decay: Annotated[float, Field(gt=0, le=1)]
     head_epochs: Annotated[int, Field(ge=0, le=10_000)]
+    head_augment: bool
     head_lr: Annotated[float, Field(gt=0, le=10)]
+    freeze: Probability | Annotated[str, Field(min_length=1)]
     backbone_lr: Annotated[float, Field(ge=0, le=1)]
     layer_decay: Annotated[float, Field(gt=0, le=1)]
     ema: Annotated[float, Field(ge=0, lt=1)]
@@ -144,6 +146,12 @@ class Augment(Section):
     mixup: Probability
     cutmix: Probability
     mix_until: Probability
+
+    @classmethod
+    def without_changes(cls) -> "Augment":
+        """Settings with which augmentation only resizes."""
+        changes = {name: 1.0 if name in ("crop_area_min", "crop_aspect_max") else 0.0 for name in cls.model_fields}
+        return cls(**changes | {"blur_sigma_max": 2.0, "erase_area_max": 0.33})
 
 
 class Evaluate(Section):
@@ -210,8 +218,13 @@ YamlLoader.add_implicit_resolver(
 
 def read_params(source: Path = Path("params.yaml")) -> Params:
     """The validated parameters; raises `UserError` for the first error."""
+    return check_params(read_yaml(source), source)
+
+
+def read_yaml(source: Path) -> Any:
+    """The content of a YAML file; raises `UserError`."""
     try:
-        content = yaml.load(source.read_text(encoding="utf-8"), Loader=YamlLoader)
+        return yaml.load(source.read_text(encoding="utf-8"), Loader=YamlLoader)
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}; run in the project folder or restore the file") from error
     except yaml.MarkedYAMLError as error:
@@ -219,7 +232,6 @@ def read_params(source: Path = Path("params.yaml")) -> Params:
         raise UserError(f"{source}{line}: {error.problem or error}; correct the file") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date
         raise UserError(f"{source}: not valid YAML ({error}); correct the file") from error
-    return check_params(content, source)
 
 
 def check_params(content: object, source: Path) -> Params:
@@ -233,13 +245,25 @@ def check_params(content: object, source: Path) -> Params:
     return params
 
 
+def allowed(key: str) -> dict[str, Any]:
+    """The JSON schema of the values of a dotted key; empty for an unknown key."""
+    section: Any = Params
+    for part in (path := key.split("."))[:-1]:
+        field = getattr(section, "model_fields", {}).get(part)
+        section = field.annotation if field else None
+    properties = section.model_json_schema()["properties"] if hasattr(section, "model_json_schema") else {}
+    return properties.get(path[-1], {})
+
+
 def _contradiction(params: Params) -> str:
     """A message about two keys that contradict each other, or an empty string."""
     train = params.train
     if train.head_epochs and params.model.weights == "none":
         return f"train.head_epochs is {train.head_epochs}, but model.weights is none; set weights, or set head_epochs to 0"
-    if train.head_epochs >= train.epochs:
-        return f"train.head_epochs ({train.head_epochs}) must be less than train.epochs ({train.epochs})"
+    if train.head_epochs > train.epochs:
+        return f"train.head_epochs ({train.head_epochs}) must be at most train.epochs ({train.epochs})"
+    if train.freeze and params.model.weights == "none":
+        return f"train.freeze is {train.freeze}, but model.weights is none; set weights, or set freeze to 0"
     if train.optimizer in ("sgd", "adam") and train.weight_decay > 0.1:
         return (
             f"train.weight_decay must be in [0, 0.1] with train.optimizer {train.optimizer}, which adds it to the gradient,"

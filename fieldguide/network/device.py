@@ -46,10 +46,13 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def pick_dtype(choice: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products for `train.precision`: auto is bf16 if the hardware supports it."""
+def pick_dtype(choice: str, device: torch.device, has_depthwise: bool = False) -> torch.dtype:
+    """The dtype of matrix products for `train.precision`: auto is bf16 if the hardware supports it and gains by it.
+
+    On a CPU a network with depthwise convolutions trains half as fast in bf16 as in fp32 (EfficientNet-Lite0, MobileNetV3).
+    """
     if choice == "auto":
-        choice = "bf16" if computes_bf16(device) else "fp32"
+        choice = "bf16" if computes_bf16(device) and not (has_depthwise and device.type == "cpu") else "fp32"
     return torch.bfloat16 if choice == "bf16" else torch.float32
 
 

@@ -145,6 +145,28 @@ def block_numbers(model: Classifier) -> dict[str, int]:
     return {name: number for number, (_, block) in enumerate(blocks) for name in block}
 
 
+def frozen_blocks(model: Classifier, freeze: float | str) -> list[nn.Module]:
+    """The submodules of the blocks from the input on that `train.freeze` keeps as they are.
+
+    freeze: the share of the backbone's blocks, or the name of the last one (`blocks.2`). Raises `UserError` for another name.
+    """
+    names = list(dict.fromkeys(BLOCK.match(name)[0] for name, _ in model.named_parameters()))[:-1]  # type: ignore[index]
+    if isinstance(freeze, str):
+        if f"features.{freeze}" not in names:
+            known = ", ".join(name.removeprefix("features.") for name in names)
+            raise UserError(f"params.yaml: train.freeze is {freeze}, which is not a block of the network; blocks: {known}")
+        kept = names[: names.index(f"features.{freeze}") + 1]
+    else:
+        kept = names[: round(freeze * len(names))]
+    inside = {path: BLOCK.match(path) for path, _ in model.named_modules()}
+    return [model.get_submodule(path) for path, match in inside.items() if match and match[0] in kept]
+
+
+def has_depthwise(model: nn.Module) -> bool:
+    """Whether the network has depthwise convolutions: one filter for each channel."""
+    return any(isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels for layer in model.modules())
+
+
 def _scaling(name: str) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation, RGB in 0..1, of the input of the network's published weights."""
     if name.startswith(TIMM):

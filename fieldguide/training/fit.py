@@ -19,10 +19,11 @@ from fieldguide.core.manifest import write_table
 from fieldguide.core.params import Train
 from fieldguide.core.paths import CHECKPOINT, HISTORY_CSV
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
-from fieldguide.network.inference import predict, score
+from fieldguide.network.device import autocast
+from fieldguide.network.inference import batches_of, embed, pixels_of, predict, score
 from fieldguide.network.loader import Source
 from fieldguide.tracking.run import Run
-from fieldguide.training.loop import Progress, Training, image_px_at
+from fieldguide.training.loop import Progress, Training
 from fieldguide.training.resume import KEPT, States
 
 OOM_PATTERN = "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # messages of torch's allocators
@@ -44,6 +45,7 @@ class Fit:
     stop: Callable[[], int]  # the signal received, or 0
     history: list[dict[str, float]] = field(default_factory=list)  # one line per epoch
     best: int = 0  # epoch, from 1
+    embeddings: torch.Tensor | None = None  # of the validation images of this process, while the backbone is frozen
 
     def all_epochs(self, state: dict[str, Any] | None) -> TrainMetrics:
         """Trains from a saved state, if any, to the last epoch or until early stopping.
@@ -102,11 +104,14 @@ class Fit:
         """Validates, keeps the network if it is the best, saves the state, and logs."""
         training, train, number = self.training, self.training.train, len(self.history) + 1
         with out_of_memory_explained(train, training.image_px):
-            logits = predict(training.result, self.valid, train.batch_size, training.device, training.dtype)
+            if training.is_cached(number - 1):
+                logits = self._head_logits()
+            else:
+                logits = predict(training.result, self.valid, train.batch_size, training.device, training.dtype)
         validated = score(training.world.gather_rows(logits, len(self.targets)), self.targets)
         line = {
             "epoch": number,
-            "image_px": image_px_at(number - 1, train, training.image_px),
+            "image_px": training.image_px_at(number - 1),
             "train_loss": trained.loss,
             "train_accuracy": trained.accuracy,
             "valid_loss": validated.loss,
@@ -129,6 +134,17 @@ class Fit:
             f"  {images_per_second:6.0f} images/s  {seconds:6.1f} s{'  *' if self.best == number else ''}",
             flush=True,
         )
+
+    @torch.inference_mode()
+    def _head_logits(self) -> torch.Tensor:
+        """Logits of the validation split, float32 `[N, K]` on the CPU, from embeddings that are computed once."""
+        training = self.training
+        if self.embeddings is None:
+            batches = batches_of(len(self.valid), training.train.batch_size)
+            images = pixels_of(self.valid, batches, training.device)
+            self.embeddings = embed(training.model, images, len(self.valid), training.dtype)
+        with autocast(training.device, training.dtype):
+            return training.result.head(self.embeddings).float().cpu()
 
     def _write_history(self) -> None:
         if self.training.world.is_first:

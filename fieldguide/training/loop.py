@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,9 @@ from fieldguide.core.artifacts import SplitScore
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import Augment, Train
 from fieldguide.network.device import autocast, seed_device
+from fieldguide.network.inference import Embeddings, embed
 from fieldguide.network.loader import Source
-from fieldguide.network.models import Classifier
+from fieldguide.network.models import Classifier, frozen_blocks
 from fieldguide.training import augment
 from fieldguide.training.distributed import World
 from fieldguide.training.optim import lr_at, set_lr, update_average
@@ -77,6 +78,24 @@ class Training:
         weights = len(self.targets) / (counts.clamp(min=1) * (counts > 0).sum())
         return torch.where(counts > 0, weights, 1.0)  # a class without images still has its share of smoothed labels
 
+    def is_cached(self, epoch: int) -> bool:
+        """Whether the epoch trains the head on embeddings that were computed once."""
+        return epoch < self.train.head_epochs and not self.train.head_augment
+
+    def image_px_at(self, epoch: int) -> int:
+        """The side of the network's input in an epoch, counted from 0."""
+        return self.image_px if self.is_cached(epoch) else image_px_at(epoch, self.train, self.image_px)
+
+    @cached_property
+    def embeddings(self) -> Embeddings:
+        """The embedding of each training image, without random changes, by the frozen backbone."""
+        own = torch.arange(self.world.rank, len(self.source), self.world.size)
+        plain = partial(augment.augment, settings=Augment.without_changes(), image_px=self.image_px)
+        u = torch.zeros(1, augment.N_DRAWS, device=self.device)
+        images = (plain(batch, u.expand(len(batch), -1)) for batch in self.source.batches(own.split(self.train.batch_size)))
+        vectors = embed(self.model, images, len(own), self.dtype)
+        return Embeddings(self.world.gather_rows(vectors, len(self.source)).to(self.device))
+
     def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], int] = lambda: 0) -> SplitScore | Progress:
         """Trains on every image once (or on every class equally often); the score is that of the augmented images.
 
@@ -85,8 +104,9 @@ class Training:
         Returns the progress after a step if `stop()` is true.
         """
         train, n_images, device, world = self.train, len(self.source), self.device, self.world
-        network = self._begin(frozen=epoch < train.head_epochs)
-        image_px = image_px_at(epoch, train, self.image_px)
+        cached, image_px = self.is_cached(epoch), self.image_px_at(epoch)
+        source = self.embeddings if cached else self.source
+        network = self._begin(epoch)
         order = augment.order(train.seed, epoch, n_images)
         if train.sampling == "balanced":
             order = balanced_order(train.seed, epoch, self.targets.cpu())
@@ -96,14 +116,14 @@ class Training:
         u = augment.draws(train.seed, epoch, n_images)[torch.cat(places)].to(device).split(lengths)
         targets = self.targets[torch.cat(own).to(device)].split(lengths)
         weights = self._weights(batches, own)
-        mixes = epoch < train.epochs * self.augment.mix_until
+        mixes = epoch < train.epochs * self.augment.mix_until and not cached
         begun = begun or Progress(0, torch.zeros(len(batches), 2), torch.zeros(len(batches)))
         sums, losses = (part.to(device, copy=True) * world.is_first for part in (begun.sums, begun.losses))
-        for k, images in enumerate(self.source.batches(own[begun.n_batches :]), start=begun.n_batches):
+        for k, images in enumerate(source.batches(own[begun.n_batches :]), start=begun.n_batches):
             step, place = divmod(k, train.accumulate)
             step += epoch * self.steps_per_epoch
             seed_device(device, _seed_of(train.seed, epoch, k, world.rank))  # for dropout in the network
-            pixels = augment.augment(images, u[k], self.augment, image_px)
+            pixels = images if cached else augment.augment(images, u[k], self.augment, image_px)
             partner, share = targets[k], 1.0
             if mixes:
                 pixels, partner, share = augment.mix(pixels, targets[k], self.augment, train.seed, epoch, k)
@@ -133,7 +153,7 @@ class Training:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds a batch's gradient, times `weight`; `share` of each image is of class `target`, the rest of class `partner`.
 
-        network: the model as wrapped by `World.wrap`.
+        network: the model as wrapped by `World.wrap`, or its head, for embeddings instead of pixels.
         Returns the loss, and float32 `[2]`: the sum of cross-entropies without smoothing and weights, and the number of right
         predictions.
         """
@@ -170,10 +190,19 @@ class Training:
         parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def _begin(self, frozen: bool) -> nn.Module:
-        """The network in training mode; a frozen backbone keeps its weights and the statistics of its norms."""
+    def _begin(self, epoch: int) -> nn.Module:
+        """The network in training mode, or its head if the epoch is cached.
+
+        Frozen blocks keep their weights and the statistics of their norms.
+        """
+        frozen = epoch < self.train.head_epochs
         self.model.train()
         self.model.features.train(not frozen).requires_grad_(not frozen)
+        for block in () if frozen else frozen_blocks(self.model, self.train.freeze):
+            block.eval().requires_grad_(False)
+        if self.is_cached(epoch):
+            return self.world.wrap(self.model.head)
+        self.__dict__.pop("embeddings", None)  # frees their memory
         return self.world.wrap(self.model)
 
     def _weights(self, batches: Sequence[torch.Tensor], own: Sequence[torch.Tensor]) -> list[float]:

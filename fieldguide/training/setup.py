@@ -18,10 +18,10 @@ from fieldguide.core.imports import import_closure
 from fieldguide.core.manifest import Classes
 from fieldguide.core.params import Params
 from fieldguide.core.paths import MANIFEST
-from fieldguide.network.checkpoint import load_weights, weights_file
-from fieldguide.network.device import device_name, pick_device, pick_dtype, repeatable
+from fieldguide.network.device import computes_bf16, device_name, pick_device, pick_dtype, repeatable
 from fieldguide.network.loader import Source, open_images
-from fieldguide.network.models import build, runs_at
+from fieldguide.network.models import build, frozen_blocks, has_depthwise, runs_at
+from fieldguide.network.weights import load_weights, weights_file
 from fieldguide.training import distributed
 from fieldguide.training.distributed import World
 from fieldguide.training.loop import Training, image_px_at
@@ -40,12 +40,13 @@ def training_setup(
         raise UserError(f"{len(rows['train'])} training images are too few for {world.size} devices; lower train.devices")
     device = pick_device(params.runtime.device)
     repeatable(device)
-    dtype = pick_dtype(train.precision, device)
-    print(f"device {device_name(device)}, {str(dtype).removeprefix('torch.')}")
     torch.manual_seed(train.seed)
     model = build(params.model.name, len(classes.names), image_px)
+    dtype = pick_dtype(train.precision, device, has_depthwise(model))
+    print(f"device {device_name(device)}, {str(dtype).removeprefix('torch.')}")
     if params.model.weights != "none":
         print(load_weights(model, params.model))
+    frozen_blocks(model, train.freeze)  # refuses an unknown name
     sizes = {image_px_at(epoch, train, image_px) for epoch in range(train.epochs)}
     if unfit := [px for px in sorted(sizes) if not runs_at(model, px)]:
         raise UserError(
@@ -105,6 +106,6 @@ def state_key_inputs(params: Params, script: Path, world: World) -> dict[str, An
         "manifest": file_hash(MANIFEST),
         "weights": file_hash(weights) if weights and weights.is_file() else "",
         "code": {file.relative_to(root).as_posix(): file_hash(file) for file in import_closure(script, root)},
-        "device": [device_name(device), str(pick_dtype(params.train.precision, device)), world.size],
+        "device": [device_name(device), computes_bf16(device), world.size],
         "versions": {package: version(package) for package in VERSIONED},
     }

@@ -23,16 +23,20 @@ from support.forked import python_folder
 from support.projects import BIN, TINY, copy_project
 
 LEFT = {  # commands of the README that are not run here, and why
-    r"dvc exp run -S data.dataset=butterflies$": "fetches from Kaggle",
-    r"dvc exp run -S data.dataset=butterflies -S model.name=cnn ": "fetches from Kaggle",
-    r"dvc exp run -S data.dataset=flowers ": "fetches from Kaggle",
+    r"python -m fieldguide recipe butterflies-original ": "fetches from Kaggle",
+    r"python -m fieldguide recipe flowers-original ": "fetches from Kaggle",
     r"kaggle competitions submit ": "sends to Kaggle",
     r"xdg-open ": "needs a desktop",
     r"make test$": "is this run",
     r"make lint$": "is a step of its own",
 }
 SERVERS = {"make serve": "http://127.0.0.1:8000/healthz", "mlflow ui": "http://127.0.0.1:5000/health"}
-WHOLE = "data.dataset=folder"  # this experiment runs to the report, others to the last stage that their settings change
+STAGE = {  # the last stage of an experiment; without a name the report
+    "recipe quick": "",
+    "recipe transfer &&": "train",
+    "recipe transfer data": "split_check",
+    "dvc exp run ": "train",
+}
 STARTS_S = 120
 
 
@@ -157,8 +161,8 @@ def test_the_commands_of_the_readme_work_as_pasted(visitor: tuple[Path, dict[str
                 server_log = tmp_path / f"server-{number}.txt"
                 stack.enter_context(serving(typed, SERVERS[command], project, environment, server_log))
                 continue
-            if command.startswith("dvc exp run ") and WHOLE not in command:
-                typed += " split_check" if all(key.startswith("data.") for key, _ in settings(command)) else " train"
+            if "dvc exp run" in command:
+                typed += f" {next(stage for part, stage in STAGE.items() if part in command)}"
             own_python = command.startswith("make")  # elsewhere stages are forked
             path = environment["PATH"] if own_python else f"{python_folder()}{os.pathsep}{environment['PATH']}"
             with log.open("w") as stream:

@@ -582,6 +582,49 @@ def test_a_frozen_backbone_stays_as_it_is_while_the_head_learns_and_then_all_lea
     assert moved(averages[2], averages[4]) == set(states[0]) - {"pixel_mean", "pixel_std"} - counts
 
 
+def test_head_epochs_without_augmentation_embed_the_images_once_and_train_only_the_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, targets = noisy(9, 3)
+    rates = {"head_epochs": 2, "head_augment": False, "head_lr": 0.05, "epochs": 3, "batch_size": 4}
+    chosen = training(images, targets, "fieldnet", ema=0.5, augment=augmentation(**ALL_ON), **rates)
+    seen = []
+    chosen.model.features.register_forward_hook(lambda module, inputs, output: seen.append((len(output), module.training)))
+    before = copy.deepcopy(chosen.model.state_dict())
+    chosen.epoch(0)
+    chosen.epoch(1)
+    assert sum(n for n, _ in seen) == 9 and not any(is_training for _, is_training in seen)
+    after = chosen.model.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"head.weight", "head.bias"}
+    chosen.epoch(2)
+    assert "embeddings" not in vars(chosen)  # their memory is free
+    assert not torch.equal(before["features.0.weight"], chosen.model.state_dict()["features.0.weight"])
+
+
+def test_head_epochs_without_augmentation_are_those_with_an_augmentation_that_changes_nothing() -> None:
+    images, targets = noisy(9, 3)
+    rates = {"head_epochs": 2, "head_lr": 0.05, "epochs": 3, "batch_size": 4} | ONE_SIDE
+    cached, plain = (
+        training(images, targets, "fieldnet", head_augment=head_augment, **rates) for head_augment in (False, True)
+    )
+    for epoch in range(2):
+        scores = [chosen.epoch(epoch) for chosen in (cached, plain)]
+        assert scores[0].loss == pytest.approx(scores[1].loss, rel=1e-4)
+    torch.testing.assert_close(cached.model.head.weight, plain.model.head.weight, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("freeze", "first_trained"), [(0.0, 0), (0.3, 2), ("5", 5)])
+def test_frozen_blocks_keep_weights_and_statistics_and_all_others_learn(freeze: float | str, first_trained: int) -> None:
+    images, targets = noisy(8, 3)
+    chosen = training(images, targets, "fieldnet", freeze=freeze, epochs=1, batch_size=4, weight_decay=0.1)
+    before = copy.deepcopy(chosen.model.state_dict())
+    chosen.epoch(0)
+    after = chosen.model.state_dict()
+    moved = {int(name.split(".")[1]) for name in before if "features" in name and not torch.equal(before[name], after[name])}
+    parts = [int(name) for name, part in chosen.model.features.named_children() if part.state_dict()]
+    assert sorted(moved) == parts[first_trained:]
+
+
 def test_the_head_learns_at_its_own_rate_while_the_backbone_is_frozen() -> None:
     images, targets = noisy(8, 3)
     chosen = training(images, targets, batch_size=8, **(DESCENT | {"epochs": 2, "head_epochs": 1, "head_lr": 0.03}))
