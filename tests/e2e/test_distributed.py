@@ -21,6 +21,7 @@ from fieldguide.core.params import Train, read_params
 from fieldguide.training import augment
 from fieldguide.training.distributed import World, n_devices, synchronise_norms
 from support import ROOT
+from support.forked import FORKED, python_folder
 from support.kills import Project
 from support.trainings import noisy, training
 
@@ -159,7 +160,7 @@ def started(script: str, size: int, folder: Path) -> list[subprocess.Popen[str]]
         "OMP_NUM_THREADS": "1",
     }
     ranks = [{"RANK": str(rank), "WORLD_SIZE": str(size)} if size > 1 else {} for rank in range(size)]
-    command = [sys.executable, "-c", script, str(size)]
+    command = [python_folder() / "python", "-c", FORKED + script, str(size)]
     return [
         subprocess.Popen(command, cwd=folder, env=common | rank, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for rank in ranks
@@ -223,8 +224,8 @@ def test_the_mean_of_gradients_is_the_same_in_the_first_step_and_later_ones(tmp_
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A training by two processes, each with processes that decode, which has ended once."""
-    made = Project(tmp_path_factory.mktemp("project"), devices="2", epochs="12", loader="streaming")
+    """A training by two processes that has ended once."""
+    made = Project(tmp_path_factory.mktemp("project"), devices="2", epochs="12")
     assert made.start("train").wait() == 0, made.log
     return made
 
@@ -237,9 +238,9 @@ def expected(project: Project) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_costs_nothing(project: Project, expected: dict[str, str]) -> None:
-    """One kill; `python tests/support/kills.py --ranks 10` makes twenty, `--loader resident` without processes that decode."""
+    """One kill; `python tests/support/kills.py --ranks 10` makes twenty, `--loader streaming` with processes that decode."""
     launcher = project.start("train")
-    project.kill_a_rank(launcher, random.Random(2), seconds=0.5, known=set())
+    project.kill_a_rank(launcher, random.Random(2), seconds=0.2, known=set())
     assert launcher.wait() == 0, project.log
     assert project.log.count("resuming after epoch") == 1
     assert project.hashes() == expected
@@ -268,7 +269,8 @@ import torch.distributed as dist
 from fieldguide.training.distributed import launch, process_group
 from fieldguide.training.resume import stop_signals
 if "WORLD_SIZE" not in os.environ:
-    launch("late", 2)
+    os.environ["LAUNCHER"] = str(os.getpid())
+    launch("stages.late", 2)
     print("ended")
     sys.exit()
 with process_group("cpu") as world, stop_signals() as stop:
@@ -276,12 +278,12 @@ with process_group("cpu") as world, stop_signals() as stop:
     dist.barrier()  # the last that they do together
     if os.environ["FAULT"] == "nohup":
         if world.is_first:
-            os.kill(os.getppid(), signal.SIGHUP)
+            os.kill(int(os.environ["LAUNCHER"]), signal.SIGHUP)
         time.sleep(2)
         assert not stop()
     elif world.is_first:
         if os.environ["FAULT"] == "signal":
-            os.kill(os.getppid(), signal.SIGTERM)
+            os.kill(int(os.environ["LAUNCHER"]), signal.SIGTERM)
         while not stop():
             time.sleep(0.05)
     elif os.environ["FAULT"] == "death":
@@ -293,16 +295,23 @@ with process_group("cpu") as world, stop_signals() as stop:
 @pytest.mark.parametrize("fault", ["signal", "death", "nohup"])
 def test_after_its_last_step_neither_a_signal_nor_a_death_undoes_a_training(tmp_path: Path, fault: str) -> None:
     """Nor does a closed terminal under nohup, at any time."""
-    (tmp_path / "late.py").write_text(LATE)
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1", "FAULT": fault}
-    command = [*(["nohup"] if fault == "nohup" else []), sys.executable, "-m", "late"]
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "__init__.py").touch()
+    (tmp_path / "stages" / "late.py").write_text(LATE)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FAULT": fault}
+    python = ["nohup", sys.executable] if fault == "nohup" else [python_folder() / "python"]  # a fork ignores no signals
+    command = [*python, "-m", "stages.late"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "trains\nended\n"), done.stderr
 
 
 @pytest.mark.slow
 def test_a_launcher_that_is_killed_leaves_no_process_behind(project: Project) -> None:
-    launcher = project.start("train")
+    """Real processes here, as a forked one has another parent; each has processes that decode."""
+    params = project.folder / "params.yaml"
+    text = params.read_text()
+    params.write_text(re.sub(r"(?m)^(  loader: )\S+", r"\g<1>streaming", text))
+    launcher = project.start("train", forked=False)
     while len(ranks := project.ranks(launcher)) < 2 or not (project.folder / "metrics" / "history.csv").exists():
         assert launcher.poll() is None, project.log
         time.sleep(0.05)
@@ -310,6 +319,7 @@ def test_a_launcher_that_is_killed_leaves_no_process_behind(project: Project) ->
     assert len(everyone) > 4  # those that decode too
     launcher.kill()
     launcher.wait()
+    params.write_text(text)
     for _ in range(100):
         left = [one for one in everyone if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
         if not left:

@@ -1,8 +1,9 @@
 """Stages forked from a process that has imported their libraries already: importing them is most of a tiny stage's time.
 
-`python_folder()` is put first on the PATH of a command: the `python` in it forks stages and is Python itself for all else.
-`ForkedStage` starts one stage. Either way the code is that of the project where it runs, in a process of its own. It needs
-Linux; `AVAILABLE` is false elsewhere, and stages are started by Python itself.
+`python_folder()` is put first on the PATH of a command: the `python` in it forks stages, commands that use MLflow and code
+that begins with `FORKED`, and is Python itself for all else. `ForkedStage` starts one stage, and the processes that it starts
+with `sys.executable` (those that train together) are forked too. The code is always that of the project where it runs, in a
+process of its own. It needs Linux; `AVAILABLE` is false elsewhere, and Python itself starts everything.
 """
 
 import atexit
@@ -30,16 +31,20 @@ AVAILABLE = sys.platform == "linux"
 MESSAGES = (socket.AF_UNIX, socket.SOCK_SEQPACKET)  # the process number and the exit status stay two messages
 LIBRARIES = (  # of others; the project's own code is imported by each stage
     *("numpy", "pandas", "pydantic", "yaml", "PIL.Image", "sklearn.metrics", "matplotlib.figure", "jinja2"),
-    *("torch", "torch._dynamo", "torch.onnx", "onnxscript", "onnx", "onnxruntime"),
+    *("torch", "torch._dynamo", "torch.onnx", "torch.distributed.run", "onnxscript", "onnx", "onnxruntime"),
     *("mlflow.artifacts", "mlflow.models", "mlflow.store.tracking.sqlalchemy_store"),
 )
+FORKED = "# forked\n"
 SHIM = """#!{python} -IS
 import json, os, signal, socket, sys
-if sys.argv[1:2] != ["-m"] or not sys.argv[2].startswith("stages."):
+option, what, *more = *sys.argv[1:], "", ""
+is_stage = option == "-m" and what.startswith("stages.")
+is_tracking = (option, what) == ("-m", "fieldguide") and more[0] in ("champion", "runs", "sync")
+if not (is_stage or is_tracking or option == "-c" and what.startswith({forked!r})):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
     server.connect({address!r})
-    request = dict(stage=sys.argv[2], folder=os.getcwd(), environment=dict(os.environ), own_session=False)
+    request = dict(arguments=sys.argv[1:], folder=os.getcwd(), environment=dict(os.environ), python=sys.argv[0])
     socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
     pid = int(server.recv(100))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -59,7 +64,8 @@ class ForkedStage:
         self.returncode: int | None = None
         self.server = socket.socket(*MESSAGES)
         self.server.connect(_address())
-        request = {"stage": stage, "folder": str(folder), "environment": environment, "own_session": True}
+        request = {"arguments": ["-m", stage], "folder": str(folder), "environment": environment}
+        request |= {"python": str(python_folder() / "python"), "own_session": True}
         with log.open("a") as stream, open(os.devnull) as nothing:
             files = [nothing.fileno(), stream.fileno(), stream.fileno()]
             socket.send_fds(self.server, [json.dumps(request).encode()], files)
@@ -93,7 +99,7 @@ def python_folder() -> Path:
         return Path(sys.executable).parent
     shim = Path(_address()).with_name(str(os.getpid())) / "python"
     shim.parent.mkdir()
-    shim.write_text(SHIM.format(python=sys.executable, address=_address()))
+    shim.write_text(SHIM.format(python=sys.executable, address=_address(), forked=FORKED))
     shim.chmod(0o755)
     return shim.parent
 
@@ -166,8 +172,8 @@ def _watch(client: socket.socket) -> None:
     _run(**json.loads(request))
 
 
-def _run(stage: str, folder: str, environment: dict[str, str], own_session: bool) -> None:
-    """What `python -m stage` does in that folder with that environment."""
+def _run(arguments: list[str], folder: str, environment: dict[str, str], python: str, own_session: bool = False) -> None:
+    """What `python -m module …` or `python -c code …` does in that folder with that environment."""
     if own_session:
         os.setsid()
     os.chdir(folder)
@@ -175,9 +181,14 @@ def _run(stage: str, folder: str, environment: dict[str, str], own_session: bool
     os.environ.update(environment)
     paths = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     sys.path[:] = [*paths, *sys.path]
-    sys.argv, code = [stage], 0
+    sys.executable = python
+    (option, what, *_), code = arguments, 0
+    sys.argv = arguments[1:]
     try:
-        runpy.run_module(stage, run_name="__main__", alter_sys=True)
+        if option == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
     except SystemExit as ended:
         code = ended.code
     except BaseException:

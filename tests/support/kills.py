@@ -56,7 +56,6 @@ class Project:
 
     def __init__(self, folder: Path, **changes: str) -> None:
         self.folder = folder
-        self.is_one_process = "devices" not in changes and changes.get("loader", "resident") == "resident"
         text = (ROOT / "params.yaml").read_text()
         text = re.sub(r"(?m)^(    image_px: )\S+", r"\g<1>32", text)  # of the sample
         text = re.sub(r"(?m)^(  image_px: )\S+", r"\g<1>32", text)
@@ -67,16 +66,16 @@ class Project:
         for stage in ("download", "split_check"):
             assert self.start(stage).wait() == 0
 
-    def start(self, stage: str) -> "subprocess.Popen | ForkedStage":
+    def start(self, stage: str, forked: bool = AVAILABLE) -> "subprocess.Popen | ForkedStage":
         """A stage in a process group of its own, without the outputs of an earlier run, as DVC does it.
 
-        A stage without processes of its own is forked from one that has imported its libraries, which saves 10 s of CPU.
+        forked: from a process that has imported its libraries, as are then the processes that train together.
         """
         if stage == "train":
             self.remove_outputs()
         self.log_starts = len(self.whole_log)
         environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.folder), "OMP_NUM_THREADS": "1"}
-        if self.is_one_process and AVAILABLE:
+        if forked:
             return ForkedStage(f"stages.{stage}", self.folder, self.folder / "output.log", environment)
         command = [sys.executable, "-m", f"stages.{stage}"]
         with (self.folder / "output.log").open("a") as log:
@@ -119,7 +118,7 @@ class Project:
         assert code in (0, -number, 128 + number), self.whole_log
         return code != 0
 
-    def ranks(self, launcher: subprocess.Popen) -> list[psutil.Process]:
+    def ranks(self, launcher: "subprocess.Popen | ForkedStage") -> list[psutil.Process]:
         """The processes that train together."""
         try:
             return [child for child in psutil.Process(launcher.pid).children() if "stages.train" in child.cmdline()]
@@ -131,7 +130,9 @@ class Project:
         states = self.folder.glob(".fieldguide/unfinished/*/state-*")
         return max((int(state.name.split("-")[1]) for state in states), default=0)
 
-    def kill_a_rank(self, launcher: subprocess.Popen, chance: random.Random, seconds: float, known: set[int]) -> None:
+    def kill_a_rank(
+        self, launcher: "subprocess.Popen | ForkedStage", chance: random.Random, seconds: float, known: set[int]
+    ) -> None:
         """Kills one of the processes that are not `known`, up to that many seconds after they have saved a state."""
         before = self.n_states()
         while launcher.poll() is None:
