@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import yaml
 
 from fieldguide.core.files import file_hash
-from support.projects import copy_built, run, tracked_runs, values
+from support.projects import copy_built, run, tracked_runs, values, wait_for_queue
 
 pytestmark = pytest.mark.slow
 CHANGES = {  # one of every section
@@ -99,11 +98,7 @@ def test_queued_experiments_side_by_side_leave_the_workspace_alone(project: Path
     for seed in (7, 8):
         run(project, "dvc", "exp", "run", "--queue", "--name", f"seed-{seed}", "-S", f"train.seed={seed}", "train")
     run(project, "dvc", "queue", "start", "--jobs", "2")
-    for _ in range(600):
-        status = run(project, "dvc", "queue", "status").stdout
-        if "Running" not in status and "Queued" not in status:
-            break
-        time.sleep(0.5)
+    status = wait_for_queue(project)
     assert status.count("Success") == 2, status
     for seed in (7, 8):
         holds(project, f"seed-{seed}")

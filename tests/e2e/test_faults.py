@@ -19,8 +19,9 @@ from fieldguide.training.loop import Training
 from stages import train
 from support import ROOT
 from support.disk import on_a_tiny_disk
+from support.forked import python_folder
 from support.kills import Project
-from support.projects import BIN, TINY, copy_project, run
+from support.projects import BIN, TINY, copy_project, run, wait_for_queue
 
 ROWS = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "faults.md").read_text())
 MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB"
@@ -148,7 +149,7 @@ def test_of_two_trainings_in_one_workspace_the_second_is_refused_and_the_first_u
     while not project.begun():
         time.sleep(0.01)
     second = subprocess.run(
-        [sys.executable, "-m", "stages.train"],
+        [python_folder() / "python", "-m", "stages.train"],
         cwd=project.folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -162,7 +163,7 @@ def test_of_two_trainings_in_one_workspace_the_second_is_refused_and_the_first_u
     assert project.hashes() == expected
 
 
-EPOCHS = "30"
+EPOCHS = "20"
 
 
 @pytest.fixture(scope="module")
@@ -238,11 +239,7 @@ def test_experiments_in_temporary_folders_go_on_after_a_kill(repository: Path) -
         if name == "queued":
             wait_for_a_state(repository, 5)
             kill_stage(repository)
-        for _ in range(600):
-            status = run(repository, "dvc", "queue", "status").stdout
-            if "Running" not in status and "Queued" not in status:
-                break
-            time.sleep(0.5)
+        wait_for_queue(repository)
     assert "resuming after epoch" in run(repository, "dvc", "queue", "logs", "again").stdout
     digests.append(model_md5(repository, "again"))
 

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -102,6 +103,16 @@ def commit(project: Path, message: str) -> None:
 def copy_built(built: Path, target: Path) -> None:
     """A built project in another place: with its cache, its commits and its runs."""
     shutil.copytree(built, target, symlinks=True)
+
+
+def wait_for_queue(project: Path) -> str:
+    """What `dvc queue status` says once nothing runs or waits; asked seldom, as each time costs a second of CPU."""
+    for _ in range(150):
+        status = run(project, "dvc", "queue", "status").stdout
+        if "Running" not in status and "Queued" not in status:
+            return status
+        time.sleep(2)
+    raise AssertionError(status)
 
 
 def tracked_runs(project: Path) -> pd.DataFrame:
