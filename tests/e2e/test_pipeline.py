@@ -1,6 +1,7 @@
 """The whole pipeline with real DVC and MLflow, on a tiny sample, in a clone whose path has a space."""
 
 import json
+import random
 import re
 import shutil
 import zipfile
@@ -145,10 +146,21 @@ def test_bad_params_are_one_line_and_leave_the_results(project: Path, change: st
     assert (project / "metrics" / "evaluate.json").read_bytes() == metrics
 
 
-REAL = {
-    "butterflies": {"classes": 47, "images": {"train": 5098, "valid": 235, "test": 235}, "unlabelled": 0},
-    "flowers": {"classes": 86, "images": {"train": 2877, "valid": 733, "test": 0}, "unlabelled": 733},
+REAL = {  # of subset()
+    "butterflies": {"classes": 6, "unlabelled": 0},
+    "flowers": {"images": {"train": 360, "valid": 245, "test": 0}, "unlabelled": 245},
 }
+
+
+def subset(dataset: str, target: Path) -> Path:
+    """Some of a real archive: six species, or the first shard of each split. The whole ones: test_layout, test_tfrecord."""
+    with zipfile.ZipFile(REAL_DATA / f"{dataset}.zip") as whole, zipfile.ZipFile(target, "w") as part:
+        species = sorted({name.split("/")[1] for name in whole.namelist() if name.endswith(".jpg")})
+        taken = random.Random(0).sample(species, 6) if dataset == "butterflies" else []
+        for name in whole.namelist():
+            if name.endswith(".csv") or "/00-" in name or name.split("/")[1] in taken:
+                part.writestr(name, whole.read(name))
+    return target
 
 
 @pytest.mark.slow
@@ -157,13 +169,13 @@ REAL = {
 def test_a_real_archive_goes_through_all_stages(dataset: str, tmp_path: Path) -> None:
     target = tmp_path / dataset
     copy_project(target, TINY)
-    archive = REAL_DATA / f"{dataset}.zip"
+    archive = subset(dataset, tmp_path / f"{dataset}.zip")
     settings = [f"data.dataset={dataset}", f"data.path={archive}", "train.epochs=1"]
     run(target, "dvc", "exp", "run", *(word for setting in settings for word in ("-S", setting)))
     check = read(target, "split_check")
     assert {key: check[key] for key in REAL[dataset]} == REAL[dataset]
-    measured = "test" if REAL[dataset]["images"]["test"] else "valid"
-    assert read(target, "evaluate")[measured]["n"] == REAL[dataset]["images"][measured]
+    measured = "test" if check["images"]["test"] else "valid"
+    assert read(target, "evaluate")[measured]["n"] == check["images"][measured] >= 30
     assert read(target, "export_onnx")["top1_agreement"] == 1
     assert read(target, "benchmark")["onnxruntime"]["accuracy"] == read(target, "evaluate")[measured]["accuracy"]
     submission = pd.read_csv(target / "metrics/submission.csv")
@@ -171,8 +183,8 @@ def test_a_real_archive_goes_through_all_stages(dataset: str, tmp_path: Path) ->
     if dataset == "flowers":
         with zipfile.ZipFile(archive) as source:
             expected = pd.read_csv(source.open("sample_submission.csv"))
-        assert set(submission["id"]) == set(expected["id"])
-        assert len(submission) == len(expected)
+        assert set(submission["id"]) < set(expected["id"])
+        assert len(submission) == submission["id"].nunique() == check["unlabelled"]
     else:
         assert submission.empty
     shutil.rmtree(target)

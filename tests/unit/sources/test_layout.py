@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+import zipfile
+from collections import Counter
 from pathlib import PurePosixPath
 
 import pytest
@@ -23,6 +25,7 @@ from fieldguide.sources.layout import (
     split_and_class,
     wrapper_of,
 )
+from support import REAL_DATA
 
 
 @pytest.mark.parametrize(
@@ -213,3 +216,12 @@ def test_a_class_folder_without_images_is_named() -> None:
 @pytest.mark.parametrize("folder", ["train/.ipynb_checkpoints", "train/__MACOSX", ".git/hooks"])
 def test_a_hidden_folder_is_no_class(folder: str) -> None:
     check_class_folders(["train/A/1.jpg"], ["train/A", folder], "here", depth=2)
+
+
+@pytest.mark.real
+def test_every_photograph_of_the_butterflies_has_a_split_and_a_class() -> None:
+    with zipfile.ZipFile(REAL_DATA / "butterflies.zip") as archive:
+        places = [split_and_class(name) for name in archive.namelist() if is_image(name)]
+    assert None not in places
+    assert Counter(split for split, _ in places) == {"train": 5098, "valid": 235, "test": 235}
+    assert len({name for _, name in places}) == 47
