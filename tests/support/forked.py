@@ -169,6 +169,8 @@ def _watch(client: socket.socket) -> None:
     for target, source in enumerate(files):
         os.dup2(source, target)
         os.close(source)
+    for number, name in ((1, "stdout"), (2, "stderr")):  # those of the parent believe that they are what its own were
+        setattr(sys, name, open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False))  # noqa: SIM115
     _run(**json.loads(request))
 
 
