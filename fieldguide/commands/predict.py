@@ -26,7 +26,7 @@ import numpy as np
 
 from fieldguide.core.errors import UserError, write_utf8
 from fieldguide.core.files import write_bytes
-from fieldguide.core.images import UnreadableImage, add_caption, decode, encode_jpeg, inspect
+from fieldguide.core.images import TooManyPixels, UnreadableImage, add_caption, decode, encode_jpeg, inspect
 from fieldguide.core.machine import n_cores
 from fieldguide.onnx.classifier import OnnxClassifier, Prediction
 from fieldguide.onnx.heatmap import overlay
@@ -94,17 +94,15 @@ def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, a
     def load(photo: Photo) -> tuple[bytes, np.ndarray] | str:
         try:
             content = photo.read()
-            return content if args.annotate else b"", decode(content, classifier.image_px)
+            return content if args.annotate else b"", decode(content, classifier.image_px, args.max_megapixels * 1_000_000)
+        except TooManyPixels as error:
+            return f"{error}; raise --max-megapixels"
         except (UnreadableImage, *ZIP_ERRORS, RuntimeError) as error:  # RuntimeError: an encrypted member
             return " ".join(str(getattr(error, "strerror", None) or error).split())
 
     def finish(photo: Photo, content: bytes, prediction: Prediction) -> Outcome:
         if args.annotate:
-            try:
-                annotated = _annotate(content, photo, prediction)
-            except UnreadableImage as error:  # truncated: `decode` accepts it, `inspect` does not
-                return str(error)
-            write_bytes(_annotated_file(args.annotate, photo), annotated)
+            write_bytes(_annotated_file(args.annotate, photo), _annotate(content, photo, prediction))
         return prediction
 
     def work(batch: list[Photo]) -> list[Outcome]:

@@ -132,7 +132,7 @@ def test_what_cannot_be_read_is_named_and_counted_and_stops_nothing(
     assert ended.value.code == SOME_FAILED
     printed = capsys.readouterr()
     errors = printed.err.splitlines()
-    assert errors[0].startswith("photos/Red/bad.jpg: cannot identify image file")
+    assert errors[0].startswith("photos/Red/bad.jpg: not an image but a text file")
     assert errors[1] == "gone.jpg: No such file or directory"
     assert errors[-1] == "2 of 8 photographs could not be read"
     for number in range(2):
