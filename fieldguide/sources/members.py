@@ -243,7 +243,7 @@ def _folder(root: Path) -> Listed:
     while waiting:
         folder, prefix, left_from = waiting.pop()
         try:
-            entries = list(os.scandir(folder))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)  # folders are taken from the end
         except OSError as error:
             raise UserError(f"{folder}: cannot be read ({error.strerror}); fix the permissions or remove it") from error
         for entry in entries:
