@@ -211,11 +211,9 @@ def _kind(member: Member, wanted: Callable[[str], bool] | None) -> Kind | None:
 
 
 def _check_names(members: Iterable[Member], where: str) -> None:
-    """Raises `UserError` for a name that occurs twice or cannot be written to a table."""
+    """Raises `UserError` for a name that occurs twice."""
     seen = set()
     for member in members:
-        if not is_writable(member.name):
-            raise UserError(f"{where}: the name {member.name!r} has control characters or is not UTF-8; rename it")
         if member.name in seen:
             raise UserError(f"{where}: {member.name} occurs twice; create the archive again")
         seen.add(member.name)
