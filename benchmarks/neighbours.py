@@ -1,6 +1,6 @@
 """Images trained per second beside busy neighbours and alone, by the way in which OpenMP's threads wait for each other.
 
-    python benchmarks/neighbours.py [--neighbours 0 2] [--network timm/tf_efficientnet_lite0] [--px 96] [--seconds 10] [--rounds 3]
+    python benchmarks/neighbours.py [--neighbours 0 2] [--network timm/tf_efficientnet_lite0] [--px 96] [--rounds 3]
 
 A neighbour is a process that counts without end. Each way is a process of its own, which trains on random images; the ways
 take turns, so that a machine that slows down slows all. `passive` is what `fieldguide` sets when it is imported.
@@ -82,8 +82,8 @@ def main() -> None:
         for name, values in speeds.items():
             ratios = [ours / theirs for ours, theirs in zip(values, speeds["default"], strict=True)]
             print(
-                f"{n} neighbours, {name:10s}  {statistics.median(values):7.1f} images/s ({min(values):.1f} to {max(values):.1f});"
-                f" {statistics.median(ratios):.2f} times the default ({min(ratios):.2f} to {max(ratios):.2f})",
+                f"{n} neighbours, {name:10s}  {statistics.median(values):7.1f} images/s"
+                f" ({min(values):.1f} to {max(values):.1f}); {statistics.median(ratios):.2f} times the default ({min(ratios):.2f} to {max(ratios):.2f})",
                 flush=True,
             )
 
