@@ -81,11 +81,9 @@ def main() -> None:
                 neighbour.kill()
         for name, values in speeds.items():
             ratios = [ours / theirs for ours, theirs in zip(values, speeds["default"], strict=True)]
-            print(
-                f"{n} neighbours, {name:10s}  {statistics.median(values):7.1f} images/s"
-                f" ({min(values):.1f} to {max(values):.1f}); {statistics.median(ratios):.2f} times the default ({min(ratios):.2f} to {max(ratios):.2f})",
-                flush=True,
-            )
+            speed = f"{statistics.median(values):7.1f} images/s ({min(values):.1f} to {max(values):.1f})"
+            ratio = f"{statistics.median(ratios):.2f} times the default ({min(ratios):.2f} to {max(ratios):.2f})"
+            print(f"{n} neighbours, {name:10s}  {speed}; {ratio}", flush=True)
 
 
 if __name__ == "__main__":
