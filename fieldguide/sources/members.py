@@ -348,7 +348,7 @@ def _zip(file: IO[bytes], where: str, stack: ExitStack) -> Listed:
     n_system = 0
     for info, raw, is_garbled in _zip_names(archive.infolist()):
         name = safe_name(raw, where)
-        if raw.endswith(("/", "\\")):
+        if raw.endswith(("/", "\\")) and not info.file_size:
             folders |= {name} - {""}
         elif is_system(name):
             n_system += 1
