@@ -164,6 +164,8 @@ def outcome(path: Path) -> str:
     except UserError as error:
         assert len(str(error).splitlines()) == 1, str(error)
         return "refused"
+    except (tarfile.TarError, zipfile.BadZipFile) as error:
+        raise AssertionError("read here, but not by another") from error
     return "read"
 
 
