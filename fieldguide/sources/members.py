@@ -17,6 +17,7 @@ import tempfile
 import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -161,7 +162,7 @@ def open_members(
     _select(listed, where, bound, stack, wanted, members, MAX_NESTED)
     members.selected.sort(key=lambda member: member.name)
     members.left_out.sort()
-    _check_names(members.selected, where)
+    _check_repeated(members.selected, where)
     return members
 
 
@@ -212,15 +213,12 @@ def _kind(member: Member, wanted: Callable[[str], bool] | None) -> Kind | None:
     return None if not wanted and is_candidate(head, member.name) else kind_of(head, member.name)
 
 
-def _check_names(members: Iterable[Member], where: str) -> None:
-    """Raises `UserError` for a name that occurs twice or cannot be written to a table."""
-    seen = set()
-    for member in members:
-        if not is_writable(member.name):
-            raise UserError(f"{where}: the name {member.name!r} has control characters or is not UTF-8; rename it")
-        if member.name in seen:
-            raise UserError(f"{where}: {member.name} occurs twice; create the archive again")
-        seen.add(member.name)
+def _check_repeated(members: Iterable[Member], where: str) -> None:
+    """Raises `UserError` for a name that occurs twice."""
+    counts = Counter(member.name for member in members)
+    for name, n in counts.items():
+        if n > 1:
+            raise UserError(f"{where}: {printable(name)} occurs twice; create the archive again")
 
 
 def is_writable(name: str) -> bool:

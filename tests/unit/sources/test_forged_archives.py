@@ -2,6 +2,7 @@
 
 import io
 import random
+import stat
 import struct
 import tarfile
 import time
@@ -127,7 +128,8 @@ def contents(archive: bytes) -> Files:
     if archive[:2] == b"PK":
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
             infos = [info for info in opened.infolist() if not info.filename.endswith(("/", "\\")) or info.file_size]
-            return [(info.filename, readable(partial(opened.read, info))) for info in infos]
+            links = {info.filename for info in infos if stat.S_ISLNK(info.external_attr >> 16)}
+            return [(info.filename, b"" if info.filename in links else readable(partial(opened.read, info))) for info in infos]
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         infos = [info for info in tar.getmembers() if not info.isdir()]
         return [
