@@ -185,7 +185,7 @@ def _select(
         if kind is None:
             members.selected.append(member)
         elif nested and not member.fault and kind in (ARCHIVE, OTHER, EMPTY) and ARCHIVE_NAME.search(member.name):
-            place = f"{where}: {member.name}"
+            place = f"{where}: {printable(member.name)}"
             try:
                 with member.lock, member.open() as stream:
                     file = bound.unpack(stream, place, stack)
