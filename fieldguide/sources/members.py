@@ -17,6 +17,7 @@ import tempfile
 import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from typing import IO, Any, NamedTuple
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import CHUNK_BYTES
-from fieldguide.core.formats import ARCHIVE, HEAD_BYTES, OTHER, Kind, claims_photograph, is_candidate, kind_of
+from fieldguide.core.formats import ARCHIVE, EMPTY, HEAD_BYTES, OTHER, Kind, claims_photograph, is_candidate, kind_of
 from fieldguide.sources.layout import is_system
 
 READ_ERRORS = (  # raised by zipfile, tarfile and the file system for damaged archives and files
@@ -52,6 +53,8 @@ NOT_READ = {  # first bytes of archives for which the standard library has no re
     b"\x1f\x9d": "a compressed file (.Z)",
     b"MSCF": "a cabinet file",
 }
+ZIP_STARTS = (b"PK", b"MZ", b"\x7fELF", b"#!")  # the others unpack themselves
+ZIP_MARKER_BYTES = 4  # before the first file of an archive that was once in parts (APPNOTE 8.5.4)
 METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 96: "JPEG", 97: "WavPack", 98: "PPMd"}  # APPNOTE 4.4.5
 SUPPORTED = {
     zipfile.ZIP_STORED,
@@ -83,6 +86,7 @@ class Member:
     fault: str = ""  # why it cannot be read, and what to do
     is_garbled: bool = False  # its name is in an unknown code page
     lock: AbstractContextManager[object] = NO_LOCK
+    path: Path | None = None  # of a file in a folder
 
     def read(self, most: int | None = None) -> bytes:
         """Its bytes, or the first `most` of them, never more than declared; raises one of `READ_ERRORS`."""
@@ -123,19 +127,24 @@ class Bound:
 
     def unpack(self, stream: IO[bytes], where: str, stack: ExitStack) -> IO[bytes]:
         """The content of `stream` in a temporary file, which `stack` closes; raises `UserError` if it is too large."""
-        file = stack.enter_context(tempfile.TemporaryFile(dir=self.folder))  # noqa: SIM115
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile(dir=self.folder))  # noqa: SIM115
+        except OSError as error:
+            raise self._not_unpacked(where, error) from error
         while chunk := stream.read(CHUNK_BYTES):
             self.used += len(chunk)
             if self.used > self.n_bytes:
                 raise UserError(f"{where}: more than {self.n_bytes / 1e9:.3g} GB to unpack, {self.remedy}")
             try:
                 file.write(chunk)
+                file.flush()
             except OSError as error:
-                raise UserError(
-                    f"{where}: cannot be unpacked ({error.strerror}); free disk space in {tempfile.gettempdir()}"
-                ) from error
-        file.flush()
+                raise self._not_unpacked(where, error) from error
         return file
+
+    def _not_unpacked(self, where: str, error: OSError) -> UserError:
+        folder = self.folder or tempfile.gettempdir()
+        return UserError(f"{where}: cannot be unpacked ({error.strerror}); free disk space in {folder} or fix its permissions")
 
 
 def open_members(
@@ -159,7 +168,7 @@ def open_members(
     _select(listed, where, bound, stack, wanted, members, MAX_NESTED)
     members.selected.sort(key=lambda member: member.name)
     members.left_out.sort()
-    _check_names(members.selected, where)
+    _check_repeated(members.selected, where)
     return members
 
 
@@ -181,14 +190,9 @@ def _select(
     for member, kind in zip(listed, kinds, strict=True):
         if kind is None:
             members.selected.append(member)
-        elif nested and kind == ARCHIVE and ARCHIVE_NAME.search(member.name):
-            place = f"{where}: {member.name}"
-            try:
-                with member.lock, member.open() as stream:
-                    file = bound.unpack(stream, place, stack)
-                inner, folders, n_system = _archive(file, place, bound, stack)
-            except READ_ERRORS as error:
-                raise UserError(f"{place} is damaged ({error}); download the archive again") from error
+        elif nested and not member.fault and kind in (ARCHIVE, OTHER, EMPTY) and ARCHIVE_NAME.search(member.name):
+            place = f"{where}: {printable(member.name)}"
+            inner, folders, n_system = _archive(member.path or _unpacked(member, place, bound, stack), place, bound, stack)
             prefix = ARCHIVE_NAME.sub("", member.name)
             members.folders |= {prefix, *(f"{prefix}/{folder}" for folder in folders)}
             members.n_system += n_system
@@ -197,6 +201,14 @@ def _select(
         else:
             remedy = member.fault or kind.remedy or ("unpack it, if it has photographs" if kind == ARCHIVE else "")
             members.left_out.append(LeftOut(member.name, kind, remedy))
+
+
+def _unpacked(member: Member, where: str, bound: Bound, stack: ExitStack) -> IO[bytes]:
+    try:
+        with member.lock, member.open() as stream:
+            return bound.unpack(stream, where, stack)
+    except READ_ERRORS as error:
+        raise UserError(f"{where} is damaged ({error}); download the archive again") from error
 
 
 def _kind(member: Member, wanted: Callable[[str], bool] | None) -> Kind | None:
@@ -210,13 +222,12 @@ def _kind(member: Member, wanted: Callable[[str], bool] | None) -> Kind | None:
     return None if not wanted and is_candidate(head, member.name) else kind_of(head, member.name)
 
 
-def _check_names(members: Iterable[Member], where: str) -> None:
+def _check_repeated(members: Iterable[Member], where: str) -> None:
     """Raises `UserError` for a name that occurs twice."""
-    seen = set()
-    for member in members:
-        if member.name in seen:
-            raise UserError(f"{where}: {member.name} occurs twice; create the archive again")
-        seen.add(member.name)
+    counts = Counter(member.name for member in members)
+    for name, n in counts.items():
+        if n > 1:
+            raise UserError(f"{where}: {printable(name)} occurs twice; create the archive again")
 
 
 def is_writable(name: str) -> bool:
@@ -267,7 +278,7 @@ def _folder(root: Path) -> Listed:
                 waiting.append((path, f"{name}/", way))
             else:
                 fault = "" if stat.S_ISREG(status.st_mode) else "is not an ordinary file; remove it"
-                members.append(Member(name, status.st_size, partial(_open, path), fault))
+                members.append(Member(name, status.st_size, partial(_open, path), fault, path=path))
     return members, folders, n_system
 
 
@@ -300,10 +311,10 @@ def _archive(source: Path | IO[bytes], where: str, bound: Bound, stack: ExitStac
         except READ_ERRORS as error:
             raise UserError(f"{where} is damaged ({error}); download it again") from error
         head = _head(file)
-        if not _is_tar(file, head):
+        if not _is_tar(head):
             raise UserError(f"{where} is one compressed file, not a compressed tar; {UNPACK}")
     try:
-        return _tar(file, where, stack) if _is_tar(file, head) else _zip(file, where, stack)
+        return _tar(file, where, stack) if _is_tar(head) else _zip(file, head, where, stack)
     except READ_ERRORS as error:
         kind = kind_of(head, getattr(file, "name", "") if isinstance(source, Path) else "")
         if kind.is_photograph:
@@ -318,7 +329,7 @@ def _head(file: IO[bytes]) -> bytes:
     return head
 
 
-def _is_tar(file: IO[bytes], head: bytes) -> bool:
+def _is_tar(head: bytes) -> bool:
     """Whether the first header is that of a tar; the oldest have no signature."""
     if head.startswith(b"PK") or len(head) < tarfile.BLOCKSIZE:
         return False
@@ -339,14 +350,20 @@ def safe_name(name: str, where: str) -> str:
     return "/".join(kept)
 
 
-def _zip(file: IO[bytes], where: str, stack: ExitStack) -> Listed:
+def _zip(file: IO[bytes], head: bytes, where: str, stack: ExitStack) -> Listed:
+    """Raises `zipfile.BadZipFile` also for what `zipfile` reads in part: a zip behind another one or behind other data."""
+    if not head.startswith(ZIP_STARTS):
+        raise zipfile.BadZipFile("File is not a zip file")
     archive = stack.enter_context(zipfile.ZipFile(file))
+    infos = archive.infolist()
+    if head.startswith(b"PK") and infos and min(info.header_offset for info in infos) > ZIP_MARKER_BYTES:
+        raise zipfile.BadZipFile("two archives are joined")
     members: list[Member] = []
     folders: set[str] = set()
     n_system = 0
-    for info, raw, is_garbled in _zip_names(archive.infolist()):
+    for info, raw, is_garbled in _zip_names(infos):
         name = safe_name(raw, where)
-        if raw.endswith(("/", "\\")):
+        if raw.endswith(("/", "\\")) and not info.file_size:
             folders |= {name} - {""}
         elif is_system(name):
             n_system += 1

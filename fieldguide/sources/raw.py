@@ -32,12 +32,12 @@ from fieldguide.sources.layout import (
     resolution_of,
     shard_split,
 )
-from fieldguide.sources.members import LeftOut
+from fieldguide.sources.members import LeftOut, printable
 from fieldguide.sources.tfrecord import count_in_name
 
 PHOTOGRAPH = Kind("photograph", is_photograph=True)  # of any kind, in the wrong place
 MOVE = "move it into a class folder"
-TABLES = frozenset({".csv", ".tsv", ".txt", ".xlsx", ".xls", ".json", ".parquet", ".ods"})
+TABLES = frozenset({".csv", ".tsv", ".xlsx"})
 IN_PROGRESS = RAW / ".begun"  # exists while the stage writes: all files beside it belong to the stage
 
 
@@ -134,7 +134,7 @@ def left_out_in_words(left_out: list[LeftOut], n_system: int) -> str:
 
 
 def locate(data: Data) -> kaggle.Download:
-    """The zip or folder in `data.path`, or the download; raises `UserError` if there is neither."""
+    """The folder or archive in `data.path`, or the download; raises `UserError` if there is neither."""
     dataset = CATALOG[data.dataset]
     if data.version and (data.path or not dataset.kaggle_dataset):
         raise UserError(f"params.yaml: data.version is {data.version}, but only a Kaggle data set has versions; set it to ''")
@@ -163,15 +163,16 @@ def _is_wanted_shard(data: Data, files: frozenset[str], name: str) -> bool:
 
 def pack_folders(archive: Archive, data: Data) -> RawData:
     """Writes the photographs of class folders as one zip, and their labels; the split check draws splits that are missing."""
-    layout = read_layout(archive.names, archive.folders, archive.where)
+    where = archive.where + beside_a_table(archive)
+    layout = read_layout(archive.names, archive.folders, where)
     present = {place.split for place in layout.places.values()}
     own = data.dataset == "folder"
     needed = SPLITS if not own else ("train",) if layout.has_splits else ("",)  # "" stands for class folders without splits
-    check_splits(present, needed, archive.where + beside_a_table(archive))
+    check_splits(present, needed, where)
     classes = class_names(layout, data.class_from, archive.where)
-    check_classes(classes.values(), archive.where)
+    check_classes(classes.values(), where)
     check_empty_folders(layout, archive.where, counted(file.kind for file in archive.left_out if file.kind.is_left_out))
-    for name in archive.garbled & set(classes):
+    for name in sorted(archive.garbled & set(classes)):
         if not classes[name].isascii():
             raise UserError(
                 f"{archive.where}: the class name {classes[name]!r} is garbled: the zip's names are not in UTF-8; pack the"
@@ -192,7 +193,7 @@ def pack_folders(archive: Archive, data: Data) -> RawData:
 def beside_a_table(archive: Archive) -> str:
     """A note on a table that may have the labels, to be put behind the source's name in a message."""
     tables = [file.name for file in archive.left_out if PurePosixPath(file.name).suffix.lower() in TABLES]
-    return f" ({tables[0]} lies beside the images: if it has the labels, set data.table)" if tables else ""
+    return f" ({printable(tables[0])} lies beside the images: if it has the labels, set data.table)" if tables else ""
 
 
 def copy_shards(archive: Archive, data: Data) -> RawData:
