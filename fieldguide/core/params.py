@@ -59,6 +59,7 @@ class Data(Section):
     version: Annotated[str, BeforeValidator(_as_text)]
     resolution: Literal[192, 224, 331, 512]
     features: Features
+    class_names: str
     max_gigabytes: Annotated[float, Field(gt=0, le=10_000)]
     sample: Sample
 

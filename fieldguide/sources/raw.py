@@ -19,6 +19,7 @@ from fieldguide.core.paths import IMAGES_ZIP, RAW, RECEIPT, download_cache, proj
 from fieldguide.sources import kaggle, sample
 from fieldguide.sources.archive import Archive, open_archive, pack
 from fieldguide.sources.catalog import CATALOG, matching_release
+from fieldguide.sources.class_names import find_class_names, is_class_names, read_class_names
 from fieldguide.sources.layout import (
     check_class_folders,
     check_classes,
@@ -42,6 +43,7 @@ class RawData(NamedTuple):
     paths: list[Path]
     ignored: dict[str, int]  # files of the source, by the reason
     counts: Counter[str]  # images by split
+    class_names: list[str] | None = None  # by label, if a list came with the data
 
 
 def bring_raw_data(data: Data, runtime: Runtime) -> Receipt:
@@ -119,6 +121,8 @@ def locate(data: Data) -> kaggle.Download:
     dataset = CATALOG[data.dataset]
     if data.version and (data.path or not dataset.kaggle_dataset):
         raise UserError(f"params.yaml: data.version is {data.version}, but only a Kaggle data set has versions; set it to ''")
+    if data.class_names and (dataset.layout != "tfrecords" or dataset.class_names):
+        raise UserError(f"params.yaml: data.class_names is set, but {data.dataset} has its own names; set it to ''")
     if data.path:
         path = project_root() / os.path.expanduser(data.path)
         inside = path.resolve().is_relative_to(RAW.resolve())
@@ -137,9 +141,13 @@ def locate(data: Data) -> kaggle.Download:
 
 
 def _is_wanted_shard(data: Data, files: frozenset[str], name: str) -> bool:
-    """Whether a member is a shard: of the competition only those of `data.resolution`; of `files` if it is not empty."""
-    fits = not CATALOG[data.dataset].kaggle_competition or resolution_of(name) in (None, data.resolution)
-    return is_shard(name) and fits and (not files or name in files)
+    """Whether a member is a shard or a list of class names.
+
+    Of the competition only shards of `data.resolution`; of `files` if it is not empty.
+    """
+    if not CATALOG[data.dataset].kaggle_competition:
+        return is_shard(name) or is_class_names(name)
+    return is_shard(name) and resolution_of(name) in (None, data.resolution) and (not files or name in files)
 
 
 def pack_folders(archive: Archive, data: Data) -> RawData:
@@ -164,22 +172,30 @@ def pack_folders(archive: Archive, data: Data) -> RawData:
 
 
 def copy_shards(archive: Archive, data: Data) -> RawData:
-    """Copies TFRecord shards; the split check, which reads every record, verifies their checksums."""
-    splits = {name: shard_split(name) for name in archive.names}
+    """Copies TFRecord shards; the split check, which reads every record, verifies their checksums.
+
+    Class names are taken from `data.class_names` or from the list beside the shards.
+    """
+    lists = [name for name in archive.names if is_class_names(name)]
+    splits = {name: shard_split(name) for name in archive.names if name not in lists}
     remedy = "move the shards to folders train, val and test"
     for name, split in splits.items():
         if split is None:
             raise UserError(f"{archive.where}: {name} has no split in its path; {remedy}")
-    for split in ("train", "valid"):
+    for split in ("train",) if data.dataset == "tfrecords" else ("train", "valid"):  # the split check draws what is missing
         if split not in splits.values():
             raise UserError(f"{archive.where}: no {split} shards; {remedy}")
+    if data.class_names:
+        class_names = read_class_names(project_root() / os.path.expanduser(data.class_names))
+    else:
+        class_names = find_class_names(lists, archive.read, data.features.label, archive.where)
     IN_PROGRESS.touch()
-    for name in tqdm(archive.names, unit="shard", disable=None):
+    for name in tqdm(splits, unit="shard", disable=None):
         write_bytes(RAW / name, archive.read(name))
     counts: Counter[str] = Counter()
     for name, split in splits.items():
         counts[str(split)] += count_in_name(Path(name).name) or 0
-    return RawData([RAW / name for name in archive.names], {"other_files": archive.n_ignored}, counts)
+    return RawData([RAW / name for name in splits], {"other_files": archive.n_ignored}, counts, class_names or None)
 
 
 def pack_sample(data: Data, runtime: Runtime) -> RawData:
@@ -206,6 +222,7 @@ def make_receipt(data: Data, source: str, version: str, raw: RawData) -> Receipt
         release=matching_release(dataset, counts["train"], counts["valid"], counts["test"]),
         images=dict(sorted(counts.items())),
         ignored=raw.ignored,
+        class_names=raw.class_names,
         files={
             path.relative_to(RAW).as_posix(): RawFile(bytes=path.stat().st_size, sha256=file_hash(path)) for path in raw.paths
         },
