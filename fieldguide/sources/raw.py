@@ -33,6 +33,7 @@ from fieldguide.sources.layout import (
     split_and_class,
 )
 from fieldguide.sources.tfrecord import count_in_name
+from fieldguide.sources.transfer import Download
 
 IN_PROGRESS = RAW / ".begun"  # exists while the stage writes: all files beside it belong to the stage
 
@@ -116,7 +117,7 @@ def download(data: Data, runtime: Runtime) -> Receipt:
     return make_receipt(data, origin.source, origin.version, raw)
 
 
-def locate(data: Data) -> kaggle.Download:
+def locate(data: Data) -> Download:
     """The zip or folder in `data.path`, or the download; raises `UserError` if there is neither."""
     dataset = CATALOG[data.dataset]
     if data.version and (data.path or not dataset.kaggle_dataset):
@@ -131,7 +132,7 @@ def locate(data: Data) -> kaggle.Download:
             raise UserError(
                 f"data.path: {path} {'is inside' if inside else 'contains'} {RAW}, which this stage replaces; move the data"
             )
-        return kaggle.Download(path, path.name, "")
+        return Download(path, path.name, "")
     if dataset.kaggle_dataset:
         return kaggle.download_dataset(dataset.kaggle_dataset, version=data.version, cache=download_cache())
     if dataset.kaggle_competition:
