@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer
 
+from fieldguide.core.addresses import without_secrets
 from fieldguide.core.errors import UserError
 from fieldguide.core.machine import n_cores
 
@@ -62,6 +63,11 @@ class Data(Section):
     class_names: str
     max_gigabytes: Annotated[float, Field(gt=0, le=10_000)]
     sample: Sample
+
+    @field_serializer("path")
+    def _path_without_secrets(self, path: str) -> str:
+        """What is recorded and shown of `path`."""
+        return without_secrets(path)
 
 
 class SplitCheck(Section):

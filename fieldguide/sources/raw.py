@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from fieldguide.core.addresses import scheme_of
 from fieldguide.core.artifacts import RawFile, Receipt
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import check_free_space, file_hash, read_json, write_bytes
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import Data, Runtime
 from fieldguide.core.paths import IMAGES_ZIP, RAW, RECEIPT, download_cache, project_root
-from fieldguide.sources import kaggle, sample
+from fieldguide.sources import address, kaggle, sample
 from fieldguide.sources.archive import Archive, open_archive, pack
 from fieldguide.sources.catalog import CATALOG, matching_release
 from fieldguide.sources.class_names import find_class_names, is_class_names, read_class_names
@@ -111,19 +112,25 @@ def download(data: Data, runtime: Runtime) -> Receipt:
     origin = locate(data)
     folders = CATALOG[data.dataset].layout == "folders"
     keep = is_image if folders else partial(_is_wanted_shard, data, origin.files)
-    with open_archive(origin.path, int(data.max_gigabytes * 1e9), keep) as archive:
+    with open_archive(origin.path, max_bytes(data), keep) as archive:
         check_free_space(RAW, archive.n_bytes)
         raw = (pack_folders if folders else copy_shards)(archive, data)
     return make_receipt(data, origin.source, origin.version, raw)
 
 
+def max_bytes(data: Data) -> int:
+    return int(data.max_gigabytes * 1e9)
+
+
 def locate(data: Data) -> Download:
-    """The zip or folder in `data.path`, or the download; raises `UserError` if there is neither."""
+    """The zip or folder in `data.path`, fetched if that is an address, or the download; raises `UserError`."""
     dataset = CATALOG[data.dataset]
     if data.version and (data.path or not dataset.kaggle_dataset):
         raise UserError(f"params.yaml: data.version is {data.version}, but only a Kaggle data set has versions; set it to ''")
     if data.class_names and (dataset.layout != "tfrecords" or dataset.class_names):
         raise UserError(f"params.yaml: data.class_names is set, but {data.dataset} has its own names; set it to ''")
+    if scheme_of(data.path):
+        return address.fetch(data.path, max_bytes=max_bytes(data), cache=download_cache())
     if data.path:
         path = project_root() / os.path.expanduser(data.path)
         inside = path.resolve().is_relative_to(RAW.resolve())

@@ -55,6 +55,25 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"{error.filename or folder}: {error.strerror}; free disk space or fix the permissions") from error
 
 
+def zip_name(name: str) -> str:
+    """A safe file name that ends in .zip."""
+    stem = re.sub(r"[^\w.-]+", "_", name.removesuffix(".zip"))[:80].strip("._")
+    return f"{stem or 'archive'}.zip"
+
+
+def check_bound(n_bytes: int, source: str, max_bytes: int) -> None:
+    """Raises `UserError` for more bytes than `data.max_gigabytes`."""
+    if n_bytes > max_bytes:
+        size, bound = f"{n_bytes / 1e9:.3g} GB", f"{max_bytes / 1e9:g}"
+        raise UserError(f"data.path: {source}: {size} or more, above data.max_gigabytes ({bound}); increase it")
+
+
+def check_zip(head: bytes, source: str) -> None:
+    """Raises `UserError` unless a file begins as a zip does."""
+    if not head.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # of a member, of the end
+        raise UserError(f"data.path: {source} is not a zip (it begins with {head[:16]!r}); use the address of a zip")
+
+
 def part_of(target: Path) -> Path:
     return Path(f"{target}.part")
 
