@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from fieldguide.core.addresses import scheme_of, without_secrets
 from fieldguide.core.errors import UserError, needs_extra
-from fieldguide.core.files import check_free_space, write_json
+from fieldguide.core.files import check_free_space, write_bytes, write_json
 from fieldguide.sources import transfer
 from fieldguide.sources.transfer import check_bound, check_zip, install, is_complete, part_of, read_note, size_of, zip_name
 
@@ -29,6 +30,10 @@ class Entry(NamedTuple):
     name: str
     n_bytes: int
     version: str
+
+    def line(self) -> str:
+        """What the journal says of a copied object."""
+        return json.dumps([self.name, self.n_bytes, self.version]) + "\n"
 
 
 class Bucket:
@@ -156,27 +161,20 @@ def _copy_folder(bucket: Bucket, folder: Path, max_bytes: int) -> tuple[Path, st
         raise UserError(f"data.path: {bucket.source} contains no file; correct the address")
     check_bound(sum(entry.n_bytes for entry in entries), bucket.source, max_bytes)
     place, journal = folder / "files", folder / "files.jsonl"
-    there = _read_journal(journal)
-    missing = [
-        entry
-        for entry in entries
-        if there.get(entry.name) != (entry.n_bytes, entry.version)
-        or size_of(place / entry.name) != entry.n_bytes
-        or not (place / entry.name).is_file()
-    ]
+    noted = _read_journal(journal)
+    there = {entry for entry in entries if entry.line() in noted and _has_size(place / entry.name, entry.n_bytes)}
+    missing = [entry for entry in entries if entry not in there]
     _remove_others(place, {entry.name for entry in entries})
     check_free_space(folder, sum(entry.n_bytes for entry in missing))
-    with (
-        journal.open("a", encoding="utf-8") as notes,
-        tqdm(total=len(entries), initial=len(entries) - len(missing), unit="file", leave=False, disable=None) as bar,
-    ):
+    write_bytes(journal, "".join(entry.line() for entry in entries if entry in there).encode())
+    progress = {"total": len(entries), "initial": len(there), "unit": "file"}
+    with journal.open("a", encoding="ascii") as notes, tqdm(leave=False, disable=None, **progress) as bar:
         for batch in _batches(missing):
             _copy_batch(bucket, batch, place)
-            for entry in batch:
-                notes.write(json.dumps([entry.name, entry.n_bytes, entry.version]) + "\n")
+            notes.writelines(entry.line() for entry in batch)
             notes.flush()
             bar.update(len(batch))
-    listed = json.dumps([(entry.name, entry.n_bytes, entry.version) for entry in entries])
+    listed = "".join(entry.line() for entry in entries)
     return place, f"{len(entries)} files, sha256:{hashlib.sha256(listed.encode()).hexdigest()[:16]}"
 
 
@@ -247,17 +245,13 @@ def _is_safe(name: str) -> bool:
     )
 
 
-def _read_journal(journal: Path) -> dict[str, tuple[int, str]]:
-    """Size and version of the files that were copied; a line that was cut off is passed over."""
-    there: dict[str, tuple[int, str]] = {}
-    if journal.is_file():
-        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                name, n_bytes, version = json.loads(line)
-            except ValueError:
-                continue
-            there[name] = (n_bytes, version)
-    return there
+def _has_size(path: Path, n_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == n_bytes
+
+
+def _read_journal(journal: Path) -> set[str]:
+    """The lines of the files that were copied."""
+    return set(journal.read_text(encoding="ascii", errors="replace").splitlines(keepends=True)) if journal.is_file() else set()
 
 
 def _remove_others(place: Path, names: set[str]) -> None:
@@ -267,5 +261,5 @@ def _remove_others(place: Path, names: set[str]) -> None:
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
                 path.rmdir()
-        elif name not in names and name.removesuffix(".json").removesuffix(".part") not in names:
+        elif name not in names and re.sub(r"\.part(\.json)?$", "", name) not in names:
             path.unlink()
