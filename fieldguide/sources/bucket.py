@@ -90,6 +90,16 @@ class Bucket:
                 raise UserError(f"data.path: {self.source}: the name of {entry.name!r} is no file's in a folder; rename it")
         return listed
 
+    def check_unchanged(self, entry: Entry) -> None:
+        """Raises `UserError` if an object that was read in parts has another version by now."""
+        with self.asking():
+            info = self.files.info(entry.path)
+        if _entry(info, entry.path, entry.name) != entry:
+            raise self._changed(entry.name)
+
+    def _changed(self, name: str) -> UserError:
+        return UserError(f"data.path: {self.source}: {name} has changed while it was copied; run again")
+
     def read(self, wants: list[tuple[Entry, int, int]]) -> list[bytes]:
         """The bytes from a start to an end of each object, asked for at the same time."""
         with self.asking():
@@ -101,7 +111,7 @@ class Bucket:
             contents = self.files.cat_ranges(paths, starts, ends, on_error="raise")
         for (entry, start, end), content in zip(wants, contents, strict=True):
             if len(content) != end - start:
-                raise UserError(f"data.path: {self.source}: {entry.name} has changed while it was copied; run again")
+                raise self._changed(entry.name)
         return contents
 
 
@@ -146,10 +156,8 @@ def _copy_zip(bucket: Bucket, entry: Entry, folder: Path, max_bytes: int) -> tup
     target = folder / zip_name(entry.name)
     if not is_complete(target, entry.version):
         check_bound(entry.n_bytes, bucket.source, max_bytes)
-        check_zip(bucket.read([(entry, 0, min(4, entry.n_bytes))])[0] if entry.n_bytes else b"", bucket.source)
+        check_zip(bucket.read([(entry, 0, min(16, entry.n_bytes))])[0] if entry.n_bytes else b"", bucket.source)
         _copy_large(bucket, entry, part_of(target))
-        if bucket.entry() != entry:
-            raise UserError(f"data.path: {bucket.source} has changed while it was copied; run again")
         install(part_of(target), target, entry.version)
     return target, entry.version
 
@@ -213,6 +221,7 @@ def _copy_large(bucket: Bucket, entry: Entry, part: Path) -> None:
                 out.write(content)
                 bar.update(len(content))
             start = end
+    bucket.check_unchanged(entry)
 
 
 def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:

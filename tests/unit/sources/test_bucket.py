@@ -194,7 +194,7 @@ def test_an_object_that_changes_meanwhile_is_not_mixed(s3, cache, monkeypatch):
 
     put(s3, {"b.zip": PHOTOS})
     monkeypatch.setattr(bucket.Bucket, "read", replaced)
-    said = "data.path: s3://photos/my photos/b.zip has changed while it was copied; run again"
+    said = "data.path: s3://photos/my photos/b.zip: b.zip has changed while it was copied; run again"
     assert refused("s3://photos/my photos/b.zip", cache) == said
 
 
@@ -218,7 +218,7 @@ def test_more_than_the_bound_is_refused_before_copying(s3, cache, reads):
         ),
         (
             "s3://photos/page.html",
-            "data.path: s3://photos/page.html is not a zip (it begins with b'<htm'); use the address of a zip",
+            "data.path: s3://photos/page.html is not a zip (it begins with b'<html>'); use the address of a zip",
         ),
         (
             "s3://photos/empty.zip",
