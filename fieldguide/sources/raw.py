@@ -33,7 +33,7 @@ from fieldguide.sources.layout import (
     shard_split,
     split_and_class,
 )
-from fieldguide.sources.tfrecord import count_in_name
+from fieldguide.sources.tfrecord import count_in_name, incomplete_series
 from fieldguide.sources.transfer import Download
 
 IN_PROGRESS = RAW / ".begun"  # exists while the stage writes: all files beside it belong to the stage
@@ -197,6 +197,8 @@ def copy_shards(archive: Archive, data: Data) -> RawData:
         class_names = read_class_names(project_root() / os.path.expanduser(data.class_names))
     else:
         class_names = find_class_names(lists, archive.read, data.features.label, archive.where)
+    for series, n_shards, total in incomplete_series(splits):
+        print(f"{archive.where}: {n_shards} of {total} shards of {series} are there; the images of the others are missing")
     IN_PROGRESS.touch()
     for name in tqdm(splits, unit="shard", disable=None):
         write_bytes(RAW / name, archive.read(name))

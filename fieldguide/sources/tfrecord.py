@@ -8,7 +8,7 @@ records, little-endian (tensorflow.org/tutorials/load_data/tfrecord):
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,7 @@ CHECKSUM = struct.Struct("<I")
 LONGEST_RECORD_BYTES = (1 << 31) - 1  # protobuf's limit for a message
 GZIP_MAGIC = b"\x1f\x8b"
 NAMED_COUNT = re.compile(r".*[0-9]-(0|[1-9][0-9]*)\.tfrec")  # not train-00001.tfrec, train-00000-of-01024.tfrec
+NAMED_TOTAL = re.compile(r"([0-9]{5})-of-([0-9]{5})")
 KINDS = {"image": ("bytes_list",), "id": ("bytes_list", "int64_list")}
 TYPES = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64", None: "no value"}
 HEAD_BYTES = 256  # a guess: enough to identify the image
@@ -65,6 +66,15 @@ def count_in_name(name: str) -> int | None:
     """The number of records at the end of a file name, as Kaggle writes it (`00-192x192-798.tfrec`: 798), or None."""
     match = NAMED_COUNT.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def incomplete_series(names: Iterable[str]) -> list[tuple[str, int, int]]:
+    """Of shards whose names state a total (`train-00000-of-00010`) the series with fewer: name, shards there, total."""
+    there: dict[tuple[str, int], set[int]] = {}
+    for name in names:
+        if match := NAMED_TOTAL.search(name):
+            there.setdefault((name[: match.start()].rstrip("-_."), int(match[2])), set()).add(int(match[1]))
+    return [(series, len(numbers), total) for (series, total), numbers in sorted(there.items()) if len(numbers) < total]
 
 
 def read_shard(path: Path, *, image_feature: str, label_feature: str, id_feature: str) -> Iterator[Record]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fieldguide.core.errors import UserError
-from fieldguide.sources.tfrecord import Record, count_in_name, read_shard
+from fieldguide.sources.tfrecord import Record, count_in_name, incomplete_series, read_shard
 from support import REAL_DATA
 from support.tfrecords import JPEG, crc32c, example, field, floats, flower, header, ints, record, texts, varint, write
 
@@ -328,6 +328,13 @@ def test_length_beyond_protobuf_is_refused_even_where_the_file_is_as_long(tmp_pa
 )
 def test_count_in_name(name, count):
     assert count_in_name(name) == count
+
+
+def test_series_that_lack_shards():
+    names = ["a/train-00000-of-00003", "a/train-00002-of-00003", "b-valid.tfrecord-00000-of-00001", "c.tfrec"]
+    assert incomplete_series(names) == [("a/train", 2, 3)]
+    assert incomplete_series([*names, "a/train-00001-of-00003"]) == []
+    assert incomplete_series(["flowers_train_00001-of-00002.tfrecord"]) == [("flowers_train", 1, 2)]
 
 
 @pytest.mark.parametrize("stated", [0, 2, 4])
