@@ -1,6 +1,7 @@
 """A zip or a folder in a bucket of S3 or Google Cloud Storage, copied through fsspec with the credentials of the machine."""
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import re
@@ -44,10 +45,9 @@ class Bucket:
         self.source = without_secrets(address)
         if "@" in address.partition("://")[2].partition("/")[0]:
             raise UserError(f"data.path: {self.source} was given a user or password; set the credentials as for AWS or gcloud")
-        open_file_system = {"s3": _s3, "gs": _google}[scheme_of(address)]
         self.errors: tuple[type[Exception], ...] = (OSError, ValueError)
         with self.asking():
-            self.files, more = open_file_system()
+            self.files, more = {"s3": _s3, "gs": _google}[scheme_of(address)]()
             self.errors += more
             self.path = str(self.files._strip_protocol(address)).rstrip("/")
         if not self.path:
@@ -118,30 +118,32 @@ class Bucket:
 def _s3() -> tuple[Any, tuple[type[Exception], ...]]:
     """S3 and its errors; without credentials on this machine as a public visitor."""
     with needs_extra("data.path s3://", "team"):
-        import aiohttp
-        import s3fs
+        importlib.import_module("s3fs")
+        from aiohttp import ClientError as HttpError
         from botocore.exceptions import BotoCoreError, ClientError
         from botocore.session import Session
-
-    settings = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": transfer.TIMEOUT_S}
     try:
-        public = Session().get_credentials() is None
-        files = s3fs.S3FileSystem(anon=public, config_kwargs=settings, use_listings_cache=False, skip_instance_cache=True)
+        is_public = Session().get_credentials() is None
     except BotoCoreError as error:
         raise UserError(f"data.path s3://: {error}; correct the settings of AWS on this machine") from None
-    return files, (BotoCoreError, ClientError, aiohttp.ClientError)
+    timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": transfer.TIMEOUT_S}
+    return _file_system("s3", anon=is_public, config_kwargs=timeouts), (BotoCoreError, ClientError, HttpError)
 
 
 def _google() -> tuple[Any, tuple[type[Exception], ...]]:
     """Google Cloud Storage and its errors."""
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError("data.path gs:// needs gcsfs; install it with: pip install gcsfs")
-    import aiohttp
-    import gcsfs
+    from aiohttp import ClientError as HttpError
     from google.auth.exceptions import GoogleAuthError
 
-    files = gcsfs.GCSFileSystem(use_listings_cache=False, skip_instance_cache=True)
-    return files, (aiohttp.ClientError, GoogleAuthError, gcsfs.retry.HttpError)
+    return _file_system("gs"), (HttpError, GoogleAuthError, importlib.import_module("gcsfs.retry").HttpError)
+
+
+def _file_system(scheme: str, **settings: Any) -> Any:
+    import fsspec
+
+    return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **settings)
 
 
 def copy_from_bucket(address: str, folder: Path, max_bytes: int) -> tuple[Path, str]:

@@ -275,7 +275,7 @@ def test_a_package_that_is_missing_is_named(s3, cache, monkeypatch):
         r"data\.path s3:// needs s3fs; install it with: (make setup|pip install 'fieldguide\[team\]')",
         refused("s3://photos", cache),
     )
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert refused("gs://photos", cache) == "data.path gs:// needs gcsfs; install it with: pip install gcsfs"
 
 
