@@ -13,7 +13,7 @@ import pandas as pd
 from fieldguide.checks.duplicates import exact_pairs, photographs
 from fieldguide.checks.gallery import pairs_page
 from fieldguide.checks.inspection import find_near_duplicates, inspect_images
-from fieldguide.checks.policies import Finding, check, findings_table, number_classes
+from fieldguide.checks.policies import Finding, check, findings_table, left_out_findings, number_classes
 from fieldguide.checks.splits import SET_ASIDE, with_hold_out, with_splits
 from fieldguide.checks.summary import INTERNAL, class_counts, pair_table, split_check_metrics
 from fieldguide.core.artifacts import Receipt, SplitCheckMetrics
@@ -34,17 +34,17 @@ from fieldguide.core.paths import (
     RECEIPT,
     stage_metrics,
 )
-from fieldguide.sources.index import index_folders, index_shards
+from fieldguide.sources.index import index_folders, index_shards, read_left_out
 
 
 def main() -> None:
     params = read_params()
     policy, n_workers = params.split_check, params.runtime.n_workers
     receipt = Receipt.read(RECEIPT)
-    findings: list[Finding] = []
+    findings = left_out_findings(read_left_out(RAW))
     shards = receipt.layout == "tfrecords"
     frame = number_classes(index_shards(receipt, RAW) if shards else index_folders(IMAGES_ZIP), findings)
-    frame, fingerprints, means = inspect_images(frame, RAW, n_workers)
+    frame, fingerprints, means = inspect_images(frame, RAW, policy.max_megapixels, n_workers)
     copies = exact_pairs(frame["sha256"].where(frame["reason"].eq(""), ""))
     pairs = find_near_duplicates(frame, fingerprints, RAW, n_workers) if policy.near_duplicates else None
     same = [(pair.i, pair.j) for pair in pairs or [] if pair.is_same]

@@ -45,6 +45,18 @@ def _of_images(kind: str, rows: pd.DataFrame, details: Iterable[str], action: st
     return [Finding(kind, *place, action) for place in places]
 
 
+def left_out_findings(files: pd.DataFrame) -> list[Finding]:
+    """The files that `download` left out: one finding for each that may be a photograph, one for each other kind.
+
+    files: `file`, `kind` and `remedy`, which is empty for files that are no photographs.
+    """
+    named = files[files["remedy"].ne("")]
+    findings = [Finding("not read", "", "", row.file, f"{row.kind}: {row.remedy}", "left out") for row in named_tuples(named)]
+    for kind, n in files[files["remedy"].eq("")]["kind"].value_counts().sort_index().items():
+        findings.append(Finding("not read", "", "", "", f"{n} of kind {kind}", "left out"))
+    return findings
+
+
 def number_classes(frame: pd.DataFrame, findings: list[Finding]) -> pd.DataFrame:
     """Numbers the classes of rows without a number in the order of their names; merges names that differ only in case.
 

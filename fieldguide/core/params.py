@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from fieldguide.core.addresses import without_secrets
 from fieldguide.core.errors import UserError
 from fieldguide.core.machine import n_cores
+from fieldguide.core.names import ClassFrom
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -57,6 +58,7 @@ class Features(Section):
 class Data(Section):
     dataset: Literal["sample", "butterflies", "flowers", "folder", "tfrecords"]
     path: str
+    class_from: ClassFrom
     version: Annotated[str, BeforeValidator(_as_text)]
     resolution: Literal[192, 224, 331, 512]
     features: Features
@@ -79,6 +81,7 @@ class SplitCheck(Section):
     label_conflicts: Policy
     missing_classes: Policy
     few_images: Annotated[int, Field(ge=0, le=1_000_000)]
+    max_megapixels: Annotated[int, Field(ge=1, le=1000)]
     valid_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     hold_out: Annotated[float, Field(ge=0, lt=0.5)]

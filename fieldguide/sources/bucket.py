@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,7 @@ from fieldguide.core.addresses import scheme_of, without_secrets
 from fieldguide.core.errors import UserError, needs_extra
 from fieldguide.core.files import check_free_space, write_bytes, write_json
 from fieldguide.sources import transfer
+from fieldguide.sources.members import is_writable
 from fieldguide.sources.transfer import check_bound, check_zip, install, is_complete, part_of, read_note, size_of, zip_name
 
 BLOCK_BYTES = 8 << 20  # a guess: read at once of a large object; a cut loses a batch of them
@@ -250,10 +250,7 @@ def _entry(info: dict[str, Any], path: str, name: str) -> Entry:
 
 def _is_safe(name: str) -> bool:
     """Whether a name stays below its folder and is free of control characters."""
-    parts = name.split("/")
-    return not any(part in ("", ".", "..") for part in parts) and not any(
-        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name
-    )
+    return is_writable(name) and not any(part in ("", ".", "..") for part in name.split("/"))
 
 
 def _has_size(path: Path, n_bytes: int) -> bool:

@@ -1,12 +1,12 @@
 """Class names of TFRecords: a text file, one a line, as TensorFlow Datasets (`daisy`) and TF-Slim (`0:daisy`) write it."""
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from fieldguide.core.errors import UserError
-from fieldguide.sources.layout import class_key, class_name, is_hidden
+from fieldguide.sources.layout import class_key, class_name, is_system
+from fieldguide.sources.members import is_writable
 
 NUMBERED = re.compile(r"(\d{1,9}):(.*)")
 SUFFIX = "labels.txt"  # labels.txt of TF-Slim, label.labels.txt of TensorFlow Datasets
@@ -16,12 +16,12 @@ LARGEST_BYTES = 16 << 20  # a guess: more than any list of classes
 def is_class_names(name: str) -> bool:
     """Whether a member has the name of a list of class names."""
     path = PurePosixPath(name)
-    return (path.name.casefold() == SUFFIX or path.name.casefold().endswith(f".{SUFFIX}")) and not is_hidden(path)
+    return (path.name.casefold() == SUFFIX or path.name.casefold().endswith(f".{SUFFIX}")) and not is_system(name)
 
 
 def is_class_name(name: str) -> bool:
-    """Whether a name is not empty and without control characters; joiners and wide spaces are allowed."""
-    return bool(name) and not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
+    """Whether a name is not empty and can be written to a table."""
+    return bool(name) and is_writable(name)
 
 
 def read_class_names(path: Path) -> list[str]:
