@@ -1,7 +1,7 @@
-"""An address in `data.path`: a zip over HTTP, or a zip or folder in a bucket (S3, Google Cloud Storage).
+"""An address in `data.path`: an archive over HTTP, or an archive or folder in a bucket (S3, Google Cloud Storage).
 
-It is copied into the download cache, in which an interrupted copy resumes, and is then treated like a local zip or folder. An
-address is printed and recorded without its password and signature.
+It is copied into the download cache, in which an interrupted copy resumes, and is then treated like a local archive or
+folder. An address is printed and recorded without its password and signature.
 """
 
 import hashlib
@@ -19,9 +19,10 @@ from fieldguide.sources import transfer
 from fieldguide.sources.bucket import copy_from_bucket
 from fieldguide.sources.transfer import (
     Download,
+    check_archive,
     check_bound,
-    check_zip,
     download_part,
+    file_name,
     install,
     is_complete,
     locked,
@@ -29,7 +30,6 @@ from fieldguide.sources.transfer import (
     persist,
     read_note,
     status_of,
-    zip_name,
 )
 
 SCHEMES = ("https", "http", "s3", "gs")
@@ -43,7 +43,7 @@ class _Unchanged(Exception):
 
 
 def fetch(address: str, *, max_bytes: int, cache: Path) -> Download:
-    """The zip or folder at `address`, in `cache`; what is there and unchanged is not copied again.
+    """The archive or folder at `address`, in `cache`; what is there and unchanged is not copied again.
 
     Raises `UserError` for a scheme that is not supported, a fault of address, server, network, disk or content, and for more
     than `max_bytes`.
@@ -51,7 +51,7 @@ def fetch(address: str, *, max_bytes: int, cache: Path) -> Download:
     scheme, source = scheme_of(address), without_secrets(address)
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise UserError(f"data.path: {source} begins with {scheme}://; use {known}, a zip or a folder")
+        raise UserError(f"data.path: {source} begins with {scheme}://; use {known}, an archive or a folder")
     if has_secrets(address):
         print(
             f"data.path: the address of {source} contains a password or signature; DVC writes it to dvc.lock, so do not"
@@ -60,19 +60,20 @@ def fetch(address: str, *, max_bytes: int, cache: Path) -> Download:
     folder = cache / "addresses" / hashlib.sha256(identity_of(address).encode()).hexdigest()[:16]
     with locked(folder):
         if scheme in ("https", "http"):
-            path, version = _zip_over_http(address, folder, max_bytes)
+            path, version = _archive_over_http(address, folder, max_bytes)
         else:
             path, version = copy_from_bucket(address, folder, max_bytes)
     return Download(path, source, version)
 
 
-def _zip_over_http(address: str, folder: Path, max_bytes: int) -> tuple[Path, str]:
-    """The zip at `address` and its version: ETag, else the date of its last change, else ""."""
+def _archive_over_http(address: str, folder: Path, max_bytes: int) -> tuple[Path, str]:
+    """The archive at `address` and its version: ETag, else the date of its last change, else ""."""
     source = without_secrets(address)
-    target = folder / zip_name(unquote(PurePosixPath(source.partition("?")[0]).name))
+    target = folder / "archive" / file_name(unquote(PurePosixPath(source.partition("?")[0]).name))
     part, stated = part_of(target), str(read_note(Path(f"{target}.json")).get("stated", ""))
     known = stated if is_complete(target, stated) else ""
     versions: list[str] = []
+    target.parent.mkdir(exist_ok=True)
 
     def ask(wanted: Mapping[str, str]) -> requests.Response:
         response = _ask(address, {"Accept-Encoding": "identity", **_unless(known), **wanted})
@@ -91,12 +92,12 @@ def _zip_over_http(address: str, folder: Path, max_bytes: int) -> tuple[Path, st
 
     def check(block: bytes, n_before: int) -> None:
         if not n_before:
-            check_zip(block, source)
+            check_archive(block, source)
         check_bound(n_before + len(block), source, max_bytes)
 
     try:
         md5 = persist(partial(download_part, part, ask, check), part, "data.path", _status)
-        install(part, target, versions[-1], md5)
+        install(part, target, versions[-1], md5, whole=True)
     except _Unchanged:
         return target, known.removeprefix("W/").strip('"')
     except requests.RequestException as error:
@@ -140,8 +141,8 @@ def _check_answer(response: requests.Response, source: str, max_bytes: int) -> N
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind in WEB_PAGES:
         raise UserError(
-            f"data.path: {source} is a web page ({kind}), perhaps a log-in or error page, not a zip; open it in a browser and"
-            " use the address of the file itself"
+            f"data.path: {source} is a web page ({kind}), perhaps a log-in or error page, not an archive; open it in a browser"
+            " and use the address of the file itself"
         )
     length = response.headers.get("Content-Range", response.headers.get("Content-Length", "")).rpartition("/")[2]
     if length.isdecimal():

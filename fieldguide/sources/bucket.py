@@ -1,4 +1,4 @@
-"""A zip or a folder in a bucket of S3 or Google Cloud Storage, copied through fsspec with the credentials of the machine."""
+"""An archive or a folder in a bucket of S3 or Google Cloud Storage, copied through fsspec with this machine's credentials."""
 
 import hashlib
 import importlib
@@ -15,9 +15,10 @@ from tqdm import tqdm
 from fieldguide.core.addresses import scheme_of, without_secrets
 from fieldguide.core.errors import UserError, needs_extra
 from fieldguide.core.files import check_free_space, write_bytes, write_json
+from fieldguide.core.formats import HEAD_BYTES
 from fieldguide.sources import transfer
 from fieldguide.sources.members import is_writable
-from fieldguide.sources.transfer import check_bound, check_zip, install, is_complete, part_of, read_note, size_of, zip_name
+from fieldguide.sources.transfer import check_archive, check_bound, file_name, install, is_complete, part_of, read_note, size_of
 
 BLOCK_BYTES = 8 << 20  # a guess: read at once of a large object; a cut loses a batch of them
 BATCH_BYTES, BATCH_FILES = 4 * BLOCK_BYTES, 64  # guesses: asked for at the same time, and held in memory
@@ -147,20 +148,21 @@ def _file_system(scheme: str, **settings: Any) -> Any:
 
 
 def copy_from_bucket(address: str, folder: Path, max_bytes: int) -> tuple[Path, str]:
-    """The zip or folder at `address`, copied into `folder`, and its version; raises `UserError`."""
+    """The archive or folder at `address`, copied into `folder`, and its version; raises `UserError`."""
     bucket = Bucket(address)
     entry = bucket.entry()
-    return _copy_folder(bucket, folder, max_bytes) if entry is None else _copy_zip(bucket, entry, folder, max_bytes)
+    return _copy_folder(bucket, folder, max_bytes) if entry is None else _copy_archive(bucket, entry, folder, max_bytes)
 
 
-def _copy_zip(bucket: Bucket, entry: Entry, folder: Path, max_bytes: int) -> tuple[Path, str]:
-    """A zip, which is not copied again while its version stays."""
-    target = folder / zip_name(entry.name)
+def _copy_archive(bucket: Bucket, entry: Entry, folder: Path, max_bytes: int) -> tuple[Path, str]:
+    """An archive, which is not copied again while its version stays."""
+    target = folder / "archive" / file_name(entry.name)
     if not is_complete(target, entry.version):
         check_bound(entry.n_bytes, bucket.source, max_bytes)
-        check_zip(bucket.read([(entry, 0, min(16, entry.n_bytes))])[0] if entry.n_bytes else b"", bucket.source)
+        target.parent.mkdir(exist_ok=True)
+        check_archive(bucket.read([(entry, 0, min(HEAD_BYTES, entry.n_bytes))])[0] if entry.n_bytes else b"", bucket.source)
         _copy_large(bucket, entry, part_of(target))
-        install(part_of(target), target, entry.version)
+        install(part_of(target), target, entry.version, whole=True)
     return target, entry.version
 
 

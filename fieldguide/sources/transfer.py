@@ -8,6 +8,7 @@ import base64
 import fcntl
 import json
 import logging
+import lzma
 import re
 import shutil
 import zipfile
@@ -25,11 +26,15 @@ from urllib3.util import Retry
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import CHUNK_BYTES, atomic_path, check_free_space, file_hash, write_json
+from fieldguide.core.formats import HEAD_BYTES
+from fieldguide.sources.members import NOT_READ, OPENERS, is_archive
 
 TIMEOUT_S = 60.0  # without a byte from the server
 MAX_TRIES = 5  # in a row that brought nothing
 MAX_WAIT_S = 600.0  # in all, for one answer or one file
 BLOCK_BYTES = 1 << 16  # most that a broken connection loses
+
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +60,9 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"{error.filename or folder}: {error.strerror}; free disk space or fix the permissions") from error
 
 
-def zip_name(name: str) -> str:
-    """A safe file name that ends in .zip."""
-    stem = re.sub(r"[^\w.-]+", "_", name.removesuffix(".zip"))[:80].strip("._")
-    return f"{stem or 'archive'}.zip"
+def file_name(name: str) -> str:
+    """A safe file name that ends as `name` does."""
+    return re.sub(r"[^\w.-]+", "_", name)[-80:].strip("._") or "archive"
 
 
 def check_bound(n_bytes: int, source: str, max_bytes: int) -> None:
@@ -68,10 +72,14 @@ def check_bound(n_bytes: int, source: str, max_bytes: int) -> None:
         raise UserError(f"data.path: {source}: {size} or more, above data.max_gigabytes ({bound}); increase it")
 
 
-def check_zip(head: bytes, source: str) -> None:
-    """Raises `UserError` unless a file begins as a zip does."""
-    if not head.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # of a member, of the end
-        raise UserError(f"data.path: {source} is not a zip (it begins with {head[:16]!r}); use the address of a zip")
+def check_archive(head: bytes, source: str) -> None:
+    """Raises `UserError` unless a file begins as a zip or tar does, compressed or not."""
+    if name := next((name for magic, name in NOT_READ.items() if head.startswith(magic)), ""):
+        raise UserError(f"data.path: {source} is {name}, which is not read; use the address of a zip or tar")
+    if not is_archive(head):
+        raise UserError(
+            f"data.path: {source} is neither a zip nor a tar (it begins with {head[:16]!r}); use the address of one"
+        )
 
 
 def part_of(target: Path) -> Path:
@@ -142,16 +150,19 @@ def _write(response: requests.Response, part: Path, start: int, length: int, che
             bar.update(len(block))
 
 
-def install(part: Path, target: Path, stated: str, md5: str = "", unpack: bool = False) -> None:
+def install(part: Path, target: Path, stated: str, md5: str = "", *, unpack: bool = False, whole: bool = False) -> None:
     """Verifies `part`, gives it the name `target` and writes a receipt beside it; raises `UserError` for damage.
 
-    A zip is read whole. unpack: `part` is a zip of one member, which becomes the target.
+    A zip is read whole. unpack: `part` is a zip of one member, which becomes the target. whole: `part` is a zip or tar,
+    whatever its name.
     """
     try:
         if md5 and file_hash(part, "md5") != md5:
             raise zipfile.BadZipFile("not the md5 that the server states")
+        if whole:
+            _verify(part)
         with atomic_path(target) as temporary:
-            if unpack or target.suffix == ".zip":
+            if unpack or (target.suffix == ".zip" and not whole):
                 with zipfile.ZipFile(part) as archive, temporary.open("wb") as out:
                     if damaged := archive.testzip():
                         raise zipfile.BadZipFile(f"{damaged}: wrong checksum")
@@ -160,12 +171,32 @@ def install(part: Path, target: Path, stated: str, md5: str = "", unpack: bool =
                         shutil.copyfileobj(archive.open(member), out, CHUNK_BYTES)
             if not unpack:
                 part.replace(temporary)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except DAMAGE as error:
         part.unlink()
         raise UserError(f"{target}: arrived damaged ({error}) and was removed; run again") from error
     write_json(Path(f"{target}.json"), {"stated": stated, "bytes": size_of(target)})
     part.unlink(missing_ok=True)
     Path(f"{part}.json").unlink(missing_ok=True)
+
+
+def _verify(archive: Path) -> None:
+    """Reads a zip or a compressed tar whole; raises one of `DAMAGE`. Other tars have no checksums of their files."""
+    with archive.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    opener = next((opener for magic, opener in OPENERS.items() if head.startswith(magic)), None)
+    try:
+        if opener:
+            with opener(archive) as stream:
+                while stream.read(CHUNK_BYTES):
+                    pass
+        elif head.startswith(b"PK"):
+            with zipfile.ZipFile(archive) as zipped:
+                if damaged := zipped.testzip():
+                    raise zipfile.BadZipFile(f"{damaged}: wrong checksum")
+        elif not is_archive(head):
+            raise zipfile.BadZipFile("not an archive" if head else "empty")
+    except OSError as error:  # of gzip and bz2
+        raise zipfile.BadZipFile(error) from error
 
 
 def is_complete(target: Path, stated: str) -> bool:

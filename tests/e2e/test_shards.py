@@ -51,7 +51,7 @@ def test_splits_are_in_the_names_and_class_names_beside_the_shards(
     assert frame.groupby("split").size().to_dict() == {"train": 6, "valid": 6, "test": 6}
     assert frame.groupby("label")["class_name"].unique().map(list).to_dict() == {0: ["daisy"], 1: ["rose"], 2: ["tulip"]}
     receipt = json.loads((project / "data/raw/receipt.json").read_text())
-    assert receipt["class_names"] == ["daisy", "rose", "tulip"] and receipt["ignored"] == {"other_files": 1}
+    assert receipt["class_names"] == ["daisy", "rose", "tulip"] and receipt["ignored"] == {"text file": 1}
 
 
 @pytest.mark.parametrize("label", [lambda _: ints(-1), lambda _: ints(), lambda _: texts(b"")], ids=["-1", "empty", "no name"])

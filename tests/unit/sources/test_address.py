@@ -5,6 +5,7 @@ import json
 import os
 import re
 import ssl
+import tarfile
 import threading
 import traceback
 from collections.abc import Iterator
@@ -179,9 +180,17 @@ def test_a_host_that_hangs_is_given_up(server, cache, monkeypatch):
             b"<html>Log in</html>",
             r"is a web page \(text/html\), perhaps a log-in .*",
         ),
-        ({}, b"<!DOCTYPE html><html>", r"is not a zip \(it begins with b'<!DOCTYPE html><'\); use the address of a zip"),
-        ({"Content-Type": "application/json"}, b'{"error": 1}', r"is not a zip .*"),
-        ({"Content-Type": "application/zip"}, b"\x1f\x8b tar.gz", r"is not a zip .*"),
+        (
+            {},
+            b"<!DOCTYPE html><html>",
+            r"is neither a zip nor a tar \(it begins with b'<!DOCTYPE html><'\); use the address of one",
+        ),
+        ({"Content-Type": "application/json"}, b'{"error": 1}', r"is neither a zip nor a tar .*"),
+        (
+            {"Content-Type": "application/zip"},
+            b"Rar!\x1a\x07",
+            r"is a RAR archive, which is not read; use the address of a zip or tar",
+        ),
     ],
 )
 def test_what_is_no_zip_never_becomes_data(server, cache, headers, body, said):
@@ -197,6 +206,27 @@ def test_a_damaged_zip_is_removed(server, cache, body):
     assert "arrived damaged" in refused(place(server), cache)
     assert "my_photos.zip" not in left_over(cache)
     assert fetched(place(server), cache).path.read_bytes() == PHOTOS
+
+
+def tarred(mode: str) -> bytes:
+    with io.BytesIO() as stream:
+        with tarfile.open(fileobj=stream, mode=mode) as archive:
+            info = tarfile.TarInfo("train/ADONIS/1.jpg")
+            info.size = 100_000
+            archive.addfile(info, io.BytesIO(os.urandom(100_000)))
+        return stream.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "w:"])
+def test_a_tar_is_fetched_too_and_verified_if_compressed(server, cache, mode):
+    whole = tarred(mode)
+    server.files["my%20photos.zip"] = (
+        whole if mode == "w:" else whole[: len(whole) // 2] + bytes(9) + whole[len(whole) // 2 + 9 :]
+    )
+    if mode != "w:":
+        assert "arrived damaged" in refused(place(server), cache)
+        server.files["my%20photos.zip"] = whole
+    assert fetched(place(server), cache).path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("length", ["10", "many"])
@@ -257,7 +287,7 @@ def test_an_address_that_is_none_is_one_line(cache, where):
 @pytest.mark.parametrize("where", ["ftp://example.org/a.zip", "file:///data/a.zip", "hf://datasets/a"])
 def test_other_schemes_are_named(cache, where):
     scheme = where.partition(":")[0]
-    said = f"begins with {scheme}://; use https://, http://, s3://, gs://, a zip or a folder"
+    said = f"begins with {scheme}://; use https://, http://, s3://, gs://, an archive or a folder"
     assert refused(where, cache) == f"data.path: {where} {said}"
     assert not cache.exists()
 

@@ -218,11 +218,11 @@ def test_more_than_the_bound_is_refused_before_copying(s3, cache, reads):
         ),
         (
             "s3://photos/page.html",
-            "data.path: s3://photos/page.html is not a zip (it begins with b'<html>'); use the address of a zip",
+            "data.path: s3://photos/page.html is neither a zip nor a tar (it begins with b'<html>'); use the address of one",
         ),
         (
             "s3://photos/empty.zip",
-            "data.path: s3://photos/empty.zip is not a zip (it begins with b''); use the address of a zip",
+            "data.path: s3://photos/empty.zip is neither a zip nor a tar (it begins with b''); use the address of one",
         ),
     ],
 )
