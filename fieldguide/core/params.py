@@ -53,12 +53,23 @@ class Features(Section):
     id: str
 
 
+class Columns(Section):
+    """`data.columns`: names of the columns in a table of labels; "" = found by a usual name."""
+
+    file: str
+    label: str
+    split: str
+    group: str
+
+
 class Data(Section):
     dataset: Literal["sample", "butterflies", "flowers", "folder", "tfrecords"]
     path: str
     version: Annotated[str, BeforeValidator(_as_text)]
     resolution: Literal[192, 224, 331, 512]
     features: Features
+    table: str
+    columns: Columns
     max_gigabytes: Annotated[float, Field(gt=0, le=10_000)]
     sample: Sample
 
