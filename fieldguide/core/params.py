@@ -28,6 +28,9 @@ def _as_text(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
+Text = Annotated[str, BeforeValidator(_as_text)]
+
+
 class Section(BaseModel):
     """A section of `params.yaml`, which documents each key."""
 
@@ -56,16 +59,16 @@ class Features(Section):
 class Columns(Section):
     """`data.columns`: names of the columns in a table of labels; "" = found by a usual name."""
 
-    file: str
-    label: str
-    split: str
-    group: str
+    file: Text
+    label: Text
+    split: Text
+    group: Text
 
 
 class Data(Section):
     dataset: Literal["sample", "butterflies", "flowers", "folder", "tfrecords"]
     path: str
-    version: Annotated[str, BeforeValidator(_as_text)]
+    version: Text
     resolution: Literal[192, 224, 331, 512]
     features: Features
     table: str
