@@ -79,9 +79,13 @@ def assign_splits(frame: pd.DataFrame, fractions: Mapping[str, float], seed: int
     waiting = Counter(name for content in contents.values() for name in content)  # units of each class that are in train
     chosen: dict[str, str] = {}
     for split, fraction in fractions.items():
-        wanted = Counter({name: round(fraction * n_rows) for name, n_rows in sizes.items()})
-        for unit, content in contents.items():
-            if unit not in chosen and _is_wanted(content, wanted) and all(waiting[name] > 1 for name in content):
+        shares = Counter({name: round(fraction * n_rows) for name, n_rows in sizes.items()})
+        wanted = shares.copy()
+        by_size = sorted(contents, key=lambda unit: contents[unit].total())
+        for unit, is_last in [*((unit, False) for unit in contents), *((unit, True) for unit in by_size)]:
+            content = contents[unit]
+            fits = _has_only_missing_classes(content, wanted, shares) if is_last else _is_mostly_wanted(content, wanted)
+            if fits and unit not in chosen and all(waiting[name] > 1 for name in content):
                 chosen[unit] = split
                 waiting.subtract(content.keys())
                 wanted.subtract(content)
@@ -96,6 +100,11 @@ def kept_together(frame: pd.DataFrame) -> pd.Series:
     return pd.Series(photographs(len(frame), pairs), index=frame.index)
 
 
-def _is_wanted(content: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
-    """Whether a split still needs the classes of at least half of the rows."""
-    return 2 * sum(n_rows for name, n_rows in content.items() if wanted[name] > 0) >= sum(content.values())
+def _is_mostly_wanted(content: Counter[str], wanted: Counter[str]) -> bool:
+    """Whether a split still needs at least half of a unit's rows."""
+    return 2 * sum(min(n_rows, max(wanted[name], 0)) for name, n_rows in content.items()) >= content.total()
+
+
+def _has_only_missing_classes(content: Counter[str], wanted: Counter[str], shares: Counter[str]) -> bool:
+    """Whether a split has no image yet of any class in a unit, and is to have some: the unit is larger than their shares."""
+    return all(wanted[name] == shares[name] > 0 for name in content)
