@@ -7,17 +7,8 @@ import pytest
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import Columns
-from fieldguide.sources.labels import (
-    NO_FILE,
-    NO_ROW,
-    Finder,
-    Joined,
-    by_reason,
-    find_files,
-    folder_split,
-    join_labels,
-    names_of_numbers,
-)
+from fieldguide.sources.labels import NO_FILE, NO_ROW, Joined, by_reason, join_labels, names_of_numbers
+from fieldguide.sources.photo_names import Finder, find_files, folder_split
 from fieldguide.sources.table import Table, read_table
 
 PHOTOS = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]

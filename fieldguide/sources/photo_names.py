@@ -1,0 +1,124 @@
+"""Photographs by the names that people write into tables: ids, base names, paths of other machines, other spellings."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from fieldguide.core.formats import IMAGE_SUFFIXES
+from fieldguide.sources.layout import SPLIT_NAMES
+
+PHOTOS = "images?|imgs?|photos?|pictures?"
+FOLDER_SPLIT = re.compile(rf"([a-z]+)(?:[ _-]?(?:{PHOTOS}|set|data))?|(?:{PHOTOS})[ _-]([a-z]+)")  # test, test_images
+UNLABELLED = "unlabelled"
+UNLABELLED_NAMES = frozenset({"unlabelled", "unlabeled", "unknown", "predict", "inference"})
+
+
+def folder_split(name: str) -> str:
+    """The split in the folders of a photograph: `test` for `test_images/1.jpg`, `unlabelled`, or ""."""
+    for part in PurePosixPath(name).parts[:-1]:
+        match = FOLDER_SPLIT.fullmatch(part.casefold())
+        word = (match[1] or match[2]) if match else ""
+        if word in SPLIT_NAMES or word in UNLABELLED_NAMES:
+            return SPLIT_NAMES.get(word, UNLABELLED)
+    return ""
+
+
+def _clean(path: str) -> str:
+    """A path with forward slashes in composed Unicode, without `./` and doubled slashes."""
+    parts = unicodedata.normalize("NFC", path.strip()).replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def _stem(path: str) -> str:
+    pure = PurePosixPath(path)
+    return str(pure.with_suffix("")) if pure.suffix.lower() in IMAGE_SUFFIXES else path
+
+
+class Index(NamedTuple):
+    """Photographs by their whole path and by every trailing part of it."""
+
+    whole: dict[str, list[str]]
+    trailing: dict[str, list[str]]
+
+
+class Finder:
+    """The photographs among `names` that texts of a table name; `folder` is the table's own."""
+
+    def __init__(self, names: Iterable[str], folder: str = "") -> None:
+        own = {name: _clean(name) for name in names}
+        prefix = f"{_clean(folder)}/"
+        inside = {name: path for name, path in own.items() if path.startswith(prefix)}
+        self.paths = inside if folder and inside else own
+        self.folder = _clean(folder)
+
+    @cached_property
+    def _exact(self) -> Index:
+        return self._index(self.paths)
+
+    @cached_property
+    def _without_suffix(self) -> Index:
+        return self._index({name: _stem(path) for name, path in self.paths.items()})
+
+    @cached_property
+    def _any_case(self) -> Index:
+        return self._index({name: path.casefold() for name, path in self.paths.items()})
+
+    @cached_property
+    def _any_case_without_suffix(self) -> Index:
+        return self._index({name: _stem(path).casefold() for name, path in self.paths.items()})
+
+    @staticmethod
+    def _index(paths: Mapping[str, str]) -> Index:
+        whole: dict[str, list[str]] = {}
+        trailing: dict[str, list[str]] = {}
+        for name, path in paths.items():
+            whole.setdefault(path, []).append(name)
+            parts = path.split("/")
+            for start in range(len(parts)):
+                trailing.setdefault("/".join(parts[start:]), []).append(name)
+        return Index(whole, trailing)
+
+    def find(self, text: str) -> list[str]:
+        """The photographs that `text` may name: one if it is clear, none, or several.
+
+        In this order: as written, without suffix, in another case, both. Each is relative to the table, to the data or a
+        trailing part of a single path; a path of another machine counts by its longest trailing part that is a whole path here.
+        """
+        path = _clean(text)
+        if not path:
+            return []
+        lowered = path.casefold()
+        return (
+            self._look_up(path, self.folder, "_exact")
+            or self._look_up(path, self.folder, "_without_suffix")
+            or self._look_up(lowered, self.folder.casefold(), "_any_case")
+            or self._look_up(lowered, self.folder.casefold(), "_any_case_without_suffix")
+        )
+
+    def _look_up(self, path: str, folder: str, kind: str) -> list[str]:
+        index: Index = getattr(self, kind)
+        found = index.whole.get(f"{folder}/{path}" if folder else path) or index.whole.get(path) or index.trailing.get(path)
+        if found:
+            return found
+        parts = path.split("/")
+        tails = ("/".join(parts[start:]) for start in range(1, len(parts)))
+        return next((index.whole[tail] for tail in tails if tail in index.whole), [])
+
+
+def _shared_folders(texts: Iterable[str]) -> int:
+    """The number of leading folders that all paths share."""
+    parents = [_clean(text).split("/")[:-1] for text in texts if text]
+    depth = 0
+    while parents and all(len(parts) > depth and parts[depth] == parents[0][depth] for parts in parents):
+        depth += 1
+    return depth
+
+
+def find_files(texts: Sequence[str], finder: Finder) -> list[list[str]]:
+    """The photographs of each text; if none fits, without the folders that all texts share."""
+    found = [finder.find(text) for text in texts]
+    depth = 0 if any(found) else _shared_folders(texts)
+    return [finder.find("/".join(_clean(text).split("/")[depth:])) for text in texts] if depth else found
