@@ -17,9 +17,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fieldguide.core.formats import claims_photograph
 from fieldguide.core.images import decode
 from fieldguide.onnx.classifier import OnnxClassifier
-from fieldguide.sources.layout import is_image
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 32
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     with zipfile.ZipFile(args.photos) as archive:
-        names = [name for name in archive.namelist() if is_image(name)]
+        names = [name for name in archive.namelist() if claims_photograph(name)]
         encoded = [archive.read(name) for name in names[:BATCH]]
     one = Path(os.environ.get("TMPDIR", "/tmp"), f"photo-{os.getpid()}.jpg")
     one.write_bytes(encoded[0])

@@ -1,7 +1,7 @@
 """Raw data, with a receipt of source, version and content hash.
 
-Reads `data` of params.yaml; writes data/raw: photographs as one uncompressed images.zip or as TFRecord shards, and
-receipt.json. Run it with `dvc repro download`.
+Reads `data` of params.yaml; writes data/raw: photographs as one uncompressed images.zip with labels.csv or as
+TFRecord shards, left_out.csv (files that are not used), and receipt.json. Run it with `dvc repro download`.
 """
 
 from fieldguide.core.errors import run_command
@@ -17,9 +17,6 @@ def main() -> None:
         print(f"counts differ from all known releases: {receipt.release}")
     n_images, n_bytes = sum(receipt.images.values()), sum(file.bytes for file in receipt.files.values())
     print(f"{f'{n_images} images' if n_images else 'images'}, {n_bytes / 1e6:.1f} MB, from {receipt.source} -> {RAW}")
-    ignored = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in receipt.ignored.items() if n)
-    if ignored:
-        print(f"ignored: {ignored}")
 
 
 if __name__ == "__main__":

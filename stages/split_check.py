@@ -13,7 +13,7 @@ import pandas as pd
 from fieldguide.checks.duplicates import exact_pairs, photographs
 from fieldguide.checks.gallery import pairs_page
 from fieldguide.checks.inspection import find_near_duplicates, inspect_images
-from fieldguide.checks.policies import Finding, check, findings_table, number_classes
+from fieldguide.checks.policies import Finding, check, findings_table, left_out_findings, number_classes
 from fieldguide.checks.splits import SET_ASIDE, with_hold_out, with_splits
 from fieldguide.checks.summary import INTERNAL, class_counts, pair_table, split_check_metrics
 from fieldguide.core.artifacts import Receipt, SplitCheckMetrics
@@ -34,14 +34,14 @@ from fieldguide.core.paths import (
     RECEIPT,
     stage_metrics,
 )
-from fieldguide.sources.index import index_folders, index_shards
+from fieldguide.sources.index import index_folders, index_shards, read_left_out
 
 
 def main() -> None:
     params = read_params()
     policy, n_workers = params.split_check, params.runtime.n_workers
     receipt = Receipt.read(RECEIPT)
-    findings: list[Finding] = []
+    findings = left_out_findings(read_left_out(RAW))
     shards = receipt.layout == "tfrecords"
     frame = index_shards(receipt, RAW) if shards else number_classes(index_folders(IMAGES_ZIP), findings)
     frame, fingerprints, means = inspect_images(frame, RAW, n_workers)

@@ -45,13 +45,28 @@ def _of_images(kind: str, rows: pd.DataFrame, details: Iterable[str], action: st
     return [Finding(kind, *place, action) for place in places]
 
 
+def left_out_findings(files: pd.DataFrame) -> list[Finding]:
+    """The files that `download` left out: one finding for each that may be a photograph, one for each other kind.
+
+    files: `file`, `kind` and `remedy`, which is empty for files that are no photographs.
+    """
+    named = files[files["remedy"].ne("")]
+    findings = [Finding("not read", "", "", row.file, f"{row.kind}: {row.remedy}", "left out") for row in named_tuples(named)]
+    for kind, n in files[files["remedy"].eq("")]["kind"].value_counts().sort_index().items():
+        findings.append(Finding("not read", "", "", "", f"{n} of kind {kind}", "left out"))
+    return findings
+
+
 def number_classes(frame: pd.DataFrame, findings: list[Finding]) -> pd.DataFrame:
-    """Merges class folders that differ only in case, and numbers the classes in the order of their names."""
+    """Merges class folders that differ only in case, and numbers the classes in the order of their names.
+
+    Rows of the split unlabelled have no number.
+    """
     names = united_classes(frame)
     other = frame[frame["class_name"] != names].drop_duplicates(["split", "class_name"])
     for row in named_tuples(other):
         findings.append(Finding("class name", row.split, row.class_name, "", f"taken for {names[row.Index]!r}", "united"))
-    numbers = {name: number for number, name in enumerate(sorted(names.unique()))}
+    numbers = {name: number for number, name in enumerate(sorted(set(names) - {""}))}
     return frame.assign(class_name=names, label=names.map(numbers).astype("Int64"))
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import time
-import zipfile
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,21 +19,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import starmap
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from fieldguide.core.errors import UserError, write_utf8
 from fieldguide.core.files import write_bytes
+from fieldguide.core.formats import HEAD_BYTES, READABLE, counted
 from fieldguide.core.images import UnreadableImage, add_caption, decode, encode_jpeg, inspect
 from fieldguide.core.machine import n_cores
 from fieldguide.onnx.classifier import OnnxClassifier, Prediction
 from fieldguide.onnx.heatmap import overlay
-from fieldguide.sources.archive import ZIP_ERRORS
-from fieldguide.sources.layout import class_key, is_hidden, is_image
+from fieldguide.sources.layout import class_key
+from fieldguide.sources.members import READ_ERRORS, UNPACK, Bound, LeftOut, Member, is_archive, open_members
 
 BATCH = 16  # images; small enough to keep several threads busy, large enough for full speed
 MAX_BYTES = 500_000_000  # of one encoded photograph
+MAX_UNPACKED = 50_000_000_000  # bytes of archives that are unpacked to temporary files
 ANNOTATED_PX = 800  # larger side of an annotated photograph
 PROGRESS_S = 0.2
 SOME_FAILED = 3  # exit status; 1 is an error, 2 an invalid command line
@@ -42,11 +43,12 @@ SOME_FAILED = 3  # exit status; 1 is an error, 2 an invalid command line
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph: its name, the class that its folder is named after (or an empty string), and its encoded bytes."""
+    """A photograph: its name, the folders that may be named after its class, and its encoded bytes."""
 
     name: str
-    truth: str
+    folders: tuple[str, ...]
     read: Callable[[], bytes]
+    truth: str = ""  # the class of the network that a folder is named after
 
 
 Outcome = Prediction | str  # a prediction, or why there is none
@@ -61,9 +63,12 @@ def predict(args: Namespace) -> int:
         write_utf8()
     n_threads = args.threads or n_cores()
     with ExitStack() as stack:
-        photos = [photo for source in args.sources for photo in _photos(source, stack)]
+        left_out: list[LeftOut] = []
+        photos = [photo for source in args.sources for photo in _photos(source, stack, left_out)]
         if not photos:
-            raise UserError(f"{' '.join(args.sources)}: contains no image (jpg, png, webp, bmp, gif, tiff)")
+            kinds = counted(file.kind for file in left_out)
+            found = f"contains {kinds}, but no" if kinds else "contains no"
+            raise UserError(f"{' '.join(args.sources)}: {found} photograph that is read ({READABLE})")
         many = len(photos) > BATCH
         classifier = OnnxClassifier(args.model, 1 if many else n_threads)
         if args.heatmap and not classifier.has_activation:
@@ -71,7 +76,7 @@ def predict(args: Namespace) -> int:
         if args.annotate:
             _check_annotated(photos, args.annotate)
         known = {class_key(name): name for name in classifier.class_names}
-        photos = [replace(photo, truth=known.get(class_key(photo.truth), "")) for photo in photos]
+        photos = [replace(photo, truth=_truth(photo.folders, known)) for photo in photos]
         counts: Counter[str] = Counter()
         outcomes = _counted(photos, _outcomes(classifier, photos, n_threads if many else 1, args), counts)
         if args.format == "table":
@@ -85,7 +90,18 @@ def predict(args: Namespace) -> int:
         print(f"{counts['right']} of {n_known} match their folder's name ({counts['right'] / n_known:.1%})", file=sys.stderr)
     if counts["failed"]:
         print(f"{counts['failed']} of {len(photos)} photographs could not be read", file=sys.stderr)
-    return SOME_FAILED if counts["failed"] else 0
+    if left_out:
+        print(f"left out: {counted(file.kind for file in left_out)}", file=sys.stderr)
+    return SOME_FAILED if counts["failed"] or any(file.kind.is_photograph for file in left_out) else 0
+
+
+def _truth(folders: tuple[str, ...], known: dict[str, str]) -> str:
+    """The class that the folders of a photograph name, the innermost first, alone or joined (`genus species`), or ""."""
+    for last in range(len(folders), 0, -1):
+        for first in range(last - 1, -1, -1):
+            if name := known.get(class_key(" ".join(folders[first:last]))):
+                return name
+    return ""
 
 
 def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, args: Namespace) -> Iterator[Outcome]:
@@ -95,7 +111,7 @@ def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, a
         try:
             content = photo.read()
             return content if args.annotate else b"", decode(content, classifier.image_px)
-        except (UnreadableImage, *ZIP_ERRORS, RuntimeError) as error:  # RuntimeError: an encrypted member
+        except (UnreadableImage, *READ_ERRORS) as error:
             return " ".join(str(getattr(error, "strerror", None) or error).split())
 
     def finish(photo: Photo, content: bytes, prediction: Prediction) -> Outcome:
@@ -144,50 +160,46 @@ def _counted(photos: list[Photo], outcomes: Iterator[Outcome], counts: Counter[s
             print(f"\r{number}/{n_photos} photographs, {number / (now - began):.0f}/s ", end=end, file=sys.stderr, flush=True)
 
 
-def _photos(source: str, stack: ExitStack) -> Iterator[Photo]:
-    """The photographs of one argument; `stack` closes archives."""
+def _photos(source: str, stack: ExitStack, left_out: list[LeftOut]) -> Iterator[Photo]:
+    """The photographs of one argument; adds what is not read to `left_out`. `stack` closes archives."""
     path = Path(source)
     if source == "-":
         content = sys.stdin.buffer.read()
-        if content.startswith(b"PK"):
-            yield from _zipped("-", io.BytesIO(content), stack)
+        if is_archive(content[:HEAD_BYTES]):
+            yield from _inside(io.BytesIO(content), "-", (), stack, left_out)
         else:
-            yield Photo("-", "", lambda: content)
+            yield Photo("-", (), lambda: content)
     elif path.is_dir():
-        for parent, folders, files in os.walk(path, onerror=_refuse):
-            folders[:] = sorted(each for each in folders if not is_hidden(PurePosixPath(each)))
-            for folder in (Path(parent, each) for each in folders):
-                if folder.is_symlink():
-                    raise UserError(f"{folder}: is a link to a folder, which is not followed; use the folder itself")
-            for file in sorted(files):
-                inner = Path(parent, file)
-                if is_image(inner.relative_to(path).as_posix()):
-                    yield Photo(inner.as_posix(), inner.absolute().parent.name, partial(_bytes, inner))
-    elif path.suffix.lower() == ".zip":
-        yield from _zipped(source, path, stack)
+        yield from _inside(path, path.as_posix(), path.absolute().parts[-1:], stack, left_out)
+    elif is_archive(_head(path)) or path.suffix.lower() == ".zip":
+        yield from _inside(path, source, (), stack, left_out)
     else:
-        yield Photo(path.as_posix(), path.absolute().parent.name, lambda: _bytes(path))
+        yield Photo(path.as_posix(), path.absolute().parts[-2:-1], lambda: _bytes(path))
 
 
-def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); fix the permissions or remove it") from error
+def _inside(
+    source: Path | IO[bytes], name: str, above: tuple[str, ...], stack: ExitStack, left_out: list[LeftOut]
+) -> Iterator[Photo]:
+    """The photographs of a folder, which lies in the folders `above`, or of an archive."""
+    bound = Bound(MAX_UNPACKED, f"more than {MAX_UNPACKED / 1e9:g} GB; {UNPACK}")
+    members = open_members(source, name, bound, stack)
+    left_out += members.left_out
+    for member in members.selected:
+        folders = (*above, *PurePosixPath(member.name).parts[:-1])
+        yield Photo(member.name if name == "." else f"{name}/{member.name}", folders, partial(_read_member, member))
 
 
-def _zipped(source: str, file: Path | io.BytesIO, stack: ExitStack) -> Iterator[Photo]:
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; none if it cannot be read, which is reported when it is decoded."""
     try:
-        archive = stack.enter_context(zipfile.ZipFile(file))
-    except ZIP_ERRORS as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{source}: not a valid zip ({reason}); download it again") from error
-    for info in archive.infolist():
-        if not info.is_dir() and is_image(info.filename):
-            if archive.getinfo(info.filename) is not info:
-                raise UserError(f"{source}: member {info.filename} occurs twice; create the archive again")
-            yield Photo(
-                f"{source}/{info.filename}",
-                PurePosixPath(info.filename).parent.name,
-                partial(_read, info.file_size, partial(archive.read, info)),
-            )
+        with path.open("rb") as stream:
+            return stream.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _read_member(member: Member) -> bytes:
+    return _read(member.n_bytes, member.read)
 
 
 def _bytes(file: Path) -> bytes:

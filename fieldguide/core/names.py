@@ -1,9 +1,10 @@
 """Names that all packages share: splits, readable class names, dotted names of nested values."""
 
 import string
-from typing import Any
+from typing import Any, Literal
 
 SPLITS = ("train", "valid", "test")
+ClassFrom = Literal["last", "path", "first"]  # which of nested folders are the class
 
 
 def common_name(name: str) -> str:

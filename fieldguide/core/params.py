@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.machine import n_cores
+from fieldguide.core.names import ClassFrom
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -68,6 +69,7 @@ class Columns(Section):
 class Data(Section):
     dataset: Literal["sample", "butterflies", "flowers", "folder", "tfrecords"]
     path: str
+    class_from: ClassFrom
     version: Text
     resolution: Literal[192, 224, 331, 512]
     features: Features

@@ -6,6 +6,8 @@ from pathlib import Path
 RAW = Path("data/raw")
 RECEIPT = RAW / "receipt.json"
 IMAGES_ZIP = RAW / "images.zip"
+LABELS = RAW / "labels.csv"
+LEFT_OUT = RAW / "left_out.csv"
 MANIFEST = Path("data/manifest.csv")
 
 CHECKPOINT = Path("models/model.safetensors")

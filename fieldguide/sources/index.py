@@ -1,26 +1,57 @@
 """Raw data of any format to a table with one row per image; later code does not depend on the format."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from fieldguide.core.artifacts import Receipt
 from fieldguide.core.errors import UserError
+from fieldguide.core.manifest import named_tuples, write_table
+from fieldguide.core.paths import LABELS, LEFT_OUT
 from fieldguide.sources.archive import stored_members
 from fieldguide.sources.catalog import CATALOG
-from fieldguide.sources.layout import class_alone, class_key, class_name, shard_split, split_and_class
+from fieldguide.sources.layout import class_key, class_name, is_shard, shard_split
+from fieldguide.sources.members import LeftOut, printable
 from fieldguide.sources.tfrecord import read_shard
 
 INDEX_COLUMNS = ["split", "label", "class_name", "id", "file", "offset", "length"]
+LABEL_COLUMNS = ["id", "split", "class_name"]
+
+
+def write_labels(rows: Iterable[Sequence[str]]) -> None:
+    """Writes id, split ("" if not yet drawn) and class of each image in images.zip."""
+    write_table(pd.DataFrame(rows, columns=LABEL_COLUMNS), LABELS)
+
+
+def write_left_out(files: Iterable[LeftOut]) -> None:
+    """Writes name, kind and remedy of each file that is not used."""
+    rows = [(printable(file.name), file.kind.name, "; ".join(filter(None, (file.reason, file.remedy)))) for file in files]
+    write_table(pd.DataFrame(sorted(rows), columns=["file", "kind", "remedy"]), LEFT_OUT)
+
+
+def read_left_out(raw: Path) -> pd.DataFrame:
+    """The table of `write_left_out`, without rows if nothing was left out."""
+    source = raw / LEFT_OUT.name
+    return (
+        pd.read_csv(source, dtype=str, keep_default_na=False)
+        if source.exists()
+        else pd.DataFrame(columns=["file", "kind", "remedy"])
+    )
 
 
 def index_folders(images_zip: Path) -> pd.DataFrame:
-    """One row per image in images.zip: split ("" if not yet drawn), class, position of its bytes."""
-    rows = []
-    for name, offset, length in stored_members(images_zip):
-        place = split_and_class(name) or class_alone(name)
-        assert place is not None, name  # `download` ignores other files
-        rows.append((place[0], None, place[1], name, images_zip.name, offset, length))
+    """One row per image in images.zip: split ("" if not yet drawn), class ("" if unlabelled), position of its bytes."""
+    source = images_zip.with_name(LABELS.name)
+    try:
+        labels = pd.read_csv(source, dtype=str, keep_default_na=False, na_filter=False)
+        places = {row.id: (row.split, row.class_name) for row in named_tuples(labels)}
+        rows = [
+            (places[name][0], None, places[name][1], name, images_zip.name, offset, length)
+            for name, offset, length in stored_members(images_zip)
+        ]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{source}: missing or not of {images_zip}; recreate it with: dvc repro -f download") from error
     return pd.DataFrame(rows, columns=INDEX_COLUMNS)
 
 
@@ -32,7 +63,7 @@ def index_shards(receipt: Receipt, raw: Path) -> pd.DataFrame:
     names = CATALOG[receipt.dataset].class_names
     features = {f"{kind}_feature": name for kind, name in receipt.features}
     rows = []
-    for file in receipt.files:
+    for file in filter(is_shard, receipt.files):
         split = shard_split(file)
         for record in read_shard(raw / file, **features):
             where = f"{raw / file}: record {record.index}, image at byte {record.offset}"

@@ -13,26 +13,30 @@ from tqdm import tqdm
 from fieldguide.core.artifacts import RawFile, Receipt
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import check_free_space, file_hash, read_json, write_bytes
+from fieldguide.core.formats import JPEG, counted
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import Data, Runtime
-from fieldguide.core.paths import IMAGES_ZIP, RAW, RECEIPT, download_cache, project_root
+from fieldguide.core.paths import IMAGES_ZIP, LABELS, LEFT_OUT, RAW, RECEIPT, download_cache, project_root
 from fieldguide.sources import kaggle, sample
-from fieldguide.sources.archive import Archive, open_archive, pack
+from fieldguide.sources.archive import Archive, open_archive, pack, stored_members
 from fieldguide.sources.catalog import CATALOG, matching_release
+from fieldguide.sources.index import write_labels, write_left_out
 from fieldguide.sources.layout import (
-    check_class_folders,
     check_classes,
+    check_empty_folders,
     check_splits,
-    class_alone,
-    is_hidden,
-    is_image,
+    class_names,
     is_shard,
+    is_system,
+    read_layout,
     resolution_of,
     shard_split,
-    split_and_class,
 )
+from fieldguide.sources.members import LeftOut
 from fieldguide.sources.tfrecord import count_in_name
 
+MOVE = "move it into a class folder"
+TABLES = frozenset({".csv", ".tsv", ".txt", ".xlsx", ".xls", ".json", ".parquet", ".ods"})
 IN_PROGRESS = RAW / ".begun"  # exists while the stage writes: all files beside it belong to the stage
 
 
@@ -40,8 +44,8 @@ class RawData(NamedTuple):
     """The files written to data/raw."""
 
     paths: list[Path]
-    ignored: dict[str, int]  # files of the source, by the reason
     counts: Counter[str]  # images by split
+    left_out: list[LeftOut]
 
 
 def bring_raw_data(data: Data, runtime: Runtime) -> Receipt:
@@ -63,14 +67,14 @@ def bring_raw_data(data: Data, runtime: Runtime) -> Receipt:
 def refuse_foreign_files() -> None:
     """Raises `UserError` for files in data/raw that this stage did not write, because it replaces the folder.
 
-    Ignores hidden files (`.DS_Store`).
+    Ignores what systems leave behind (`.DS_Store`).
     """
     if IN_PROGRESS.exists():
         return
     own = {RECEIPT}
     with suppress(UserError):  # missing or damaged; not read as a `Receipt`, to accept other versions
         own |= {RAW / name for name in read_json(RECEIPT).get("files", {})}
-    files = (path for path in RAW.rglob("*") if not path.is_dir() and not is_hidden(PurePosixPath(path.relative_to(RAW))))
+    files = (path for path in RAW.rglob("*") if not path.is_dir() and not is_system(path.relative_to(RAW).as_posix()))
     foreign = sorted(set(files) - own)
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if foreign[1:] else ""
@@ -107,11 +111,25 @@ def download(data: Data, runtime: Runtime) -> Receipt:
         return make_receipt(data, "fieldguide/sources/sample.py", "", pack_sample(data, runtime))
     origin = locate(data)
     folders = CATALOG[data.dataset].layout == "folders"
-    keep = is_image if folders else partial(_is_wanted_shard, data, origin.files)
-    with open_archive(origin.path, int(data.max_gigabytes * 1e9), keep) as archive:
+    keep = None if folders else partial(_is_wanted_shard, data, origin.files)
+    with open_archive(origin.path, int(data.max_gigabytes * 1e9), keep, RAW) as archive:
         check_free_space(RAW, archive.n_bytes)
         raw = (pack_folders if folders else copy_shards)(archive, data)
-    return make_receipt(data, origin.source, origin.version, raw)
+        if raw.left_out:
+            write_left_out(raw.left_out)
+            raw.paths.append(LEFT_OUT)
+        if left_out := left_out_in_words(raw.left_out, archive.n_system):
+            print(f"left out: {left_out}; see {LEFT_OUT}" if raw.left_out else f"left out: {left_out}")
+    return make_receipt(data, origin.source, origin.version, raw, archive.n_system)
+
+
+def left_out_in_words(left_out: list[LeftOut], n_system: int) -> str:
+    """`40 HEIC (install fieldguide[heic]), 2 videos, 1 outside class folders, 3 hidden or system files`."""
+    reasons = Counter(file.reason for file in left_out if file.reason)
+    parts = [counted(file.kind for file in left_out if not file.reason)]
+    parts += [f"{n} {reason}" for reason, n in sorted(reasons.items())]
+    parts += [f"{n_system} hidden or system {'file' if n_system == 1 else 'files'}"] if n_system else []
+    return ", ".join(filter(None, parts))
 
 
 def locate(data: Data) -> kaggle.Download:
@@ -143,24 +161,37 @@ def _is_wanted_shard(data: Data, files: frozenset[str], name: str) -> bool:
 
 
 def pack_folders(archive: Archive, data: Data) -> RawData:
-    """Writes the photographs of class folders as one zip; the split check draws splits that the data do not have."""
+    """Writes the photographs of class folders as one zip, and their labels; the split check draws splits that are missing."""
+    layout = read_layout(archive.names, archive.folders, archive.where)
+    present = {place.split for place in layout.places.values()}
     own = data.dataset == "folder"
-    split = any(split_and_class(name) for name in archive.names)
-    place = split_and_class if split or not own else class_alone
-    places = {name: split_class for name in archive.names if (split_class := place(name))}
-    needed = SPLITS if not own else ("train",) if split else ("",)  # "" stands for class folders without splits
-    check_splits({split for split, _ in places.values()}, needed, archive.where)
-    check_classes(places.values(), archive.where)
-    check_class_folders(places, archive.folders, archive.where, depth=2 if split else 1)
-    if all(len(PurePosixPath(name).parts) > (3 if split else 2) for name in places):
-        print(
-            f"all images are in subfolders of their class folders, for example {next(iter(places))}; if the subfolders are the"
-            " classes, set data.path to their parent"
-        )
-    pack_images(((name, archive.read(name)) for name in places), len(places))
-    counts = Counter(split_name or "not yet split" for split_name, _ in places.values())
-    ignored = {"outside_classes": len(archive.names) - len(places), "other_files": archive.n_ignored}
-    return RawData([IMAGES_ZIP], ignored, counts)
+    needed = SPLITS if not own else ("train",) if layout.has_splits else ("",)  # "" stands for class folders without splits
+    check_splits(present, needed, archive.where + beside_a_table(archive))
+    classes = class_names(layout, data.class_from, archive.where)
+    check_classes(classes.values(), archive.where)
+    check_empty_folders(layout, archive.where, counted(file.kind for file in archive.left_out if file.kind.is_left_out))
+    for name in archive.garbled & set(classes):
+        if not classes[name].isascii():
+            raise UserError(
+                f"{archive.where}: the class name {classes[name]!r} is garbled: the zip's names are not in UTF-8; pack the"
+                " folder again (7-Zip, macOS and zip write UTF-8), or unpack it where it was made and use the folder"
+            )
+    depth = max(len(place.folders) for place in layout.places.values())
+    if depth > 1:
+        name = next(name for name, place in layout.places.items() if len(place.folders) == depth)
+        print(f"class of {name}: {classes[name]} (data.class_from: {data.class_from}; last, path or first)")
+    ids = {name: PurePosixPath(name).relative_to(PurePosixPath(*layout.root)).as_posix() for name in layout.places}
+    pack_images(((ids[name], archive.read(name)) for name in layout.places), len(layout.places))
+    write_labels((ids[name], place.split, classes[name]) for name, place in layout.places.items())
+    counts = Counter(place.split or "not yet split" for place in layout.places.values())
+    outside = [LeftOut(name, JPEG, MOVE, reason) for name, reason in layout.outside.items()]
+    return RawData([IMAGES_ZIP, LABELS], counts, [*archive.left_out, *outside])
+
+
+def beside_a_table(archive: Archive) -> str:
+    """A note on a table that may have the labels, to be put behind the source's name in a message."""
+    tables = [file.name for file in archive.left_out if PurePosixPath(file.name).suffix.lower() in TABLES]
+    return f" ({tables[0]} lies beside the images: if it has the labels, set data.table)" if tables else ""
 
 
 def copy_shards(archive: Archive, data: Data) -> RawData:
@@ -179,7 +210,7 @@ def copy_shards(archive: Archive, data: Data) -> RawData:
     counts: Counter[str] = Counter()
     for name, split in splits.items():
         counts[str(split)] += count_in_name(Path(name).name) or 0
-    return RawData([RAW / name for name in archive.names], {"other_files": archive.n_ignored}, counts)
+    return RawData([RAW / name for name in archive.names], counts, list(archive.left_out))
 
 
 def pack_sample(data: Data, runtime: Runtime) -> RawData:
@@ -188,12 +219,15 @@ def pack_sample(data: Data, runtime: Runtime) -> RawData:
     counts = Counter({split: size.species * getattr(size, f"{split}_images") for split in SPLITS})
     settings = size.model_dump(exclude={"species"})
     pack_images(sample.photographs(n_species=size.species, workers=runtime.n_workers, **settings), counts.total())
-    return RawData([IMAGES_ZIP], {}, counts)
+    write_labels((name, *name.split("/")[:2]) for name, _, _ in stored_members(IMAGES_ZIP))
+    return RawData([IMAGES_ZIP, LABELS], counts, [])
 
 
-def make_receipt(data: Data, source: str, version: str, raw: RawData) -> Receipt:
+def make_receipt(data: Data, source: str, version: str, raw: RawData, n_system: int = 0) -> Receipt:
     """The receipt of the files under data/raw."""
     dataset, counts = CATALOG[data.dataset], raw.counts
+    ignored = Counter(file.reason or file.kind.name for file in raw.left_out)
+    ignored["hidden or system file"] += n_system
     return Receipt(
         dataset=data.dataset,
         title=dataset.title,
@@ -205,7 +239,7 @@ def make_receipt(data: Data, source: str, version: str, raw: RawData) -> Receipt
         version=version,
         release=matching_release(dataset, counts["train"], counts["valid"], counts["test"]),
         images=dict(sorted(counts.items())),
-        ignored=raw.ignored,
+        ignored={reason: n for reason, n in sorted(ignored.items()) if n},
         files={
             path.relative_to(RAW).as_posix(): RawFile(bytes=path.stat().st_size, sha256=file_hash(path)) for path in raw.paths
         },
