@@ -9,8 +9,8 @@ import pandas as pd
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import Columns
-from fieldguide.sources.layout import SPLIT_NAMES
-from fieldguide.sources.photo_names import UNLABELLED, UNLABELLED_NAMES, Finder, find_files
+from fieldguide.sources.layout import UNKNOWN, is_split, is_unlabelled, split_in
+from fieldguide.sources.photo_names import UNLABELLED_SPLIT, Finder, find_files
 from fieldguide.sources.table import Table
 
 NO_COLUMN = "none"  # in data.columns: do not use a column although its name is usual
@@ -161,8 +161,9 @@ def refuse_numbers(table: Table, place: int) -> None:
 
 
 def split_word(text: str) -> str:
-    word = re.sub(r"[ _-]?(?:ing)?[ _-]?(?:set|data|images?)$", "", text.strip().casefold())
-    return SPLIT_NAMES.get(text.strip().casefold()) or SPLIT_NAMES.get(word) or (UNLABELLED if word in UNLABELLED_NAMES else "")
+    """The split that a field names, in the spellings of folders; "" if it names none."""
+    own = split_in(text) if is_split(text) else None
+    return own[0] if own else UNLABELLED_SPLIT if is_unlabelled(text, UNKNOWN) else ""
 
 
 def _group_column(table: Table, wanted: str, taken: Sequence[int]) -> int | None:

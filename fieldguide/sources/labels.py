@@ -6,13 +6,13 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import pandas as pd
 
 from fieldguide.core.errors import UserError
+from fieldguide.core.names import SPLITS
 from fieldguide.core.params import Columns
 from fieldguide.sources.columns import (
     IS_TRAIN,
@@ -25,11 +25,11 @@ from fieldguide.sources.columns import (
     refuse_numbers,
     split_word,
 )
-from fieldguide.sources.layout import SPLIT_NAMES, class_key, class_name
-from fieldguide.sources.photo_names import UNLABELLED, Finder, folder_split
+from fieldguide.sources.index import LABEL_COLUMNS
+from fieldguide.sources.layout import class_key, class_name, split_in
+from fieldguide.sources.photo_names import UNLABELLED_SPLIT, Finder, folder_split
 from fieldguide.sources.table import Table
 
-LABEL_COLUMNS = ["file", "label", "split", "group"]  # of data/raw/labels.csv
 NO_ROW, NO_FILE = "no row in the table", "row without a file"
 TRUE, FALSE = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no", ""})
 CLASS_NAMES = frozenset("name labelname classname species label class".split())  # of the second column of a table of classes
@@ -41,7 +41,7 @@ N_NAMED = 3  # examples in a message
 class Joined:
     """A table's rows joined to photographs."""
 
-    rows: pd.DataFrame  # LABEL_COLUMNS, a row per photograph, by file
+    rows: pd.DataFrame  # LABEL_COLUMNS, a row per photograph, by id
     left_out: tuple[tuple[str, str], ...]  # (photograph or file in the table, reason)
     n_repeated: int  # rows that repeat another one
     notes: tuple[str, ...]
@@ -85,16 +85,19 @@ def join_labels(
         rows[name], origin[name] = row, number
     for name in names:
         if name not in rows:
-            if folder_split(name) in ("test", UNLABELLED):
-                rows[name] = "", UNLABELLED, ""
+            if folder_split(name) in ("test", UNLABELLED_SPLIT):
+                rows[name] = "", UNLABELLED_SPLIT, ""
             else:
                 left_out.append((name, NO_ROW))
-    frame = pd.DataFrame([(name, *rows[name]) for name in sorted(rows)], columns=LABEL_COLUMNS, dtype="str")
+    frame = pd.DataFrame(
+        [(name, *rows[name]) for name in sorted(rows)], columns=["id", "class_name", "split", "group"], dtype="str"
+    )
     if chosen.split is None:
         frame["split"] = _splits_of_folders(table, frame)
-    frame.loc[frame["label"].eq(""), "split"] = UNLABELLED
+    frame.loc[frame["class_name"].eq(""), "split"] = UNLABELLED_SPLIT
+    frame.loc[frame["split"].eq(UNLABELLED_SPLIT), "class_name"] = ""
     _check_classes(table, frame, chosen)
-    return Joined(frame, tuple(left_out), n_repeated, (*table.notes, *notes, _used_columns(table, chosen)))
+    return Joined(frame[LABEL_COLUMNS], tuple(left_out), n_repeated, (*table.notes, *notes, _used_columns(table, chosen)))
 
 
 def _used_columns(table: Table, chosen: Chosen) -> str:
@@ -130,8 +133,8 @@ def _one_file(table: Table, number: int, text: str, found: Sequence[str], split:
 
 def _table_split(where: str) -> str:
     """`train` for `train.csv` and `train_labels.csv`."""
-    word = re.match(r"[a-z]*", PurePosixPath(where.replace("\\", "/")).name.casefold())
-    return SPLIT_NAMES.get(word[0], "") if word else ""
+    own = split_in(re.split(r"[/\\ ]", where)[-1].partition(".")[0])
+    return own[0] if own else ""
 
 
 def _check_repeated(
@@ -169,16 +172,17 @@ def _labels(table: Table, chosen: Chosen) -> list[str]:
 def _refuse_several_labels(table: Table, labels: Sequence[str]) -> None:
     """Raises `UserError` for a row with several labels, where it is certain: a list, or labels of other rows."""
     known = set(labels)
-    for place, label in enumerate(labels):
+    for label in dict.fromkeys(labels):
         parts = _listed(label)
         for separator in SEPARATORS:
             pieces = [piece.strip() for piece in label.split(separator)]
             if not parts and len(pieces) > 1 and all(piece in known for piece in pieces):
                 parts = pieces
         if len(parts) > 1:
+            number = table.rows.index[labels.index(label)]
             raise UserError(
-                f"{table.where}: row {table.rows.index[place]}: {label[:60]!r} contains {len(parts)} labels, but a photograph"
-                " has one label here; keep one of them"
+                f"{table.where}: row {number}: {label[:60]!r} contains {len(parts)} labels, but a photograph has one label"
+                " here; keep one of them"
             )
 
 
@@ -241,34 +245,26 @@ def _splits(table: Table, place: int | None) -> list[str]:
 
 def _splits_of_folders(table: Table, frame: pd.DataFrame) -> list[str]:
     """The splits by folders; "" if there are none. Raises `UserError` if only a part of the labelled photographs has one."""
-    splits = frame["file"].map(folder_split)
-    labelled = frame["label"].ne("")
-    with_split = splits[labelled].ne("") & splits[labelled].ne(UNLABELLED)
-    if with_split.any() and not with_split.all():
-        outside = frame.loc[with_split.index[~with_split][0], "file"]
-        inside = frame.loc[with_split.index[with_split][0], "file"]
+    splits = frame["id"].map(folder_split)
+    labelled = frame["class_name"].ne("")
+    present = set(splits[labelled])
+    if present <= {"test"} or present <= {"valid"}:
+        return ["" if known else UNLABELLED_SPLIT for known in labelled]  # a name that is no split: all are in one folder
+    if present & {"", UNLABELLED_SPLIT} and present & set(SPLITS):
+        inside = frame.loc[labelled & splits.isin(SPLITS), "id"].iloc[0]
+        outside = frame.loc[labelled & ~splits.isin(SPLITS), "id"].iloc[0]
         raise UserError(
             f"{table.where}: {inside} is in the folder of a split, {outside} is not; move it, or add a column split"
         )
-    return splits.where(labelled, UNLABELLED).tolist()
+    return splits.where(splits.isin(SPLITS), "").where(labelled, UNLABELLED_SPLIT).tolist()
 
 
 def _check_classes(table: Table, frame: pd.DataFrame, chosen: Chosen) -> None:
     """Raises `UserError` for fewer than two classes, and for a split column without train."""
-    labelled = frame[frame["label"].ne("")]
-    keys = sorted(labelled["label"].map(class_key).unique())
+    labelled = frame[frame["class_name"].ne("")]
+    keys = sorted(labelled["class_name"].map(class_key).unique())
     if len(keys) < 2:
         raise key_message(table, "label", f"only one class ({', '.join(keys)})" if keys else "no photograph has a label")
     if set(labelled["split"]) - {""} and "train" not in set(labelled["split"]):
         present = ", ".join(sorted(set(labelled["split"])))
         raise UserError(f"{table.where}: no labelled photograph is in train (only {present}); correct the split column")
-
-
-def by_reason(left_out: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """A line for each reason, with its number and the first names."""
-    names: dict[str, list[str]] = {}
-    for name, reason in left_out:
-        names.setdefault(reason, []).append(name)
-    for reason, all_names in sorted(names.items()):
-        more = ", ..." if all_names[N_NAMED:] else ""
-        yield f"{len(all_names)} x {reason}: {', '.join(all_names[:N_NAMED])}{more}"

@@ -1,29 +1,26 @@
 """Photographs by the names that people write into tables: ids, base names, paths of other machines, other spellings."""
 
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from fieldguide.core.formats import IMAGE_SUFFIXES
-from fieldguide.sources.layout import SPLIT_NAMES
+from fieldguide.sources.layout import is_split, is_unlabelled, split_in, wrapper_of
 
-PHOTOS = "images?|imgs?|photos?|pictures?"
-FOLDER_SPLIT = re.compile(rf"([a-z]+)(?:[ _-]?(?:{PHOTOS}|set|data))?|(?:{PHOTOS})[ _-]([a-z]+)")  # test, test_images
-UNLABELLED = "unlabelled"
-UNLABELLED_NAMES = frozenset({"unlabelled", "unlabeled", "unknown", "predict", "inference"})
+UNLABELLED_SPLIT = "unlabelled"
+
+
+@cache
+def _split_of_folder(folder: str) -> str:
+    own = split_in(folder) if is_split(folder) else None
+    return own[0] if own else UNLABELLED_SPLIT if is_unlabelled(folder) else ""
 
 
 def folder_split(name: str) -> str:
     """The split in the folders of a photograph: `test` for `test_images/1.jpg`, `unlabelled`, or ""."""
-    for part in PurePosixPath(name).parts[:-1]:
-        match = FOLDER_SPLIT.fullmatch(part.casefold())
-        word = (match[1] or match[2]) if match else ""
-        if word in SPLIT_NAMES or word in UNLABELLED_NAMES:
-            return SPLIT_NAMES.get(word, UNLABELLED)
-    return ""
+    return next(filter(None, map(_split_of_folder, PurePosixPath(name).parts[:-1])), "")
 
 
 def _clean(path: str) -> str:
@@ -38,7 +35,7 @@ def _stem(path: str) -> str:
 
 
 class Index(NamedTuple):
-    """Photographs by their whole path and by every trailing part of it."""
+    """Photographs by their whole path, with and without the folders that all share, and by every trailing part of it."""
 
     whole: dict[str, list[str]]
     trailing: dict[str, list[str]]
@@ -53,6 +50,8 @@ class Finder:
         inside = {name: path for name, path in own.items() if path.startswith(prefix)}
         self.paths = inside if folder and inside else own
         self.folder = _clean(folder)
+        loose = any("/" not in path for path in self.paths.values())
+        self.n_shared = 0 if loose else len(wrapper_of(self.paths.values()).parts)
 
     @cached_property
     def _exact(self) -> Index:
@@ -70,13 +69,14 @@ class Finder:
     def _any_case_without_suffix(self) -> Index:
         return self._index({name: _stem(path).casefold() for name, path in self.paths.items()})
 
-    @staticmethod
-    def _index(paths: Mapping[str, str]) -> Index:
+    def _index(self, paths: Mapping[str, str]) -> Index:
         whole: dict[str, list[str]] = {}
         trailing: dict[str, list[str]] = {}
         for name, path in paths.items():
             whole.setdefault(path, []).append(name)
             parts = path.split("/")
+            if self.n_shared:
+                whole.setdefault("/".join(parts[self.n_shared :]), []).append(name)
             for start in range(len(parts)):
                 trailing.setdefault("/".join(parts[start:]), []).append(name)
         return Index(whole, trailing)

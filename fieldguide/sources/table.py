@@ -15,7 +15,6 @@ import pandas as pd
 
 from fieldguide.core.errors import UserError
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 DELIMITERS = (",", ";", "\t", "|")
 MAX_BYTES = 1 << 30  # of a table
 SNIFFED = 1 << 16  # characters from which the delimiter is recognised
@@ -36,11 +35,6 @@ class Table:
         """The names of the columns for a message."""
         names = [name or "(no name)" for name in self.columns[:20]]
         return ", ".join(names) + (f" and {len(self.columns) - 20} more" if self.columns[20:] else "")
-
-
-def is_table(name: str) -> bool:
-    """Whether a file has the name of a table."""
-    return name.casefold().endswith(SUFFIXES)
 
 
 def read_table(content: bytes, where: str) -> Table:

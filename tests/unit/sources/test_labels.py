@@ -7,7 +7,7 @@ import pytest
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import Columns
-from fieldguide.sources.labels import NO_FILE, NO_ROW, Joined, by_reason, join_labels, names_of_numbers
+from fieldguide.sources.labels import NO_FILE, NO_ROW, Joined, join_labels, names_of_numbers
 from fieldguide.sources.photo_names import Finder, find_files, folder_split
 from fieldguide.sources.table import Table, read_table
 
@@ -27,11 +27,11 @@ def join(*lines: str, names: list[str] = PHOTOS, folder: str = "", where: str = 
 
 
 def rows(joined: Joined) -> list[list[str]]:
-    return joined.rows.to_numpy().tolist()
+    return joined.rows[["id", "class_name", "split", "group"]].to_numpy().tolist()
 
 
 def labels(joined: Joined) -> dict[str, str]:
-    return dict(joined.rows[["file", "label"]].to_numpy().tolist())
+    return dict(joined.rows[["id", "class_name"]].to_numpy().tolist())
 
 
 # --- photographs ---
@@ -74,9 +74,10 @@ def test_paths_are_relative_to_the_table_and_stay_below_it() -> None:
 
 
 def test_folders_that_all_rows_share_are_left_off_if_nothing_fits() -> None:
-    finder = Finder(["pictures/a.jpg", "pictures/b.jpg"])
-    assert find_files(["old/x/a.jpg", "old/x/c.jpg"], finder) == [["pictures/a.jpg"], []]
-    assert find_files(["old/x/a.jpg", "pictures/b.jpg"], finder) == [[], ["pictures/b.jpg"]]
+    finder = Finder(["p/a.jpg", "q/b.jpg"])
+    assert find_files(["old/x/a.jpg", "old/x/c.jpg"], finder) == [["p/a.jpg"], []]
+    assert find_files(["old/x/a.jpg", "q/b.jpg"], finder) == [[], ["q/b.jpg"]]
+    assert find_files(["old/x/a.jpg", "c.jpg"], Finder(["deep/p/a.jpg", "deep/p/b.jpg"])) == [["deep/p/a.jpg"], []]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,6 @@ def test_rows_without_a_file_and_photographs_without_a_row_are_named() -> None:
     joined = join("id,label", "a,oak", "b,ash", "z,elm", ",oak")
     assert joined.left_out == (("z", NO_FILE), ("row 5", NO_FILE), ("c.jpg", NO_ROW), ("d.jpg", NO_ROW))
     assert labels(joined) == {"a.jpg": "oak", "b.jpg": "ash"}  # elm is no class
-    assert list(by_reason(joined.left_out)) == ["2 x no row in the table: c.jpg, d.jpg", "2 x row without a file: z, row 5"]
     assert joined.counts() == {NO_FILE: 2, NO_ROW: 2}
 
 
@@ -313,7 +313,7 @@ def test_two_hundred_damaged_tables_are_read_in_full_or_refused_in_one_line() ->
         n_read += 1
         counts = joined.counts()
         assert len(read.rows) == len(joined.rows) + joined.n_repeated + counts[NO_FILE], seed
-        assert set(joined.rows["file"]) | {name for name, reason in joined.left_out if reason == NO_ROW} == set(names), seed
+        assert set(joined.rows["id"]) | {name for name, reason in joined.left_out if reason == NO_ROW} == set(names), seed
         assert len(joined.rows) + counts[NO_ROW] == len(names), seed
         text = content.decode("utf-8", "replace")
         if not content.startswith((b"\xff\xfe", b"\xef\xbb\xbf")) and "\0" not in text and '"o' not in text:

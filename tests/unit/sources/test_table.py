@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from fieldguide.core.errors import UserError
-from fieldguide.sources.table import Table, is_table, read_table
+from fieldguide.sources.layout import is_table
+from fieldguide.sources.table import Table, read_table
 
 PLAIN = "file,label\n007,NA\n1e5,Eiche\n"
 
