@@ -49,7 +49,7 @@ class Source:
 
 
 def named_table(source: Source, data: Data, project: Path) -> Fit:
-    """The table `data.table`: a file of the source, or else of the disk; raises `UserError` if it is missing or does not fit."""
+    """The table `data.table`: a file of the source, or of the disk; raises `UserError` if it is missing or does not fit."""
     wanted = data.table.replace("\\", "/").removeprefix("./")
     ends = [name for name in source.tables if name == wanted or name.endswith(f"/{wanted}")]
     exact = [name for name in ends if name == wanted] or ends

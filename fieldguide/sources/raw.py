@@ -40,6 +40,7 @@ from fieldguide.sources.layout import (
     class_names,
     is_shard,
     is_system,
+    is_table,
     read_layout,
     resolution_of,
     shard_split,
@@ -49,7 +50,7 @@ from fieldguide.sources.members import LeftOut
 from fieldguide.sources.tfrecord import count_in_name
 
 MOVE = "move it into a class folder"
-TABLES = frozenset({".csv", ".tsv", ".txt", ".xlsx", ".xls", ".json", ".parquet", ".ods"})
+TABLES = frozenset({".csv", ".tsv", ".gz", ".xlsx", ".xls", ".json", ".parquet", ".ods"})
 KINDS = {NO_ROW: Kind("photograph"), NO_FILE: Kind("row")}
 REMEDIES = {NO_ROW: "add a row, or remove the photograph", NO_FILE: "add the photograph, or remove the row"}
 IN_PROGRESS = RAW / ".begun"  # exists while the stage writes: all files beside it belong to the stage
@@ -206,7 +207,9 @@ def _tables_that_do_not_fit(archive: Archive, candidates: Candidates) -> str:
     if candidates.problems:
         return "; a table of labels does not fit either: " + next(iter(candidates.problems.values()))
     tables = [file.name for file in archive.left_out if PurePosixPath(file.name).suffix.lower() in TABLES]
-    return f"; if {tables[0]} has the labels, save it as CSV and set data.table" if tables else ""
+    if not tables:
+        return ""
+    return f"; if {tables[0]} has the labels, {'' if is_table(tables[0]) else 'save it as CSV and '}set data.table"
 
 
 def pack_labelled(archive: Archive, fit: Fit) -> RawData:
