@@ -46,19 +46,20 @@ def open_archive(
     nothing is selected.
     """
     bound = Bound(max_bytes, f"more than data.max_gigabytes ({max_bytes / 1e9:g}); increase it", scratch)
+    where = f"data.path: {path}"
     with ExitStack() as stack:
-        members = open_members(path, str(path), bound, stack, keep)
+        members = open_members(path, where, bound, stack, keep)
         if not members.selected:
             kinds = counted(file.kind for file in members.left_out)
             found = f"contains {kinds}, but no" if kinds else "contains no"
             if keep is None:
-                raise UserError(f"{path}: {found} photograph that is read ({READABLE}); change data.path")
-            raise UserError(f"{path}: {found} TFRecord shard, or none of data.resolution; change data.path or data.resolution")
+                raise UserError(f"{where}: {found} photograph that is read ({READABLE}); use another folder or archive")
+            raise UserError(f"{where}: {found} TFRecord shard, or none of data.resolution; change data.path or data.resolution")
         n_bytes = sum(member.n_bytes for member in members.selected)
-        bound.check(n_bytes, str(path))
+        bound.check(n_bytes, where)
         for member in members.selected:
             if member.fault:
-                raise UserError(f"{path}: member {member.name} {member.fault}")
+                raise UserError(f"{where}: {member.name} {member.fault}")
         by_name = {member.name: member for member in members.selected}
         left_out = list(members.left_out)
         tables = {member.name: member for member in members.tables}
@@ -87,7 +88,7 @@ def _read(member: Member, path: Path) -> bytes:
         if path.is_dir() and isinstance(error, OSError):
             reason = error.strerror or error
             raise UserError(f"{path / member.name}: cannot be read ({reason}); fix the permissions or remove it") from error
-        raise UserError(f"{path}: member {member.name} is damaged ({error}); download the archive again") from error
+        raise UserError(f"data.path: {path}: {member.name} is damaged ({error}); download the archive again") from error
 
 
 def pack(members: Iterable[tuple[str, bytes]], target: Path) -> None:

@@ -148,13 +148,18 @@ def open_members(
     inside are opened if nothing that is wanted lies beside them. Raises `UserError` for a source that cannot be read, for an
     unsafe path in an archive, and for a link without a target or in a loop.
     """
-    if isinstance(source, Path) and source.is_dir():
+    try:
+        is_folder = isinstance(source, Path) and source.is_dir()
+    except OSError as error:  # a name that is too long, or below a closed folder
+        raise UserError(f"{where} cannot be read ({error.strerror}); fix the path or the permissions") from error
+    if isinstance(source, Path) and is_folder:
         listed, folders, n_system = _folder(source)
     else:
         listed, folders, n_system = _archive(source, where, bound, stack)
     members = Members([], [], folders, n_system=n_system)
     _select(listed, where, bound, stack, wanted, members, MAX_NESTED)
     members.selected.sort(key=lambda member: member.name)
+    members.left_out.sort()
     _check_names(members.selected, where)
     return members
 
@@ -214,7 +219,7 @@ def _check_names(members: Iterable[Member], where: str) -> None:
         if not is_writable(member.name):
             raise UserError(f"{where}: the name {member.name!r} has control characters or is not UTF-8; rename it")
         if member.name in seen:
-            raise UserError(f"{where}: member {member.name} occurs twice; create the archive again")
+            raise UserError(f"{where}: {member.name} occurs twice; create the archive again")
         seen.add(member.name)
 
 
@@ -240,7 +245,7 @@ def _folder(root: Path) -> Listed:
     while waiting:
         folder, prefix, left_from = waiting.pop()
         try:
-            entries = list(os.scandir(folder))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)  # folders are taken from the end
         except OSError as error:
             raise UserError(f"{folder}: cannot be read ({error.strerror}); fix the permissions or remove it") from error
         for entry in entries:
@@ -334,7 +339,7 @@ def safe_name(name: str, where: str) -> str:
     parts = posix.rstrip("/").split("/")
     kept = [part for part in parts if part != "."]
     if posix.startswith("/") or ":" in parts[0] or any(part in ("", "..") for part in parts) or (name[-1:] != "/" and not kept):
-        raise UserError(f"{where}: member {name!r} has an unsafe path; create the archive again")
+        raise UserError(f"{where}: {name!r} has an unsafe path; create the archive again")
     return "/".join(kept)
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fieldguide.core.artifacts import RawFile, Receipt
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import check_free_space, file_hash, read_json, write_bytes
-from fieldguide.core.formats import JPEG, Kind, counted
+from fieldguide.core.formats import Kind, counted
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import Data, Runtime
 from fieldguide.core.paths import IMAGES_ZIP, LABELS, LEFT_OUT, RAW, RECEIPT, download_cache, project_root
@@ -49,9 +49,10 @@ from fieldguide.sources.layout import (
 from fieldguide.sources.members import LeftOut
 from fieldguide.sources.tfrecord import count_in_name
 
+PHOTOGRAPH = Kind("photograph", is_photograph=True)  # of any kind, in the wrong place
 MOVE = "move it into a class folder"
 TABLES = frozenset({".csv", ".tsv", ".gz", ".xlsx", ".xls", ".json", ".parquet", ".ods"})
-KINDS = {NO_ROW: Kind("photograph"), NO_FILE: Kind("row")}
+KINDS = {NO_ROW: PHOTOGRAPH, NO_FILE: Kind("row")}
 REMEDIES = {NO_ROW: "add a row, or remove the photograph", NO_FILE: "add the photograph, or remove the row"}
 IN_PROGRESS = RAW / ".begun"  # exists while the stage writes: all files beside it belong to the stage
 
@@ -259,7 +260,7 @@ def pack_folders(archive: Archive, layout: Layout, classes: Mapping[str, str]) -
     pack_images(((ids[name], archive.read(name)) for name in layout.places), len(layout.places))
     write_labels((ids[name], place.split, classes[name]) for name, place in layout.places.items())
     counts = Counter(place.split or "not yet split" for place in layout.places.values())
-    outside = [LeftOut(name, JPEG, MOVE, reason) for name, reason in layout.outside.items()]
+    outside = [LeftOut(name, PHOTOGRAPH, MOVE, reason) for name, reason in layout.outside.items()]
     return RawData([IMAGES_ZIP, LABELS], counts, [*archive.left_out, *outside])
 
 

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import re
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
+from fieldguide.core.formats import READABLE
 from fieldguide.sources.archive import pack
 from support.archives import write_folder, write_zip
 from support.disk import on_a_tiny_disk
@@ -38,6 +41,7 @@ def test_own_photographs_become_one_uncompressed_zip_and_a_receipt(
     make_project: MakeProject, tmp_path: Path, kind: str
 ) -> None:
     strays = {"readme.txt": b"x", "train/A/.DS_Store": b"x", "train/loose.jpg": b"outside", "more/A/1.jpg": b"outside"}
+    strays |= {"train/A/3.CR2": b"II*\0\0\0\0\0CR\2\0", "train/A/4.jxl": b"\xff\x0a"}
     source = tmp_path / "some where" / "my photos"
     source.parent.mkdir()
     if kind == "folder":
@@ -54,14 +58,31 @@ def test_own_photographs_become_one_uncompressed_zip_and_a_receipt(
     pack(sorted(PHOTOS.items()), tmp_path / "reference.zip")
     assert packed == (tmp_path / "reference.zip").read_bytes()  # whatever the source, the same bytes
     receipt = json.loads(raw(project)["receipt.json"])
-    assert receipt["files"] == {"images.zip": {"bytes": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}}
+    written = {name: content for name, content in raw(project).items() if name != "receipt.json"}
+    assert set(written) == {"images.zip", "labels.csv", "left_out.csv"}
+    assert receipt["files"] == {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in written.items()
+    }
     assert receipt["images"] == {"test": 4, "train": 4, "valid": 4}
-    assert receipt["ignored"] == {"outside_classes": 2, "other_files": 2}
+    reasons = {"outside class folders": 1, "outside the splits": 1, "hidden or system file": 1}
+    assert receipt["ignored"] == reasons | {"JPEG XL": 1, "RAW (.CR2)": 1, "text file": 1}
+    wrap = "" if kind == "folder" else "moths/"
+    assert set(raw(project)["left_out.csv"].decode().splitlines()) == {
+        "file,kind,remedy",
+        f"{wrap}train/A/3.CR2,RAW (.CR2),export as JPEG",
+        f"{wrap}readme.txt,text file,",
+        f"{wrap}train/A/4.jxl,JPEG XL,convert to JPEG",
+        f"{wrap}train/loose.jpg,photograph,outside class folders; move it into a class folder",
+        f"{wrap}more/A/1.jpg,photograph,outside the splits; move it into a class folder",
+    }
+    assert sum(receipt["images"].values()) + sum(receipt["ignored"].values()) == len(PHOTOS | strays)
     assert (receipt["dataset"], receipt["layout"], receipt["source"]) == ("folder", "folders", "my photos")
     assert str(tmp_path) not in raw(project)["receipt.json"].decode()  # it would differ between machines
     assert "my photos -> data/raw" in output
-    assert "ignored: 2 outside classes, 2 other files" in output
-    assert set(raw(project)) == {"images.zip", "receipt.json"}
+    assert (
+        "\nleft out: 1 JPEG XL (convert to JPEG), 1 RAW (.CR2; export as JPEG), 1 text file, 1 outside class folders,"
+        " 1 outside the splits, 1 hidden or system file; see data/raw/left_out.csv\n"
+    ) in f"\n{output}"
 
 
 def test_a_relative_path_is_meant_from_the_projects_own_folder(make_project: MakeProject, tmp_path: Path) -> None:
@@ -76,7 +97,7 @@ def test_a_tilde_is_the_users_home(make_project: MakeProject, tmp_path: Path) ->
     write_folder(tmp_path / "home" / "photos", PHOTOS)
     project = make_project(**own_photos("~/photos"))
     succeeded(run_stage(project, "download", HOME=str(tmp_path / "home")))
-    assert set(raw(project)) == {"images.zip", "receipt.json"}
+    assert set(raw(project)) == {"images.zip", "labels.csv", "receipt.json"}
 
 
 @pytest.mark.slow
@@ -117,8 +138,9 @@ def test_shards_are_kept_as_they_are(make_project: MakeProject, tmp_path: Path) 
     write_folder(tmp_path / "shards", shards | {"sample_submission.csv": b"id,label\n"})
     project = make_project(**{"data.dataset": "tfrecords", "data.path": str(tmp_path / "shards")})
     output = succeeded(run_stage(project, "download"))
-    assert {name: content for name, content in raw(project).items() if name != "receipt.json"} == shards
-    assert "ignored: 1 other files" in output
+    assert {name: content for name, content in raw(project).items() if name.endswith(("1.tfrec", "2.tfrec"))} == shards
+    assert "left out: 1 text file; see data/raw/left_out.csv" in output
+    assert raw(project)["left_out.csv"] == b"file,kind,remedy\nsample_submission.csv,text file,\n"
 
 
 @pytest.mark.parametrize("receipt", [None, b"{}", b"damaged"])
@@ -153,7 +175,7 @@ def test_what_a_killed_download_left_is_replaced(make_project: MakeProject) -> N
     project = make_project(**TINY_SAMPLE)
     write_folder(project / "data" / "raw", {".begun": b"", "train/00-1.tfrec": b"half", ".images.zip.x.tmp": b"half"})
     succeeded(run_stage(project, "download"))
-    assert set(raw(project)) == {"images.zip", "receipt.json"}
+    assert set(raw(project)) == {"images.zip", "labels.csv", "receipt.json"}
     assert not (project / "data" / "raw" / "train").exists()
 
 
@@ -161,7 +183,7 @@ def test_a_systems_own_files_in_data_raw_do_not_count(make_project: MakeProject)
     project = make_project(**TINY_SAMPLE)
     write_folder(project / "data" / "raw", {".DS_Store": b"x", "__MACOSX/images.zip": b"x"})
     succeeded(run_stage(project, "download"))
-    assert set(raw(project)) == {"images.zip", "receipt.json"}
+    assert set(raw(project)) == {"images.zip", "labels.csv", "receipt.json"}
 
 
 @pytest.mark.slow
@@ -181,14 +203,79 @@ def test_data_raw_is_no_source_of_its_own(make_project: MakeProject, settings: d
     assert raw(project) == OLD
 
 
-def test_photographs_a_level_deeper_than_class_folders_are_pointed_out(make_project: MakeProject, tmp_path: Path) -> None:
-    """As when a folder of several data sets is given."""
-    names = [f"{data}/{name}/1.jpg" for data in ("mine", "yours") for name in "AB"]
-    project = make_project(**own_photos(write_folder(tmp_path / "all", dict.fromkeys(names, b"x"))))
-    said = "all images are in subfolders of their class folders, for example mine/A/1.jpg; if the subfolders are the classes"
+@pytest.mark.parametrize(
+    ("class_from", "classes"),
+    [("last", {"robur", "rubra"}), ("first", {"Acer", "Quercus"}), ("path", {"Acer rubra", "Quercus robur"})],
+)
+def test_the_class_of_nested_folders_is_told(
+    make_project: MakeProject, tmp_path: Path, class_from: str, classes: set[str]
+) -> None:
+    names = [f"{split}/{name}/{n}.jpg" for split in ("train", "test") for name in ("Acer/rubra", "Quercus/robur") for n in "12"]
+    source = write_folder(tmp_path / "all", dict.fromkeys(names, b"x"))
+    project = make_project(**own_photos(source) | {"data.class_from": class_from})
+    first = {"last": "rubra", "first": "Acer", "path": "Acer rubra"}[class_from]
+    said = f"class of test/Acer/rubra/1.jpg: {first} (data.class_from: {class_from}; last, path or first)"
     assert said in succeeded(run_stage(project, "download"))
-    (tmp_path / "all" / "mine" / "1.jpg").write_bytes(b"x")
-    assert "subfolders" not in succeeded(run_stage(project, "download"))
+    labels = raw(project)["labels.csv"].decode().splitlines()[1:]
+    assert {line.rpartition(",")[2] for line in labels} == classes
+    assert {line.partition(",")[0] for line in labels} == set(names)
+
+
+def test_a_table_beside_the_images_is_pointed_out(make_project: MakeProject, tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "photos", {"1.jpg": b"x", "2.jpg": b"x", "labels.csv": b"image,label\n"})
+    said = (
+        f"{source}: no class folder with images; arrange the photographs as train/<CLASS>/, valid/<CLASS>/, test/<CLASS>/;"
+        f" a table of labels does not fit either: {source}: labels.csv: contains no row below its header;"
+        " use a table with a row for each photograph"
+    )
+    failed_in_one_line(run_stage(make_project(**own_photos(source)), "download"), re.escape(said))
+
+
+def raw_zip(path: Path, names: list[bytes], flag: int = 0) -> Path:
+    """A zip with names as they are, which `zipfile` does not write."""
+    out, central = b"", b""
+    for name in names:
+        head = struct.pack("<5H3I2H", 20, flag, 0, 0, 33, zlib.crc32(b"x"), 1, 1, len(name), 0)
+        central += b"PK\1\2" + struct.pack("<H", 20) + head + struct.pack("<3H2I", 0, 0, 0, 0, len(out)) + name
+        out += b"PK\3\4" + head + name + b"x"
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, len(names), len(names), len(central), len(out), 0)
+    path.write_bytes(out + central + end)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("encoding", "classes"),
+    [
+        ("utf-8", ("Bläuling", "Märzfliege")),
+        ("utf-8", ("蝴蝶", "Бабочка")),
+        ("cp437", ("Bläuling", "Märzfliege")),
+        ("cp437", ("Frêne", "Érable")),
+    ],
+)
+def test_names_of_a_zip_without_the_flag_are_read(
+    make_project: MakeProject, tmp_path: Path, encoding: str, classes: tuple[str, str]
+) -> None:
+    source = raw_zip(tmp_path / "photos.zip", [f"{name}/1.jpg".encode(encoding) for name in classes])
+    project = make_project(**own_photos(source))
+    succeeded(run_stage(project, "download"))
+    labels = raw(project)["labels.csv"].decode().splitlines()[1:]
+    assert {line.rpartition(",")[2] for line in labels} == set(classes)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "names"), [("shift_jis", ("チョウ", "トンボ")), ("cp866", ("Бабочка", "Дуб")), ("gbk", ("蝴蝶", "蜻蜓"))]
+)
+def test_garbled_names_stop_where_they_are_classes(
+    make_project: MakeProject, tmp_path: Path, encoding: str, names: tuple[str, str]
+) -> None:
+    source = raw_zip(tmp_path / "photos.zip", [f"{name}/1.jpg".encode(encoding) for name in names])
+    project = make_project(**own_photos(source))
+    failed_in_one_line(
+        run_stage(project, "download"),
+        rf"{source}: the class name '.+' is garbled: the zip's names are not in UTF-8; pack the folder again .*",
+    )
+    raw_zip(source, [f"{name}/{file}.jpg".encode(encoding) for name in "AB" for file in names])
+    succeeded(run_stage(project, "download"))
 
 
 def without(split: str) -> dict[str, bytes]:
@@ -212,10 +299,10 @@ def text_file(path: Path) -> Path:
 
 
 BAD_SOURCES = {
-    "missing": (lambda path: path, "data.path: SOURCE does not exist; use a zip or a folder"),
+    "missing": (lambda path: path, "data.path: SOURCE does not exist; use a folder or an archive (zip, tar)"),
     "no zip": (
         text_file,
-        "data.path: SOURCE is not a valid zip (File is not a zip file); download it again or use a folder",
+        "data.path: SOURCE is not a valid zip or tar (File is not a zip file); download it again or use a folder",
     ),
     "loose images": (
         lambda path: write_folder(path, {"1.jpg": b"x", "2.jpg": b"x"}),
@@ -225,10 +312,35 @@ BAD_SOURCES = {
         lambda path: write_folder(path, without("train")),
         "SOURCE: no train split; arrange the photographs as train/<CLASS>/, valid/<CLASS>/, test/<CLASS>/",
     ),
+    "one class": (
+        lambda path: write_folder(path, {"oak/1.jpg": b"x", "oak/2.jpg": b"x"}),
+        "SOURCE: only one class: oak; a classifier needs at least two class folders",
+    ),
+    "empty": (
+        lambda path: path.mkdir() or path,
+        "data.path: SOURCE: contains no photograph that is read (" + READABLE + "); use another folder or archive",
+    ),
+    "nested twice": (
+        lambda path: write_folder(path, {f"{name}/summer/1.jpg": b"x" for name in ("oak", "ash")}),
+        "SOURCE: ash/summer and oak/summer would be one class; set data.class_from to path, or to first",
+    ),
+    "mixed depths": (
+        lambda path: write_folder(path, {"oak/1.jpg": b"x", "ash/1.jpg": b"x", "oak/summer/2.jpg": b"x"}),
+        "SOURCE: images lie at different depths (ash/1.jpg, oak/summer/2.jpg), so the last folder may not be the class;"
+        " set data.class_from to first (subfolders belong to their class) or path (they are classes)",
+    ),
+    "7z": (
+        lambda path: path.write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(100)) and path,
+        "data.path: SOURCE is a 7z archive, which is not read; unpack it and use the folder",
+    ),
+    "photograph": (
+        lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(100)) and path,
+        "data.path: SOURCE is a photograph (JPEG); use a folder or an archive (zip, tar)",
+    ),
     "empty class": (empty_class, "SOURCE: class folder train/EMPTY contains no image; add images or remove the folder"),
     "damaged": (
         damaged_zip,
-        "SOURCE: member train/B/2.jpg is damaged (Bad CRC-32 for file 'train/B/2.jpg'); download the archive again",
+        "data.path: SOURCE: train/B/2.jpg is damaged (Bad CRC-32 for file 'train/B/2.jpg'); download the archive again",
     ),
 }
 

@@ -22,6 +22,8 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import SplitCheck, read_params
 from fieldguide.sources.archive import pack
+from fieldguide.sources.index import LABEL_COLUMNS
+from fieldguide.sources.layout import SPLIT_NAMES
 from support import ROOT
 from support.disk import on_a_tiny_disk
 from support.stages import TINY_SAMPLE, MakeProject, failed_in_one_line, run_stage, succeeded
@@ -365,6 +367,11 @@ PHOTOS = {
 def with_raw(project: Path, members: dict[str, bytes], layout: str = "folders") -> Path:
     """What the download stage leaves behind."""
     pack(members.items(), project / "data" / "raw" / "images.zip")
+    places = [(name, *name.split("/")[:2]) for name in members]
+    labels = [
+        (name, "unlabelled", "") if split == "unlabelled" else (name, SPLIT_NAMES[split], own) for name, split, own in places
+    ]
+    pd.DataFrame(labels, columns=LABEL_COLUMNS).to_csv(project / "data" / "raw" / "labels.csv", index=False)
     words = ("title", "home", "licence", "source", "version", "release")
     features = {"image": "image", "label": "class", "id": ""}
     receipt = dict.fromkeys(words, "") | {"dataset": "folder", "layout": layout, "features": features}

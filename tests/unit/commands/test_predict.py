@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from fieldguide.commands.predict import BATCH, SOME_FAILED
 from fieldguide.core.errors import UserError
 from fieldguide.core.images import decode
 from support import ROOT
+from support.archives import write_folder, write_tar, write_zip
 from support.mean_colour import METADATA, NAMES, expected_probabilities, mean_colour_network, save
 
 PX = 16
@@ -87,7 +89,7 @@ def test_a_folder_is_walked_in_order_and_tells_the_truth(folder: Path, capsys: p
     ]
     assert [entry["truth"] for entry in found] == ["BLUE", "BLUE", None, "GREEN", "GREEN", "RED", "RED"]
     assert all(entry["truth"] in (None, entry["answers"][0]["name"]) for entry in found)
-    assert printed.err == "6 of 6 match their folder's name (100.0%)\n"
+    assert printed.err == "6 of 6 match their folder's name (100.0%)\nleft out: 1 text file\n"
 
 
 @pytest.mark.parametrize("n_photos", [1, BATCH, BATCH + 1, 7 * BATCH + 3])
@@ -197,15 +199,19 @@ def test_two_photographs_never_share_an_annotated_file(folder: Path) -> None:
     assert [file.name for file in Path("out").iterdir()] == ["0.png.jpg"]
 
 
-def test_a_folder_that_is_a_link_is_not_passed_over_in_silence(folder: Path) -> None:
+def test_a_folder_that_is_a_link_is_followed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("photos/more").symlink_to(folder / "photos/Red")
-    with pytest.raises(UserError, match=r"^photos/more: is a link to a folder, which is not followed; use the folder"):
+    main(["predict", "photos", "--format", "csv"])
+    assert [row["image"] for row in rows(capsys.readouterr().out)][-2:] == ["photos/more/0.jpg", "photos/more/1.jpg"]
+    Path("photos/more/round").symlink_to(folder / "photos")
+    with pytest.raises(UserError, match=r"^photos/Red/round: is a link to \S+/photos, a folder that contains it; remove"):
         main(["predict", "photos"])
 
 
 def test_hidden_folders_are_not_looked_into(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("photos/.venv").mkdir()
     Path("photos/.venv/lib64").symlink_to(folder / "photos/Red")
+    shutil.copytree("photos/Red", "photos/@eaDir/0.jpg")
     main(["predict", "photos", "--format", "csv"])
     assert len(rows(capsys.readouterr().out)) == 6
 
@@ -215,7 +221,7 @@ def test_a_zip_that_names_two_photographs_alike_is_refused(folder: Path) -> None
     with zipfile.ZipFile("twice.zip", "w") as archive:
         for colour in ("RED", "BLUE"):
             archive.writestr("x/1.jpg", photo(COLOURS[colour]))
-    with pytest.raises(UserError, match=r"^twice.zip: member x/1.jpg occurs twice; create the archive again$"):
+    with pytest.raises(UserError, match=r"^twice.zip: x/1.jpg occurs twice; create the archive again$"):
         main(["predict", "twice.zip"])
 
 
@@ -223,7 +229,7 @@ def test_photographs_told_apart_by_capitals_alone_are_not_annotated_together(fol
     with zipfile.ZipFile("some.zip", "w") as archive:
         for name in ("a.jpg", "A.JPG"):
             archive.writestr(name, photo(COLOURS["RED"]))
-    with pytest.raises(UserError, match=r"some.zip/a.jpg and some.zip/A.JPG would both be"):
+    with pytest.raises(UserError, match=r"some.zip/A.JPG and some.zip/a.jpg would both be"):
         main(["predict", "some.zip", "--annotate", "out"])
 
 
@@ -242,15 +248,110 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over_in_silence(folder: Path
         main(["predict", "photos"])
 
 
-def test_nothing_is_written_outside_the_folder_whatever_an_archive_calls_its_members(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["../../evil.jpg", "a/../../evil.jpg", "/abs/x.png", "C:\\y.jpg"])
+def test_a_member_whose_path_could_leave_its_folder_is_refused(folder: Path, name: str) -> None:
     with zipfile.ZipFile("some.zip", "w") as archive:
-        for name in ("../../evil.jpg", "a/../../evil.jpg", "/abs/x.png", "C:\\y.jpg"):
-            archive.writestr(name, photo(COLOURS["RED"]))
-    main(["predict", "some.zip", "--annotate", "out"])
-    made = [file.relative_to(folder) for file in folder.rglob("*.jpg") if "photos" not in file.parts]
-    assert {file.parts[0] for file in made} == {"out"}
-    assert Path("out/some.zip/abs/x.png.jpg") in made
-    assert not list(folder.parent.glob("evil*"))
+        archive.writestr(name, photo(COLOURS["RED"]))
+    with pytest.raises(UserError, match=r"^some\.zip: .* has an unsafe path; create the archive again$"):
+        main(["predict", "some.zip", "--annotate", "out"])
+    assert not Path("out").exists()
+
+
+def test_nothing_is_written_outside_the_folder_whatever_the_path_of_a_photograph(folder: Path) -> None:
+    Path("below").mkdir()
+    os.chdir("below")
+    main(
+        [
+            "predict",
+            "../photos/Red/0.jpg",
+            str(folder / "photos/Red/1.jpg"),
+            "--annotate",
+            "out",
+            "--model",
+            "../models/model.onnx",
+        ]
+    )
+    made = {file.relative_to(folder / "below/out").as_posix() for file in Path(folder, "below").rglob("*.jpg")}
+    assert made == {"photos/Red/0.jpg", f"{folder.as_posix()[1:]}/photos/Red/1.jpg"}
+
+
+def packed(path: Path, kind: str) -> Path:
+    """The photographs of a folder in an archive of this kind, without a suffix."""
+    files = [(file.relative_to(path).as_posix(), file.read_bytes()) for file in sorted(path.rglob("*")) if file.is_file()]
+    return write_tar(Path("packed"), dict(files), kind[4:]) if kind[:3] == "tar" else write_zip(Path("packed"), dict(files))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar:", "tar:gz", "tar:bz2", "tar:xz"])
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_any_archive_gives_the_same_as_its_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str], make_jpeg: Callable[..., bytes], kind: str, threads: str
+) -> None:
+    for number in range(2 * BATCH):
+        Path(f"photos/Red/more {number}").write_bytes(make_jpeg(number, 20, 24))
+    main(["predict", "photos", "--format", "jsonl"])
+    expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    packed(Path("photos"), kind)
+    main(["predict", "packed", "--format", "jsonl", "--threads", threads])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["image"] for entry in found] == [entry["image"].replace("photos", "packed", 1) for entry in expected]
+    assert [entry["answers"] for entry in found] == [entry["answers"] for entry in expected]
+    assert [entry["truth"] for entry in found] == [entry["truth"] for entry in expected]
+
+
+@pytest.mark.parametrize(
+    ("files", "said", "status"),
+    [
+        ({"notes.txt": b"words"}, "1 text file", 0),
+        (
+            {"a.heic": b"\0\0\0\x18ftypheic", "x/b.CR2": b"II*\0\0\0\0\0CR\2\0"},
+            "1 HEIC (install fieldguide[heic]), 1 RAW (.CR2; export as JPEG)",
+            3,
+        ),
+        (
+            {"a.mp4": b"\0\0\0\x18ftypmp42", "b.mp4": b"\0\0\0\x18ftypmp42", "c.jxl": b"\xff\x0a"},
+            "1 JPEG XL (convert to JPEG), 2 videos",
+            3,
+        ),
+    ],
+)
+def test_what_is_not_read_is_counted_on_the_last_line(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, bytes],
+    said: str,
+    status: int,
+) -> None:
+    monkeypatch.setattr("fieldguide.core.formats.has_heif", lambda: False)
+    write_folder(Path("photos"), files)
+    ended = None
+    try:
+        main(["predict", "photos", "--format", "csv"])
+    except SystemExit as error:
+        ended = error.code
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == f"left out: {said}"
+    assert len(rows(printed.out)) == 6
+    assert (ended or 0) == status
+    with pytest.raises(UserError, match=rf"^only: contains {re.escape(said)}, but no photograph that is read"):
+        main(["predict", str(write_folder(Path("only"), files))])
+
+
+@pytest.mark.parametrize(
+    ("place", "truth"),
+    [
+        ("Genus/RED/x.jpg", "RED"),
+        ("Pieris/red admiral/x.jpg", ""),
+        ("RED/summer/x.jpg", "RED"),
+        ("sky/BLUE/GREEN/x.jpg", "GREEN"),
+    ],
+)
+def test_the_innermost_folder_that_is_named_after_a_class_tells_the_truth(
+    folder: Path, capsys: pytest.CaptureFixture[str], place: str, truth: str
+) -> None:
+    write_folder(Path("nested"), {place: photo(COLOURS["RED"])})
+    main(["predict", "nested", "--format", "csv"])
+    assert rows(capsys.readouterr().out)[0]["truth"] == truth
 
 
 def test_a_heat_map_that_the_network_cannot_give_is_refused(folder: Path) -> None:
@@ -266,8 +367,8 @@ def test_a_heat_map_that_the_network_cannot_give_is_refused(folder: Path) -> Non
             ["predict", "photos", "--model", "no.onnx"],
             "no.onnx: No such file or directory; create it with: dvc repro export_onnx",
         ),
-        (["predict", "models"], "models: contains no image (jpg, png, webp, bmp, gif, tiff)"),
-        (["predict", "photos/broken.zip"], "photos/broken.zip: not a valid zip (File is not a zip file)"),
+        (["predict", "models"], "models: contains 1 other file, but no photograph that is read (JPEG, "),
+        (["predict", "photos/broken.zip"], "photos/broken.zip is not a valid zip or tar (File is not a zip file)"),
     ],
 )
 def test_mistakes_are_one_line(folder: Path, arguments: list[str], message: str) -> None:

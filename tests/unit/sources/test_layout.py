@@ -9,54 +9,46 @@ from pathlib import PurePosixPath
 import pytest
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.names import SPLITS
+from fieldguide.core.formats import claims_photograph
+from fieldguide.core.names import SPLITS, ClassFrom
 from fieldguide.sources.layout import (
     SPLIT_NAMES,
-    check_class_folders,
     check_classes,
+    check_empty_folders,
     check_splits,
-    class_alone,
     class_key,
     class_name,
-    is_image,
+    class_names,
     is_shard,
+    is_split,
+    is_system,
+    read_layout,
     resolution_of,
     shard_split,
-    split_and_class,
+    splits_among,
     wrapper_of,
 )
 from support import REAL_DATA
 
 
 @pytest.mark.parametrize(
-    "name", ["a.jpg", "a.JPEG", "x/a.Png", "a.webp", "a.bmp", "a.gif", "a.tif", "a.TIFF", "蝴蝶/1.jpg", "a.b.jpg", "x y/ a.jpg"]
+    "name",
+    [
+        *("@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "x/#recycle/1.jpg", "$RECYCLE.BIN/$R1.jpg", "RECYCLER/S-1-5/1.jpg"),
+        *("System Volume Information/1.jpg", "lost+found/1", "x/Thumbs.db", "thumbs.db", "Desktop.ini", "x/._1.jpg"),
+        *("__MACOSX/train/A/._1.jpg", ".DS_Store", ".Trash-1000/files/1.jpg", "x/.ipynb_checkpoints/1-checkpoint.jpg"),
+        *("@Recycle/1.jpg", "x/.thumbnails/1.jpg", ".hidden", "x/1.jpg@SynoEAStream", "Icon\r", "#snapshot/A/1.jpg"),
+    ],
 )
-def test_images_are_told_by_their_suffix_in_any_case(name: str) -> None:
-    assert is_image(name)
+def test_what_systems_leave_is_never_a_photograph_or_a_class(name: str) -> None:
+    assert is_system(name)
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "a",
-        "a.txt",
-        "a.jpg.txt",
-        "a.zip",
-        "Thumbs.db",
-        ".jpg",
-        ".DS_Store",
-        "._a.jpg",
-        "x/._a.jpg",
-        ".cache/a.jpg",
-        "__MACOSX/a.jpg",
-        "x/__MACOSX/train/A/a.jpg",
-        "jpg",
-        "a.svg",
-        "a.heic",
-    ],
+    "name", ["a.jpg", "x/Recycling beetle/1.jpg", "lost and found/1.jpg", "@home/1.jpg", "# 1/1.jpg", "a.b/1", "Thumbs/1.jpg"]
 )
-def test_hidden_files_what_macos_leaves_and_other_kinds_are_no_images(name: str) -> None:
-    assert not is_image(name)
+def test_other_names_are_kept(name: str) -> None:
+    assert not is_system(name)
 
 
 @pytest.mark.parametrize(
@@ -86,41 +78,167 @@ def test_the_wrapper_is_what_all_names_share_above_the_splits(names: list[str], 
 @pytest.mark.parametrize(
     ("folder", "split"),
     [
-        ("train", "train"),
-        ("Training", "train"),
-        ("valid", "valid"),
-        ("val", "valid"),
-        ("Validation", "valid"),
-        ("TEST", "test"),
-        ("testing", "test"),
+        *(("train", "train"), ("Training", "train"), ("valid", "valid"), ("val", "valid"), ("Validation", "valid")),
+        *(("TEST", "test"), ("testing", "test"), ("Training Set", "train"), ("train_images", "train"), ("1_train", "train")),
+        *(("dataset-train", "train"), ("TrainImages", "train"), ("testset", "test"), ("val2017", "valid"), ("test1", "test")),
+        *(("Original Training Data", "train"), ("images.test", "test"), ("TEST SET (2)", "test"), ("valid-jpg", "valid")),
     ],
 )
 def test_splits_are_known_under_their_usual_spellings(folder: str, split: str) -> None:
-    assert split_and_class(f"{folder}/MONARCH/1.jpg") == (split, "MONARCH")
+    assert is_split(folder)
+    assert splits_among([folder, "other"]) == {folder: split}
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        *("train oil beetle", "test tube coral", "Trainer", "contest", "validus", "oak", "Valid name wasp", "trains", "dev"),
+        *("train_test", "Testudo", "latest", "1", "image", "Val d'Isère moth"),
+    ],
+)
+def test_a_species_with_a_word_for_a_split_stays_a_class(folder: str) -> None:
+    assert not is_split(folder)
+    assert splits_among([folder, "oak", "ash", "test tube coral", "train oil beetle"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (["seg_train", "seg_test", "seg_pred"], {"seg_train": "train", "seg_test": "test"}),
+        (["butterfly-training", "butterfly-val"], {"butterfly-training": "train", "butterfly-val": "valid"}),
+        (["asl_alphabet_train", "asl_alphabet_test"], {"asl_alphabet_train": "train", "asl_alphabet_test": "test"}),
+        (["seg_test", "seg_pred"], {}),
+        (["oak_train", "ash_test"], {}),
+    ],
+)
+def test_siblings_that_differ_in_the_split_alone_are_splits(folders: list[str], splits: dict[str, str]) -> None:
+    assert splits_among(folders) == splits
 
 
 def test_every_spelling_stands_for_one_of_the_three_splits() -> None:
     assert set(SPLIT_NAMES.values()) == set(SPLITS) == {"train", "valid", "test"}
 
 
-@pytest.mark.parametrize(
-    "name", ["1.jpg", "train/1.jpg", "train", "A/1.jpg", "trains/A/1.jpg", "images/train/A/1.jpg", "dev/A/1.jpg", ""]
-)
-def test_a_name_outside_split_and_class_has_no_place(name: str) -> None:
-    assert split_and_class(name) is None
+def placed(*names: str, class_from: ClassFrom = "last") -> dict[str, str]:
+    """`split/class` of each image, `-` and the reason for those without a place."""
+    layout = read_layout(names, [], "here")
+    classes = class_names(layout, class_from, "here")
+    found = {name: f"{place.split}/{classes[name]}" for name, place in layout.places.items()}
+    return found | {name: f"- {reason}" for name, reason in layout.outside.items()}
+
+
+DOUBLED = [  # the folders around oak/1.jpg of train and of test
+    *(
+        ("train", "test"),
+        ("train/train", "test/test"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("images/train", "images/test"),
+    ),
+    *(("a/b/Training Set", "a/b/Test Set"), ("train_images", "test_images"), ("dataset-train", "dataset-test")),
+    *(("1_train", "2_test"), ("moths_train/train", "moths_test/test"), ("data/TRAIN/Training", "data/TEST/Testing")),
+]
+
+
+@pytest.mark.parametrize(("train", "test"), DOUBLED)
+def test_folders_that_repeat_or_decorate_a_split_are_looked_through(train: str, test: str) -> None:
+    names = {f"{train}/oak/1.jpg": "train/oak", f"{train}/ash/1.jpg": "train/ash", f"{test}/oak/1.jpg": "test/oak"}
+    assert placed(*names) == names
+    assert placed(*names, "cover.jpg")["cover.jpg"].startswith("- ")
+    nested = {name.replace("oak/", "tree/oak/").replace("ash/", "tree/ash/"): place for name, place in names.items()}
+    assert placed(*nested) == nested
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("names", "places"),
     [
-        ("train/PAPER KITE /1.jpg", "PAPER KITE "),  # as the butterfly archive has it
-        ("train/A/more/2.jpg", "A"),
-        ("train/蝴蝶/1.jpg", "蝴蝶"),
-        ("train/train/1.jpg", "train"),
+        (("train/a/1", "train/b/1", "extra/a/1"), ["train/a", "train/b", "- outside the splits"]),
+        (("x/train/a/1", "x/train/b/1", "y/1"), ["train/a", "train/b", "- beside the wrapping folder"]),
+        (("x/train/a/1", "x/train/b/1", "x/1"), ["train/a", "train/b", "- outside class folders"]),
+        (("train/a/1", "train/b/1", "train/1"), ["train/a", "train/b", "- outside class folders"]),
+        (("a/1", "b/1", "1"), ["/a", "/b", "- outside class folders"]),
+        (("x/a/1", "x/b/1"), ["/a", "/b"]),
+        (("train oil beetle/1", "test tube coral/1", "oak/1"), ["/train oil beetle", "/test tube coral", "/oak"]),
     ],
 )
-def test_the_class_is_the_folder_below_the_split(name: str, expected: str) -> None:
-    assert split_and_class(name) == ("train", expected)
+def test_every_image_has_a_place_or_a_reason(names: tuple[str, ...], places: list[str]) -> None:
+    assert [placed(*names)[name] for name in names] == places
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["oak/train/1", "oak/test/1"], "oak/train contains images without class folders; move them to oak/train/<CLASS>/"),
+        (["oak/train/1", "ash/train/1"], "ash and oak each contain a train folder; set data.path to one of them, or, if"),
+        (["train/oak/test/1", "train/ash/1"], "train/oak/test has the name of a split, but lies where classes are; arrange"),
+        (["train/test/oak/1", "train/train/oak/1"], "train/test is a split in another split; move it beside train"),
+        (["train/1", "train/2", "test/1"], "train contains images without class folders; move them to train/<CLASS>/"),
+        (["train/a/1", "train/b/1", "val/1"], "val contains images without class folders; move them to val/<CLASS>/"),
+        (["train/a/1", "train/ /1"], "class folder ' ' has no name; rename it"),
+        (["oak/test/1", "ash/1"], "oak/test has the name of a split, but lies where classes are"),
+        (["oak/1", "Val/1"], "Val contains images without class folders; move them to Val/<CLASS>/"),
+    ],
+)
+def test_a_folder_with_the_name_of_a_split_is_never_a_class(names: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=f"^here: {re.escape(said)}"):
+        placed(*names)
+
+
+TRAIN = {"train/a/1": "train/a", "train/b/1": "train/b"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(TRAIN | {f"{folder}/1": "unlabelled/"} for folder in ("unlabelled", "Unlabeled", "unlabelled_images", "test")),
+        *(
+            TRAIN | {f"test/{folder}/1": "unlabelled/"}
+            for folder in ("unknown", "unlabelled", "Unlabeled images", "test", "images")
+        ),
+        TRAIN | {"test/a/1": "test/a", "test/unknown/1": "unlabelled/"},
+        TRAIN | {"test/a/1": "test/a", "test/1": "- outside class folders"},
+        TRAIN | {"train/unknown/1": "train/unknown", "test/unknown/1": "test/unknown"},
+        {"a/1": "/a", "b/1": "/b", "unlabelled/deep/1": "unlabelled/"},
+        {"a/1": "/a", "b/1": "/b", "test/1": "unlabelled/"},
+        {"a/1": "/a", "b/1": "/b", "unknown/1": "/unknown"},
+    ],
+)
+def test_images_without_a_class_that_train_has_are_unlabelled(names: dict[str, str]) -> None:
+    assert placed(*names) == names
+
+
+@pytest.mark.parametrize(
+    ("class_from", "classes"),
+    [
+        ("last", ["robur", "rubra", "rubra"]),
+        ("first", ["Quercus", "Acer", "Acer"]),
+        ("path", ["Quercus robur", "Acer rubra", "Acer rubra"]),
+    ],
+)
+def test_the_class_of_nested_folders_is_the_last_the_first_or_all(class_from: ClassFrom, classes: list[str]) -> None:
+    names = ["train/Quercus/robur/1", "train/Acer/rubra/1", "test/Acer/rubra/1"]
+    found = placed(*names, class_from=class_from)
+    assert [found[name].partition("/")[2] for name in names] == classes
+
+
+@pytest.mark.parametrize(
+    ("names", "class_from", "said"),
+    [
+        (["a/x/1", "b/x/1"], "last", "a/x and b/x would be one class; set data.class_from to path, or to first"),
+        (["train/a/x/1", "train/b/y/1", "test/b/X /1"], "last", "b/X  and a/x would be one class; set data.class_from"),
+        (["oak/1", "ash/1", "oak/summer/2"], "last", "images lie at different depths (oak/1, oak/summer/2), so the last"),
+        (["train/oak/1", "train/ash/1", "test/x/oak/1"], "last", "images lie at different depths (train/oak/1, test/x/oak/1)"),
+        (["a b/c/1", "a/b c/1"], "path", "a/b c and a b/c would be one class; rename one"),
+    ],
+)
+def test_classes_that_are_ambiguous_stop(names: list[str], class_from: ClassFrom, said: str) -> None:
+    with pytest.raises(UserError, match=f"^here: {re.escape(said)}"):
+        placed(*names, class_from=class_from)
+
+
+def test_mixed_depths_are_settled_by_first_and_by_path() -> None:
+    names = ["oak/1", "ash/1", "oak/summer/2"]
+    assert [placed(*names, class_from="first")[name] for name in names] == ["/oak", "/ash", "/oak"]
+    assert [placed(*names, class_from="path")[name] for name in names] == ["/oak", "/ash", "/oak summer"]
 
 
 def test_folders_of_one_class_differ_in_case_space_or_unicode_form_only() -> None:
@@ -130,23 +248,11 @@ def test_folders_of_one_class_differ_in_case_space_or_unicode_form_only() -> Non
     assert class_key("Königin I") != class_key("Königin II")
 
 
-@pytest.mark.parametrize(
-    ("places", "said"),
-    [
-        ([("train", "A"), ("valid", "A ")], r"x: only one class \(a\); a classifier needs at least two class folders"),
-        ([("train", "A"), ("train", " ")], "x: class folder ' ' has no name; rename it"),
-        ([("", "train"), ("", "Val")], "x: Val contains images without class folders; move them to Val/<CLASS>/"),
-    ],
-)
-def test_folders_that_cannot_be_meant_as_classes_are_refused(places: list[tuple[str, str]], said: str) -> None:
-    with pytest.raises(UserError, match=f"^{said}$"):
-        check_classes(places, "x")
-
-
-def test_class_folders_without_splits_leave_the_split_open() -> None:
-    assert class_alone("MONARCH /7.jpg") == ("", "MONARCH ")
-    assert class_alone("MONARCH/more/7.jpg") == ("", "MONARCH")
-    assert class_alone("7.jpg") is None
+@pytest.mark.parametrize("names", [["A"], ["A", "a "], ["", "A"]])
+def test_a_single_class_is_refused(names: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^x: only one class: [Aa]; a classifier needs at least two class folders$"):
+        check_classes(names, "x")
+    check_classes([*names, "B"], "x")
 
 
 @pytest.mark.parametrize(
@@ -201,27 +307,40 @@ def test_the_first_split_that_is_needed_and_not_there_is_named() -> None:
         check_splits(set(), ("",), "here")
 
 
-def test_a_class_folder_without_images_is_named() -> None:
-    names = ["train/A/1.jpg", "val/A/more/2.jpg"]
-    check_class_folders(names, ["train", "train/A", "val", "val/A", "val/A/more", "docs", "docs/empty"], "here", depth=2)
-    said = "here: class folder val/B contains no image; add images or remove the folder"
-    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
-        check_class_folders(names, ["train/A", "val/B", "val/C"], "here", depth=2)
-    check_class_folders(names, [".", "train/A", "val/A"], "here", depth=2)  # a folder that wraps it all
-    check_class_folders(["A/1.jpg"], ["A", "A/empty"], "here", depth=1)
-    with pytest.raises(UserError, match=r"^here: class folder B contains no image; add images or remove the folder$"):
-        check_class_folders(["A/1.jpg"], ["A", "B"], "here", depth=1)
+@pytest.mark.parametrize(
+    ("folders", "empty"),
+    [
+        (["train", "train/A", "train/B", "val", "val/A", "val/A/more", "docs", "docs/empty", "unlabelled/x"], None),
+        (["train/A", "val/B", "val/C"], "valid/B"),
+        (["train/train/C"], "train/C"),
+        ([".", "x"], None),
+    ],
+)
+def test_a_class_folder_without_images_is_named(folders: list[str], empty: str | None) -> None:
+    layout = read_layout(["train/A/1", "train/B/1", "val/A/1"], folders, "here")
+    if not empty:
+        return check_empty_folders(layout, "here", "")
+    with pytest.raises(UserError, match=rf"^here: class folder {empty} contains no image; add images or remove the folder$"):
+        check_empty_folders(layout, "here", "")
+    with pytest.raises(UserError, match=rf"^here: class folder {empty} contains no image that is read \(2 RAW left out\); add"):
+        check_empty_folders(layout, "here", "2 RAW")
 
 
-@pytest.mark.parametrize("folder", ["train/.ipynb_checkpoints", "train/__MACOSX", ".git/hooks"])
-def test_a_hidden_folder_is_no_class(folder: str) -> None:
-    check_class_folders(["train/A/1.jpg"], ["train/A", folder], "here", depth=2)
+def test_a_class_folder_without_images_is_named_where_there_are_no_splits_or_nested_ones() -> None:
+    for names, folders, empty in (
+        (["A/1", "B/1"], ["A", "A/empty", "B", "C"], "C"),
+        (["A/a/1", "B/b/1"], ["A", "A/a", "A/a/empty", "B", "B/c"], "B/c"),
+        (["w/A/1", "w/B/1"], ["w", "w/A", "w/B", "w/D"], "w/D"),
+    ):
+        with pytest.raises(UserError, match=rf"^here: class folder {empty} contains no image; "):
+            check_empty_folders(read_layout(names, folders, "here"), "here", "")
 
 
 @pytest.mark.real
 def test_every_photograph_of_the_butterflies_has_a_split_and_a_class() -> None:
     with zipfile.ZipFile(REAL_DATA / "butterflies.zip") as archive:
-        places = [split_and_class(name) for name in archive.namelist() if is_image(name)]
-    assert None not in places
-    assert Counter(split for split, _ in places) == {"train": 5098, "valid": 235, "test": 235}
-    assert len({name for _, name in places}) == 47
+        names = [name for name in archive.namelist() if claims_photograph(name) and not is_system(name)]
+    layout = read_layout(names, [], "here")
+    assert layout.outside == {}
+    assert Counter(place.split for place in layout.places.values()) == {"train": 5098, "valid": 235, "test": 235}
+    assert len(set(class_names(layout, "last", "here").values())) == 47
