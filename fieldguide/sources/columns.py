@@ -11,7 +11,7 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.params import Columns
 from fieldguide.sources.layout import UNKNOWN, is_split, is_unlabelled, split_in
 from fieldguide.sources.photo_names import UNLABELLED_SPLIT, Finder, find_files
-from fieldguide.sources.table import Table
+from fieldguide.sources.table import Table, quoted
 
 NO_COLUMN = "none"  # in data.columns: do not use a column although its name is usual
 
@@ -80,7 +80,7 @@ def _usual(table: Table, role: str, taken: Iterable[int] = ()) -> list[int]:
 
 
 def _names_of(table: Table, places: Iterable[int]) -> str:
-    return ", ".join(repr(table.columns[place]) for place in places)
+    return ", ".join(quoted(table.columns[place]) for place in places)
 
 
 def choose_file(table: Table, wanted: str, finder: Finder) -> tuple[int, list[list[str]]]:
@@ -94,7 +94,7 @@ def choose_file(table: Table, wanted: str, finder: Finder) -> tuple[int, list[li
     if not n_found[best[0]]:
         first = next((text for text in table.rows[best[0]] if text), "")
         raise key_message(
-            table, "file", f"no row names a photograph (column {_names_of(table, best[:1])}, for example {first!r})"
+            table, "file", f"no row names a photograph (column {_names_of(table, best[:1])}, for example {quoted(first)})"
         )
     if any(found[place] != found[best[0]] for place in best[1:]):
         raise key_message(table, "file", f"columns {_names_of(table, best)} name different photographs")
@@ -142,7 +142,7 @@ def _split_column(table: Table, wanted: str, file: int, notes: list[str]) -> int
     flags = [place for place, column in enumerate(table.columns) if plain(column) in IS_TRAIN]
     usual = _usual(table, "split", [file])
     words = [place for place in usual if any(split_word(text) for text in table.rows[place].unique())]
-    numbered = [place for place in usual if set(table.rows[place].unique()) <= {"0", "1", "2", "3", ""}]
+    numbered = [place for place in usual if is_numbered(table.rows[place])]
     if len(flags) + len(words) > 1:
         raise key_message(table, "split", f"columns {_names_of(table, [*words, *flags])} may be the split")
     if not words and not flags and numbered:
@@ -153,10 +153,15 @@ def _split_column(table: Table, wanted: str, file: int, notes: list[str]) -> int
     return next(iter([*words, *flags]), None)
 
 
+def is_numbered(column: pd.Series) -> bool:
+    values = set(column.unique()) - {""}
+    return bool(values) and values <= {"0", "1", "2", "3"}
+
+
 def refuse_numbers(table: Table, place: int) -> None:
     raise UserError(
-        f"{table.where}: column {table.columns[place]!r} numbers the splits, and numbers do not say which is train; replace"
-        " them by train, valid and test, or set data.columns.split: none"
+        f"{table.where}: column {quoted(table.columns[place])} numbers the splits, and numbers do not say which is train;"
+        " replace them by train, valid and test, or set data.columns.split: none"
     )
 
 

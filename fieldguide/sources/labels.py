@@ -20,6 +20,7 @@ from fieldguide.sources.columns import (
     Chosen,
     choose_columns,
     choose_file,
+    is_numbered,
     key_message,
     plain,
     refuse_numbers,
@@ -28,12 +29,14 @@ from fieldguide.sources.columns import (
 from fieldguide.sources.index import LABEL_COLUMNS
 from fieldguide.sources.layout import class_key, class_name, split_in
 from fieldguide.sources.photo_names import UNLABELLED_SPLIT, Finder, folder_split
-from fieldguide.sources.table import Table
+from fieldguide.sources.table import Table, quoted
 
 NO_ROW, NO_FILE = "no row in the table", "row without a file"
 TRUE, FALSE = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no", ""})
 CLASS_NAMES = frozenset("name labelname classname species label class".split())  # of the second column of a table of classes
 SEPARATORS = ("|", ";", ",")
+MAX_NAME = 1000  # characters of a file that is not there
+MAX_LABEL = 200  # characters; a longer text is a description
 N_NAMED = 3  # examples in a message
 
 
@@ -75,7 +78,7 @@ def join_labels(
     for place, number in enumerate(table.rows.index):
         name = _one_file(table, number, texts[place], found[place], splits[place], folder)
         if not name:
-            left_out.append((texts[place] or f"row {number}", NO_FILE))
+            left_out.append((texts[place][:MAX_NAME] or f"row {number}", NO_FILE))
             continue
         row = labels[place], splits[place], groups[place]
         if name in rows:
@@ -101,10 +104,10 @@ def join_labels(
 
 
 def _used_columns(table: Table, chosen: Chosen) -> str:
-    label = f"{len(chosen.label)} columns of 0 and 1" if chosen.label[1:] else repr(table.columns[chosen.label[0]])
+    label = f"{len(chosen.label)} columns of 0 and 1" if chosen.label[1:] else quoted(table.columns[chosen.label[0]])
     others = {"split": chosen.split, "group": chosen.group}
-    more = "".join(f", {role} {table.columns[place]!r}" for role, place in others.items() if place is not None)
-    return f"columns: file {table.columns[chosen.file]!r}, label {label}{more}"
+    more = "".join(f", {role} {quoted(table.columns[place])}" for role, place in others.items() if place is not None)
+    return f"columns: file {quoted(table.columns[chosen.file])}, label {label}{more}"
 
 
 def _refuse_line_breaks(table: Table, chosen: Chosen) -> None:
@@ -112,8 +115,10 @@ def _refuse_line_breaks(table: Table, chosen: Chosen) -> None:
     for place in filter(lambda place: place is not None, [chosen.file, *chosen.label, chosen.split, chosen.group]):
         broken = table.rows[place][table.rows[place].str.strip().str.contains("\n", regex=False)]
         if len(broken):
-            text = broken.iloc[0][:60]
-            raise UserError(f"{table.where}: row {broken.index[0]}: {text!r} contains a line break; close the quote before it")
+            text = broken.iloc[0]
+            raise UserError(
+                f"{table.where}: row {broken.index[0]}: {quoted(text)} contains a line break; close the quote before it"
+            )
 
 
 def _one_file(table: Table, number: int, text: str, found: Sequence[str], split: str, folder: str) -> str:
@@ -124,7 +129,7 @@ def _one_file(table: Table, number: int, text: str, found: Sequence[str], split:
         if len(narrowed) != 1:
             more = f" and {len(found) - N_NAMED} more" if len(found) > N_NAMED else ""
             raise UserError(
-                f"{table.where}: row {number}: {text!r} fits {len(found)} photographs"
+                f"{table.where}: row {number}: {quoted(text)} fits {len(found)} photographs"
                 f" ({', '.join(sorted(found)[:N_NAMED])}{more}); write the path with its folder in the table"
             )
         found = narrowed
@@ -146,7 +151,8 @@ def _check_repeated(
         if not same:
             advice = "a photograph has one label here: remove a row" if role == "label" else "remove a row"
             raise UserError(
-                f"{table.where}: rows {numbers[0]} and {numbers[1]} give {name} two {role}s, {one!r} and {other!r}; {advice}"
+                f"{table.where}: rows {numbers[0]} and {numbers[1]} give {name} two {role}s, {quoted(one)} and"
+                f" {quoted(other)}; {advice}"
             )
 
 
@@ -154,13 +160,19 @@ def _labels(table: Table, chosen: Chosen) -> list[str]:
     """The label of each row, "" without; raises `UserError` for several labels in a row."""
     if len(chosen.label) == 1:
         labels = [class_name(text) for text in table.rows[chosen.label[0]]]
+        long = next((label for label in labels if len(label) > MAX_LABEL), "")
+        if long:
+            number = table.rows.index[labels.index(long)]
+            raise UserError(
+                f"{table.where}: row {number}: a label of {len(long)} characters, {quoted(long)}; set data.columns.label"
+            )
         _refuse_several_labels(table, labels)
         return labels
     ones = table.rows[list(chosen.label)].apply(lambda column: column.str.strip().isin(["1", "1.0", "1."]))
     n_ones = ones.sum(axis="columns")
     if (n_ones > 1).any():
         number = n_ones.index[n_ones > 1][0]
-        names = [table.columns[place] for place in chosen.label if ones.at[number, place]]
+        names = [quoted(table.columns[place]) for place in chosen.label if ones.at[number, place]]
         raise UserError(
             f"{table.where}: row {number} has 1 in {len(names)} columns ({', '.join(names[:N_NAMED])}), but a photograph has"
             f" one label here; keep one, or set data.columns.label to one of: {table.listing()}"
@@ -181,7 +193,7 @@ def _refuse_several_labels(table: Table, labels: Sequence[str]) -> None:
         if len(parts) > 1:
             number = table.rows.index[labels.index(label)]
             raise UserError(
-                f"{table.where}: row {number}: {label[:60]!r} contains {len(parts)} labels, but a photograph has one label"
+                f"{table.where}: row {number}: {quoted(label)} contains {len(parts)} labels, but a photograph has one label"
                 " here; keep one of them"
             )
 
@@ -229,16 +241,16 @@ def _splits(table: Table, place: int | None) -> list[str]:
         meaning = {text: "train" if text in TRUE else "test" if text in FALSE - {""} else "" for text in lowered.unique()}
         splits = [meaning[text] for text in lowered]
     else:
-        if set(texts.unique()) <= {"0", "1", "2", "3"}:
+        if is_numbered(texts):
             refuse_numbers(table, place)
         meaning = {text: split_word(text) for text in texts.unique()}
         splits = [meaning[text] for text in texts]
     for number, text, split in zip(table.rows.index, texts, splits, strict=True):
         if not split:
-            what = f"{text!r} is not a split" if text else "no split"
+            what = f"{quoted(text)} is not a split" if text else "no split"
             raise UserError(
-                f"{table.where}: row {number}: {what} in column {table.columns[place]!r}; use train, valid or test, or set"
-                f" data.columns.split to another column or to {NO_COLUMN}"
+                f"{table.where}: row {number}: {what} in column {quoted(table.columns[place])}; use train, valid or test, or"
+                f" set data.columns.split to another column or to {NO_COLUMN}"
             )
     return splits
 

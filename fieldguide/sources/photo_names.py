@@ -30,15 +30,15 @@ def _clean(path: str) -> str:
 
 
 def _stem(path: str) -> str:
-    pure = PurePosixPath(path)
-    return str(pure.with_suffix("")) if pure.suffix.lower() in IMAGE_SUFFIXES else path
+    stem, _, suffix = path.rpartition(".")
+    return stem if f".{suffix.lower()}" in IMAGE_SUFFIXES and stem else path
 
 
 class Index(NamedTuple):
-    """Photographs by their whole path, with and without the folders that all share, and by every trailing part of it."""
+    """Photographs by their path, with and without the folders that all share, and the pairs (path, photograph) by base name."""
 
     whole: dict[str, list[str]]
-    trailing: dict[str, list[str]]
+    by_base: dict[str, list[tuple[str, str]]]
 
 
 class Finder:
@@ -70,16 +70,14 @@ class Finder:
         return self._index({name: _stem(path).casefold() for name, path in self.paths.items()})
 
     def _index(self, paths: Mapping[str, str]) -> Index:
-        whole: dict[str, list[str]] = {}
-        trailing: dict[str, list[str]] = {}
+        index = Index({}, {})
         for name, path in paths.items():
-            whole.setdefault(path, []).append(name)
-            parts = path.split("/")
-            if self.n_shared:
-                whole.setdefault("/".join(parts[self.n_shared :]), []).append(name)
-            for start in range(len(parts)):
-                trailing.setdefault("/".join(parts[start:]), []).append(name)
-        return Index(whole, trailing)
+            index.whole.setdefault(path, []).append(name)
+            inner = path.split("/", self.n_shared)[-1]
+            if inner != path:
+                index.whole.setdefault(inner, []).append(name)
+            index.by_base.setdefault(path.rpartition("/")[2], []).append((path, name))
+        return index
 
     def find(self, text: str) -> list[str]:
         """The photographs that `text` may name: one if it is clear, none, or several.
@@ -100,10 +98,12 @@ class Finder:
 
     def _look_up(self, path: str, folder: str, kind: str) -> list[str]:
         index: Index = getattr(self, kind)
-        found = index.whole.get(f"{folder}/{path}" if folder else path) or index.whole.get(path) or index.trailing.get(path)
-        if found:
+        if found := index.whole.get(f"{folder}/{path}" if folder else path) or index.whole.get(path):
             return found
-        parts = path.split("/")
+        same_base = index.by_base.get(path.rpartition("/")[2], [])
+        if found := [name for own, name in same_base if own.endswith(f"/{path}")]:
+            return found
+        parts = path.split("/") if same_base else []
         tails = ("/".join(parts[start:]) for start in range(1, len(parts)))
         return next((index.whole[tail] for tail in tails if tail in index.whole), [])
 

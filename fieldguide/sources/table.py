@@ -16,6 +16,7 @@ import pandas as pd
 from fieldguide.core.errors import UserError
 
 DELIMITERS = (",", ";", "\t", "|")
+SHOWN = 60  # characters of a field in a message
 MAX_BYTES = 1 << 30  # of a table
 SNIFFED = 1 << 16  # characters from which the delimiter is recognised
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -33,8 +34,13 @@ class Table:
 
     def listing(self) -> str:
         """The names of the columns for a message."""
-        names = [name or "(no name)" for name in self.columns[:20]]
+        names = [quoted(name)[1:-1] or "(no name)" for name in self.columns[:20]]
         return ", ".join(names) + (f" and {len(self.columns) - 20} more" if self.columns[20:] else "")
+
+
+def quoted(text: str) -> str:
+    """A field of a table in quotes for a message in one line, shortened."""
+    return repr(text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}...")
 
 
 def read_table(content: bytes, where: str) -> Table:
@@ -162,6 +168,6 @@ def _refuse_swallowed_rows(frame: pd.DataFrame, delimiter: str, where: str) -> N
             for line in field.split("\n")[1:]:
                 if line.count(delimiter) >= len(frame.columns) - 1:
                     raise UserError(
-                        f"{where}: row {int(str(row)) + 1}: a field in quotes contains {line[:60]!r}, which looks like a row;"
+                        f"{where}: row {int(str(row)) + 1}: a field in quotes contains {quoted(line)}, which looks like a row;"
                         " close the quote, or remove the line break"
                     )

@@ -154,7 +154,7 @@ def test_columns_are_used_as_named() -> None:
         (["id,label,site", "a,oak,1", "a.jpg,oak,2", "b,ash,3"], {}, "rows 2 and 3 give a.jpg two groups, '1' and '2'"),
         (["id,label", 'a,"[""oak"", ""ash""]"', "b,x"], {}, "row 2: .* contains 2 labels, but a photograph has one label here"),
         (["id,label", "a,['oak'; 'ash']", "b,oak|ash", "c,oak", "d,ash"], {}, "row 3: 'oak.ash' contains 2 labels"),
-        (["id,ash,oak", "a,1,1", "b,0,1"], {}, r"row 2 has 1 in 2 columns \(ash, oak\), but a photograph has"),
+        (["id,ash,oak", "a,1,1", "b,0,1"], {}, r"row 2 has 1 in 2 columns \('ash', 'oak'\), but a photograph has"),
         (["id,label", 'a,"oak\n"', 'b,"as\nh"'], {}, "row 3: 'as.*nh' contains a line break; close the quote before it"),
     ],
 )  # fmt: skip
