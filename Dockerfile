@@ -10,7 +10,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY fieldguide fieldguide
 RUN uv build --quiet --wheel --build-constraints requirements.txt --out-dir dist && \
     uv venv /opt/fieldguide && \
-    uv pip install --python /opt/fieldguide --constraints requirements.txt "$(ls dist/*.whl)[serve]"
+    uv pip install --python /opt/fieldguide --constraints requirements.txt "$(ls dist/*.whl)[serve,heic]"
 
 FROM python:3.13-slim
 COPY --from=build /opt/fieldguide /opt/fieldguide

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldguide.core.errors import needs_extra, run_command
+from fieldguide.core.formats import MAX_MEGAPIXELS, MAX_PIXELS
 from fieldguide.core.paths import ONNX
 from fieldguide.web.settings import MIB, PREFIX, Settings
 
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(parser=added)
         return added
 
+    pixels_text = "maximum million pixels per image"
     predict = command(
         "predict",
         "classify photographs and print the most probable classes",
@@ -54,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _option(predict, "--format", "table", str, "form of the output", choices=("table", "csv", "json", "jsonl"))
     predict.add_argument("--annotate", type=_path, metavar="DIR", help="write the photographs with their labels into DIR")
     predict.add_argument("--heatmap", action="store_true", help="with --annotate: overlay the class activation map")
+    _option(predict, "--max-megapixels", MAX_MEGAPIXELS, _integer(1, MAX_PIXELS // 1_000_000), pixels_text, metavar="N")
     predict.add_argument("--threads", type=count, metavar="N", help="default: one per available core")
 
     serve = command(
@@ -73,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
     _option(serve, "--raw", Settings.raw, _path, "folder of the example photographs")
     _option(serve, "--max-mib", Settings.max_body_bytes // MIB, count, "maximum MiB per request")
     _option(serve, "--max-files", Settings.max_files, count, "maximum images per request")
-    _option(serve, "--max-megapixels", Settings.max_pixels // 1_000_000, count, "maximum million pixels per image")
+    limit = Settings.max_pixels // 1_000_000
+    _option(serve, "--max-megapixels", limit, _integer(1, MAX_PIXELS // 1_000_000), pixels_text, metavar="N")
     _option(serve, "--max-images", Settings.max_images, count, "maximum images in the server at a time; further ones get 503")
     _option(serve, "--max-batch", Settings.max_batch, count, "images per run of the network")
     _option(serve, "--workers", Settings.n_workers, _integer(0), "batches decoded and computed at a time; 0 = one per core")

@@ -44,7 +44,7 @@ def main() -> None:
     findings = left_out_findings(read_left_out(RAW))
     shards = receipt.layout == "tfrecords"
     frame = index_shards(receipt, RAW) if shards else number_classes(index_folders(IMAGES_ZIP), findings)
-    frame, fingerprints, means = inspect_images(frame, RAW, n_workers)
+    frame, fingerprints, means = inspect_images(frame, RAW, policy.max_megapixels, n_workers)
     copies = exact_pairs(frame["sha256"].where(frame["reason"].eq(""), ""))
     pairs = find_near_duplicates(frame, fingerprints, RAW, n_workers) if policy.near_duplicates else None
     same = [(pair.i, pair.j) for pair in pairs or [] if pair.is_same]

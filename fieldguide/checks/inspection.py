@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from fieldguide.checks.near_duplicates import Fingerprint, NearDuplicate, fingerprint, near_duplicates
-from fieldguide.core.images import UnreadableImage, inspect, read_encoded, resize
+from fieldguide.core.images import TooManyPixels, UnreadableImage, inspect, read_encoded, resize
 from fieldguide.core.names import SPLITS
 
 INSPECTED_PX = 256  # a larger JPEG is decoded at a smaller scale with at least this side; enough for all comparisons
@@ -32,7 +32,7 @@ class Inspected(NamedTuple):
 
 
 def inspect_images(
-    frame: pd.DataFrame, raw: Path, n_workers: int
+    frame: pd.DataFrame, raw: Path, max_megapixels: int, n_workers: int
 ) -> tuple[pd.DataFrame, list[Fingerprint | None], dict[str, np.ndarray]]:
     """The table with `width`, `height`, `sha256`, `phash` and `reason`; fingerprints; the mean image of each split.
 
@@ -43,7 +43,7 @@ def inspect_images(
     sums = {split: np.zeros((MEAN_PX, MEAN_PX, 3)) for split in dict.fromkeys(frame["split"])}
     counts = dict.fromkeys(sums, 0)
     with ThreadPoolExecutor(n_workers) as pool:
-        results = pool.map(lambda place: _inspect_one(raw, place), places)
+        results = pool.map(lambda place: _inspect_one(raw, place, max_megapixels), places)
         progress = tqdm(results, total=len(places), unit="image", disable=None)
         for split, image in zip(frame["split"], progress, strict=True):
             rows.append(image[:5])
@@ -65,14 +65,15 @@ def _places(frame: pd.DataFrame) -> list[Place]:
     return list(zip(frame["file"], frame["offset"], frame["length"], strict=True))
 
 
-def _inspect_one(raw: Path, place: Place) -> Inspected:
+def _inspect_one(raw: Path, place: Place, max_megapixels: int) -> Inspected:
     file, offset, length = place
     encoded = read_encoded(raw / file, offset, length)
     digest = hashlib.sha256(encoded).hexdigest()
     try:
-        (width, height), rgb = inspect(encoded, INSPECTED_PX)
+        (width, height), rgb = inspect(encoded, INSPECTED_PX, max_megapixels * 1_000_000)
     except UnreadableImage as error:
-        return Inspected(None, None, digest, "", f"unreadable: {error}", None, None)
+        remedy = "; raise split_check.max_megapixels" if isinstance(error, TooManyPixels) else ""
+        return Inspected(None, None, digest, "", f"unreadable: {error}{remedy}", None, None)
     prints = fingerprint(rgb)
     return Inspected(width, height, digest, f"{prints.hashes[0]:016x}", "", prints, resize(rgb, MEAN_PX))
 

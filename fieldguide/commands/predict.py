@@ -25,8 +25,8 @@ import numpy as np
 
 from fieldguide.core.errors import UserError, write_utf8
 from fieldguide.core.files import write_bytes
-from fieldguide.core.formats import HEAD_BYTES, READABLE, counted
-from fieldguide.core.images import UnreadableImage, add_caption, decode, encode_jpeg, inspect
+from fieldguide.core.formats import HEAD_BYTES, counted, readable
+from fieldguide.core.images import TooManyPixels, UnreadableImage, add_caption, decode, encode_jpeg, inspect
 from fieldguide.core.machine import n_cores
 from fieldguide.onnx.classifier import OnnxClassifier, Prediction
 from fieldguide.onnx.heatmap import overlay
@@ -68,7 +68,7 @@ def predict(args: Namespace) -> int:
         if not photos:
             kinds = counted(file.kind for file in left_out)
             found = f"contains {kinds}, but no" if kinds else "contains no"
-            raise UserError(f"{' '.join(args.sources)}: {found} photograph that is read ({READABLE})")
+            raise UserError(f"{' '.join(args.sources)}: {found} photograph that is read ({readable()})")
         many = len(photos) > BATCH
         classifier = OnnxClassifier(args.model, 1 if many else n_threads)
         if args.heatmap and not classifier.has_activation:
@@ -110,17 +110,15 @@ def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, a
     def load(photo: Photo) -> tuple[bytes, np.ndarray] | str:
         try:
             content = photo.read()
-            return content if args.annotate else b"", decode(content, classifier.image_px)
+            return content if args.annotate else b"", decode(content, classifier.image_px, args.max_megapixels * 1_000_000)
+        except TooManyPixels as error:
+            return f"{error}; raise --max-megapixels"
         except (UnreadableImage, *READ_ERRORS) as error:
             return " ".join(str(getattr(error, "strerror", None) or error).split())
 
     def finish(photo: Photo, content: bytes, prediction: Prediction) -> Outcome:
         if args.annotate:
-            try:
-                annotated = _annotate(content, photo, prediction)
-            except UnreadableImage as error:  # truncated: `decode` accepts it, `inspect` does not
-                return str(error)
-            write_bytes(_annotated_file(args.annotate, photo), annotated)
+            write_bytes(_annotated_file(args.annotate, photo), _annotate(content, photo, prediction))
         return prediction
 
     def work(batch: list[Photo]) -> list[Outcome]:

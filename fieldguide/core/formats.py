@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import PurePosixPath
 
 HEAD_BYTES = 4096  # of a file, to know its kind
-READABLE = "JPEG, PNG, WebP, AVIF, HEIC, BMP, GIF and TIFF"
+MAX_PIXELS = 1_000_000_000  # for photographs that split check has accepted; a file of 20 kB can declare more than fit in memory
+MAX_MEGAPIXELS = 250  # default limit for others: phones take 200 million pixels
 NO_HEIF = "install fieldguide[heic]"
 CONVERT = "convert to JPEG"
 
@@ -30,6 +31,11 @@ class Kind:
     def is_readable(self) -> bool:
         """Whether files of this kind are decoded here and now."""
         return bool(self.pillow) and (self.pillow != "HEIF" or has_heif())
+
+    @property
+    def phrase(self) -> str:
+        """`a HEIC`, `an archive`."""
+        return f"an {self.name}" if self.name[0].lower() in "aeio" else f"a {self.name}"
 
     @property
     def is_left_out(self) -> bool:
@@ -88,6 +94,11 @@ DNG_VERSION, SUBFILE_TYPE = 0xC612, 0x00FE  # TIFF tags: Adobe DNG; the first pi
 @cache
 def has_heif() -> bool:
     return find_spec("pillow_heif") is not None
+
+
+def readable() -> str:
+    """The formats that are decoded here and now, as a sentence lists them."""
+    return f"JPEG, PNG, WebP, AVIF, {'HEIC, ' if has_heif() else ''}BMP, GIF and TIFF"
 
 
 def kind_of(head: bytes, name: str = "") -> Kind:
@@ -156,8 +167,10 @@ def _iso_media(head: bytes, name: str) -> Kind:
 
 def _is_raw(head: bytes) -> bool:
     """Whether the first directory of a TIFF says that the file is DNG, or that its first picture is a preview."""
-    order = "little" if head[:2] == b"II" else "big"
-    number = lambda place, size: int.from_bytes(head[place : place + size], order)  # noqa: E731
+
+    def number(place: int, size: int) -> int:
+        return int.from_bytes(head[place : place + size], "little" if head[:2] == b"II" else "big")
+
     first = number(4, 4)
     for entry in range(first + 2, first + 2 + 12 * min(number(first, 2), 200), 12):
         tag = number(entry, 2)

@@ -1,30 +1,29 @@
 """Decoding and resizing of images, for training and inference alike, so that both see the same pixels.
 
-Needs only Pillow and NumPy.
+Needs only Pillow and NumPy, and pillow-heif for HEIC.
 """
 
 import io
 import os
-import re
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 
-UPRIGHT = 1  # EXIF 2.3, 4.6.4
-AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker that is neither stuffing nor a restart
+from fieldguide.core.colours import to_rgb
+from fieldguide.core.formats import HEAD_BYTES, MAX_PIXELS, kind_of
+
+UPRIGHT, QUARTER_TURNS = 1, (5, 6, 7, 8)  # EXIF 2.3, 4.6.4
 CAPTION_PX = 20  # height of letters
-MAX_PIXELS = 80_000_000  # a file of 20 kB can declare more pixels than fit in memory
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG includes MPO, which some phones write
 RESIZE_RULE = "centre square; JPEG decoded at the smallest n/8 scale that is large enough; Pillow bicubic, antialiased"
-WIDE_GREY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of 179 megapixels; `_opened` has the one that callers set
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 REFUSALS = (OSError, EOFError, SyntaxError, ValueError, MemoryError, struct.error, zlib.error)  # of Pillow's decoders
 DEFECTS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # theirs, on damaged files
 
@@ -38,22 +37,17 @@ class TooManyPixels(UnreadableImage):
 
 
 def decode(encoded: bytes, image_px: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The image's centre square, resized: uint8 `[image_px, image_px, 3]`, RGB.
+    """The image's centre square, resized: uint8 `[image_px, image_px, 3]`, sRGB.
 
     Raises `UnreadableImage`, or `TooManyPixels` if width times height exceeds `max_pixels`.
     """
     with _opened(encoded, max_pixels) as image:
         scaled = image.draft("RGB", (image_px, image_px))  # JPEG only: fewer coefficients, never smaller than image_px
         image.load()
-        rgb = _rgb(image)
+        rgb, to_srgb = to_rgb(image)
         width, height = scaled[1][2:] if scaled else rgb.size  # of a scaled JPEG a fraction: its last blocks are padded
-        square = _centre_square(rgb, width, height, image_px)
-        orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-        if orientation != UPRIGHT:
-            square = Image.fromarray(np.asarray(square))  # without other metadata, which may be damaged
-            square.getexif()[ExifTags.Base.Orientation] = orientation
-            square = ImageOps.exif_transpose(square)
-        return np.asarray(square)
+        square = to_srgb(_centre_square(rgb, width, height, image_px))
+        return np.asarray(_upright(square, image))
 
 
 def resize(rgb: np.ndarray, image_px: int) -> np.ndarray:
@@ -69,21 +63,31 @@ def _centre_square(rgb: Image.Image, width: float, height: float, image_px: int)
     return rgb.resize((image_px, image_px), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 
-def inspect(encoded: bytes, at_least_px: int) -> tuple[tuple[int, int], np.ndarray]:
-    """Decodes the image completely: width and height as displayed (EXIF orientation applied), and uint8 `[H, W, 3]`, RGB.
+def inspect(encoded: bytes, at_least_px: int, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], np.ndarray]:
+    """Decodes the image completely: width and height as displayed (EXIF orientation applied), and uint8 `[H, W, 3]`, sRGB.
 
-    A JPEG is decoded at the smallest n/8 scale at which both sides have `at_least_px`. Raises `UnreadableImage`, also for a
-    truncated file that Pillow accepts.
+    A JPEG is decoded at the smallest n/8 scale at which both sides have `at_least_px`; what is still large is reduced by a
+    whole factor, to at least four times that. Raises as `decode` does.
     """
-    with _opened(encoded) as image:
-        if ends_early(encoded, image.format or ""):
-            raise UnreadableImage("the data end early")
-        full = image.size
+    with _opened(encoded, max_pixels) as image:
+        width, height = image.size
         image.draft("RGB", (at_least_px, at_least_px))
-        drafted = image.size
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        return full if upright.size == drafted else full[::-1], np.asarray(_rgb(upright))
+        rgb, to_srgb = to_rgb(image)
+        factor = min(rgb.size) // (4 * at_least_px)
+        upright = _upright(to_srgb(rgb.reduce(factor) if factor > 1 else rgb), image)
+        turned = image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNS
+        return (height, width) if turned else (width, height), np.asarray(upright)
+
+
+def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
+    """`rgb` turned as the EXIF of the image that it was made from says."""
+    orientation = source.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    if orientation == UPRIGHT:
+        return rgb
+    plain = Image.fromarray(np.asarray(rgb))  # without other metadata, which may be damaged
+    plain.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(plain)
 
 
 def encode_jpeg(pixels: np.ndarray, max_px: int) -> bytes:
@@ -123,39 +127,6 @@ def upscale(plane: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
 
 
-def ends_early(encoded: bytes, image_format: str) -> bool:
-    """Whether the end marker of the format is missing; decoders accept some truncated files."""
-    match image_format:
-        case "JPEG" | "MPO":
-            return not _jpeg_ends(encoded)
-        case "PNG":
-            return encoded.rfind(b"IEND") < encoded.rfind(b"IDAT")
-        case "WEBP":
-            return len(encoded) < int.from_bytes(encoded[4:8], "little") + 8
-        case "BMP":
-            return len(encoded) < int.from_bytes(encoded[2:6], "little")
-    return False
-
-
-def _jpeg_ends(encoded: bytes) -> bool:
-    """Whether the end-of-image marker exists; ignores the data that phones append after it."""
-    place = 2
-    while place + 2 <= len(encoded):
-        marker = encoded[place + 1]
-        if marker == 0xD9:
-            return True
-        if marker == 0xFF:  # a fill byte
-            place += 1
-            continue
-        place += 2 + int.from_bytes(encoded[place + 2 : place + 4])
-        if marker == 0xDA:
-            after = AFTER_SCAN.search(encoded, place)
-            if after is None:
-                return False
-            place = after.start()
-    return False
-
-
 def read_encoded(file: Path, offset: int, length: int) -> bytes:
     """The encoded bytes of one image; `file`, `offset` and `length` are those of the manifest."""
     with file.open("rb") as stream:
@@ -172,33 +143,27 @@ def encoded_reader(folder: Path, files: Iterable[str]) -> Iterator[Callable[[str
 
 
 @contextmanager
-def _opened(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def _opened(encoded: bytes, max_pixels: int) -> Iterator[Image.Image]:
     """Pillow's image, not yet decoded; errors of Pillow in the block become `UnreadableImage`."""
+    kind = kind_of(encoded[:HEAD_BYTES])
+    if not kind.is_readable:
+        said = f"{kind.phrase}; {kind.remedy}" if kind.is_photograph else f"not an image but {kind.phrase}"
+        raise UnreadableImage(said)
+    if kind.pillow == "HEIF":
+        _register_heif()
     try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(encoded), formats=(kind.pillow,)) as image:
             if image.width * image.height > max_pixels:
-                raise TooManyPixels(f"{image.width}x{image.height} pixels, more than {max_pixels:,}")
+                raise TooManyPixels(f"{image.width}x{image.height} pixels, more than {max_pixels / 1e6:g} million")
             yield image
     except UnreadableImage:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooManyPixels(f"far more than {MAX_PIXELS:,} pixels") from error
     except (*REFUSALS, *DEFECTS) as error:
         raise UnreadableImage(str(error).split("<")[0].strip() or type(error).__name__) from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to 8-bit RGB: scales wide grey by its range, blends transparency with white."""
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if image.mode in WIDE_GREY_MODES:  # Pillow's conversion clips these to 255: almost all white
-        levels = np.asarray(image).astype(np.float64)
-        levels = np.where(np.isfinite(levels), levels, 0)
-        full = 65535.0 if image.mode.startswith("I") else max(float(levels.max(initial=0)), 1.0)
-        grey = np.clip(levels / full * 255 + 0.5, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+@cache
+def _register_heif() -> None:
+    import pillow_heif  # an extra
+
+    pillow_heif.register_heif_opener(thumbnails=False)

@@ -88,6 +88,7 @@ class SplitCheck(Section):
     label_conflicts: Policy
     missing_classes: Policy
     few_images: Annotated[int, Field(ge=0, le=1_000_000)]
+    max_megapixels: Annotated[int, Field(ge=1, le=1000)]
     valid_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     hold_out: Annotated[float, Field(ge=0, lt=0.5)]

@@ -22,6 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import is_damaged, is_intact
+from fieldguide.core.formats import MAX_MEGAPIXELS
 from fieldguide.core.images import decode
 from fieldguide.onnx.heatmap import supporting
 
@@ -148,12 +149,14 @@ class OnnxClassifier:
             for place, (row, score, best) in enumerate(zip(probabilities, scores, ranked, strict=True))
         ]
 
-    def predict(self, images: Sequence[Path | bytes], k: int = 5, activation: bool = False) -> list[Prediction]:
+    def predict(
+        self, images: Sequence[Path | bytes], k: int = 5, activation: bool = False, max_megapixels: int = MAX_MEGAPIXELS
+    ) -> list[Prediction]:
         """A prediction for each image, a file or its bytes; raises `UnreadableImage` or `OSError` for the first that fails."""
         predictions: list[Prediction] = []
         for start in range(0, len(images), MAX_BATCH):
             encoded = (one.read_bytes() if isinstance(one, Path) else one for one in images[start : start + MAX_BATCH])
-            pixels = np.stack([decode(content, self.image_px) for content in encoded])
+            pixels = np.stack([decode(content, self.image_px, max_megapixels * 1_000_000) for content in encoded])
             predictions += self.predict_pixels(pixels, k, activation)
         return predictions
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from fieldguide.core.artifacts import EvaluateMetrics, Receipt, SplitAccuracy
+from fieldguide.core.colours import RULE as COLOUR_RULE
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash
 from fieldguide.core.images import RESIZE_RULE
@@ -45,6 +46,7 @@ def onnx_metadata(
         "labels": facts.labels,
         "image_px": facts.image_px,
         "resize": RESIZE_RULE,
+        "colours": COLOUR_RULE,
         "input": "uint8 [N, image_px, image_px, 3], RGB",
         "model": facts.model,
         "epoch": facts.epoch,

@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import atomic_path
-from fieldguide.core.formats import OTHER, READABLE, counted
+from fieldguide.core.formats import OTHER, counted, readable
 from fieldguide.sources.layout import BESIDE, wrapper_of
-from fieldguide.sources.members import READ_ERRORS, Bound, LeftOut, Member, open_members
+from fieldguide.sources.members import READ_ERRORS, Bound, LeftOut, Member, is_writable, open_members
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first date, so that a zip does not depend on the clock
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # zip specification (APPNOTE 4.3.7)
@@ -53,11 +53,13 @@ def open_archive(
             kinds = counted(file.kind for file in members.left_out)
             found = f"contains {kinds}, but no" if kinds else "contains no"
             if keep is None:
-                raise UserError(f"{where}: {found} photograph that is read ({READABLE}); use another folder or archive")
+                raise UserError(f"{where}: {found} photograph that is read ({readable()}); use another folder or archive")
             raise UserError(f"{where}: {found} TFRecord shard, or none of data.resolution; change data.path or data.resolution")
         n_bytes = sum(member.n_bytes for member in members.selected)
         bound.check(n_bytes, where)
         for member in members.selected:
+            if not is_writable(member.name):
+                raise UserError(f"{where}: the name {member.name!r} has control characters or is not UTF-8; rename it")
             if member.fault:
                 raise UserError(f"{where}: {member.name} {member.fault}")
         by_name = {member.name: member for member in members.selected}

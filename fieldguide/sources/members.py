@@ -17,6 +17,7 @@ import tempfile
 import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from typing import IO, Any, NamedTuple
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import CHUNK_BYTES
-from fieldguide.core.formats import ARCHIVE, HEAD_BYTES, OTHER, Kind, claims_photograph, is_candidate, kind_of
+from fieldguide.core.formats import ARCHIVE, EMPTY, HEAD_BYTES, OTHER, Kind, claims_photograph, is_candidate, kind_of
 from fieldguide.sources.layout import is_system, is_table
 
 READ_ERRORS = (  # raised by zipfile, tarfile and the file system for damaged archives and files
@@ -52,6 +53,8 @@ NOT_READ = {  # first bytes of archives for which the standard library has no re
     b"\x1f\x9d": "a compressed file (.Z)",
     b"MSCF": "a cabinet file",
 }
+ZIP_STARTS = (b"PK", b"MZ", b"\x7fELF", b"#!")  # the others unpack themselves
+ZIP_MARKER_BYTES = 4  # before the first file of an archive that was once in parts (APPNOTE 8.5.4)
 METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 96: "JPEG", 97: "WavPack", 98: "PPMd"}  # APPNOTE 4.4.5
 SUPPORTED = {
     zipfile.ZIP_STORED,
@@ -160,7 +163,7 @@ def open_members(
     _select(listed, where, bound, stack, wanted, members, MAX_NESTED)
     members.selected.sort(key=lambda member: member.name)
     members.left_out.sort()
-    _check_names(members.selected, where)
+    _check_repeated(members.selected, where)
     return members
 
 
@@ -182,7 +185,7 @@ def _select(
     for member, kind in zip(listed, kinds, strict=True):
         if kind is None:
             members.selected.append(member)
-        elif nested and kind == ARCHIVE and ARCHIVE_NAME.search(member.name):
+        elif nested and not member.fault and kind in (ARCHIVE, OTHER, EMPTY) and ARCHIVE_NAME.search(member.name):
             place = f"{where}: {member.name}"
             try:
                 with member.lock, member.open() as stream:
@@ -212,15 +215,12 @@ def _kind(member: Member, wanted: Callable[[str], bool] | None) -> Kind | None:
     return None if not wanted and is_candidate(head, member.name) else kind_of(head, member.name)
 
 
-def _check_names(members: Iterable[Member], where: str) -> None:
-    """Raises `UserError` for a name that occurs twice or cannot be written to a table."""
-    seen = set()
-    for member in members:
-        if not is_writable(member.name):
-            raise UserError(f"{where}: the name {member.name!r} has control characters or is not UTF-8; rename it")
-        if member.name in seen:
-            raise UserError(f"{where}: {member.name} occurs twice; create the archive again")
-        seen.add(member.name)
+def _check_repeated(members: Iterable[Member], where: str) -> None:
+    """Raises `UserError` for a name that occurs twice."""
+    counts = Counter(member.name for member in members)
+    for name, n in counts.items():
+        if n > 1:
+            raise UserError(f"{where}: {printable(name)} occurs twice; create the archive again")
 
 
 def is_writable(name: str) -> bool:
@@ -304,10 +304,10 @@ def _archive(source: Path | IO[bytes], where: str, bound: Bound, stack: ExitStac
         except READ_ERRORS as error:
             raise UserError(f"{where} is damaged ({error}); download it again") from error
         head = _head(file)
-        if not _is_tar(file, head):
+        if not _is_tar(head):
             raise UserError(f"{where} is one compressed file, not a compressed tar; {UNPACK}")
     try:
-        return _tar(file, where, stack) if _is_tar(file, head) else _zip(file, where, stack)
+        return _tar(file, where, stack) if _is_tar(head) else _zip(file, head, where, stack)
     except READ_ERRORS as error:
         kind = kind_of(head, getattr(file, "name", "") if isinstance(source, Path) else "")
         if kind.is_photograph:
@@ -322,7 +322,7 @@ def _head(file: IO[bytes]) -> bytes:
     return head
 
 
-def _is_tar(file: IO[bytes], head: bytes) -> bool:
+def _is_tar(head: bytes) -> bool:
     """Whether the first header is that of a tar; the oldest have no signature."""
     if head.startswith(b"PK") or len(head) < tarfile.BLOCKSIZE:
         return False
@@ -343,14 +343,20 @@ def safe_name(name: str, where: str) -> str:
     return "/".join(kept)
 
 
-def _zip(file: IO[bytes], where: str, stack: ExitStack) -> Listed:
+def _zip(file: IO[bytes], head: bytes, where: str, stack: ExitStack) -> Listed:
+    """Raises `zipfile.BadZipFile` also for what `zipfile` reads in part: a zip behind another one or behind other data."""
+    if not head.startswith(ZIP_STARTS):
+        raise zipfile.BadZipFile("File is not a zip file")
     archive = stack.enter_context(zipfile.ZipFile(file))
+    infos = archive.infolist()
+    if head.startswith(b"PK") and infos and min(info.header_offset for info in infos) > ZIP_MARKER_BYTES:
+        raise zipfile.BadZipFile("two archives are joined")
     members: list[Member] = []
     folders: set[str] = set()
     n_system = 0
-    for info, raw, is_garbled in _zip_names(archive.infolist()):
+    for info, raw, is_garbled in _zip_names(infos):
         name = safe_name(raw, where)
-        if raw.endswith(("/", "\\")):
+        if raw.endswith(("/", "\\")) and not info.file_size:
             folders |= {name} - {""}
         elif is_system(name):
             n_system += 1

@@ -20,7 +20,8 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as BaseResponse
 
-from fieldguide.core.images import TooManyPixels, UnreadableImage, decode, encode_jpeg, ends_early
+from fieldguide.core.formats import has_heif, readable
+from fieldguide.core.images import TooManyPixels, UnreadableImage, decode, encode_jpeg
 from fieldguide.core.names import common_name
 from fieldguide.onnx.classifier import Prediction
 from fieldguide.onnx.heatmap import overlay
@@ -32,13 +33,14 @@ from fieldguide.web.model import Model, Watched
 from fieldguide.web.openapi import description
 from fieldguide.web.problems import MEDIA_TYPE, Problem, code_of
 from fieldguide.web.settings import PREFIX, Settings
-from fieldguide.web.uploads import FIELD, READABLE, MemoryRequest, Upload, format_of, read_uploads
+from fieldguide.web.uploads import FIELD, MemoryRequest, Upload, check_format, read_uploads
 
 TOP_K = 5
 PICTURE_PX = 480  # side of the photograph on a plate
 ANSWER_WITHIN_S = 30  # timeout for the network
 YEAR_S = 31_536_000
-ACCEPT = "image/jpeg,image/png,image/webp,image/bmp,image/gif,image/tiff"  # without HEIC: phones then send JPEG
+ACCEPT = "image/jpeg,image/png,image/webp,image/avif,image/bmp,image/gif,image/tiff"
+ACCEPT_HEIF = ",image/heic,image/heif,.heic,.heif"  # otherwise phones send JPEG
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -101,10 +103,8 @@ class Guide:
             return self._decode(encoded, side)
 
     def _decode(self, encoded: bytes, side: int) -> np.ndarray:
-        kind = format_of(encoded)
+        check_format(encoded)
         try:
-            if ends_early(encoded, kind):
-                raise Problem("unreadable", "The image cannot be read: it is truncated.")
             return decode(encoded, side, self.settings.max_pixels)
         except TooManyPixels as error:
             raise Problem("too_large", f"The image has {error}.") from error
@@ -335,8 +335,8 @@ def page(plates: list[Plate]) -> str:
         plates=plates,
         facts=facts(),
         field=FIELD,
-        accept=ACCEPT,
-        readable=READABLE,
+        accept=ACCEPT + (ACCEPT_HEIF if has_heif() else ""),
+        readable=readable(),
         max_files=limits.max_files,
         max_mib=limits.max_body_bytes >> 20,
         max_bytes=limits.max_body_bytes,

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from fieldguide.core.formats import readable
 from fieldguide.web.problems import MEDIA_TYPE, STATUS
 from fieldguide.web.settings import Settings
-from fieldguide.web.uploads import FIELD, READABLE
+from fieldguide.web.uploads import FIELD
 
 TEXTS = {
     400: "Not an image, no image, or an invalid request",
@@ -27,7 +28,7 @@ def description(settings: Settings, prefix: str) -> dict[str, Any]:
         "info": {
             "title": "fieldguide",
             "version": "1",
-            "description": f"Photographs to species. Formats: {READABLE}. A request has at most {settings.max_body_bytes:,} "
+            "description": f"Photographs to species. Formats: {readable()}. A request has at most {settings.max_body_bytes:,} "
             f"bytes and {settings.max_files} files, an image at most {settings.max_pixels:,} pixels.",
         },
         "servers": [{"url": prefix or "/"}],

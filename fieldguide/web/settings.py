@@ -22,7 +22,7 @@ class Settings:
     trusted_proxies: int = 0  # proxies in front, whose X-Forwarded-For, -Proto, -Host, -Port and -Prefix are believed
     max_body_bytes: int = 20 * MIB  # of one request
     max_files: int = 16  # of one request
-    max_pixels: int = 50_000_000  # of one image, before it is decoded
+    max_pixels: int = 100_000_000  # of one image, before it is decoded
     max_images: int = 32  # in the server at a time; further ones get 503
     within_s: float = 1.0  # target response time; a slow network gets fewer images at a time
     max_batch: int = 4  # images per run of the network

@@ -1,34 +1,17 @@
 """The images of a request as bytes in memory, checked without decoding. Nothing is written to disk."""
 
-import re
 from dataclasses import dataclass
 from io import BytesIO
 from typing import IO
 
 from flask import Request
 
+from fieldguide.core.formats import HEAD_BYTES, OTHER, TEXT, kind_of, readable
 from fieldguide.web.problems import Problem
 
 FIELD = "images"  # of a multipart form
 RAW_TYPES = ("image/", "application/octet-stream")  # a body that is the image itself
 MAX_NAME = 200  # characters of a file name in the response
-READ = {  # signatures of the supported formats, by Pillow's name
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "WEBP": rb"RIFF....WEBP",
-    "BMP": rb"BM",
-    "GIF": rb"GIF8[79]a",
-    "TIFF": rb"II\*\0|MM\0\*",
-}
-OTHER = {  # unsupported image formats
-    "HEIC or AVIF": rb"....ftyp(?:hei|hev|mif1|msf1|avi)",
-    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
-    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    "SVG": rb"\s*<(?:\?xml|svg)",
-    "icon": rb"\0\0[\1\2]\0",
-    "Photoshop": rb"8BPS",
-}
-READABLE = "JPEG, PNG, WebP, BMP, GIF and TIFF"
 
 
 class MemoryRequest(Request):
@@ -66,12 +49,12 @@ def read_uploads(request: Request, max_files: int) -> list[Upload]:
     raise Problem("wrong_type", f"Send multipart/form-data with files in {FIELD!r}, or an image as the body with its type.")
 
 
-def format_of(encoded: bytes) -> str:
-    """Pillow's name of the format, by the signature; raises `Problem` for other data."""
-    for name, pattern in READ.items():
-        if re.match(pattern, encoded, re.DOTALL):
-            return name
-    for name, pattern in OTHER.items():
-        if re.match(pattern, encoded[:64], re.DOTALL):
-            raise Problem("wrong_type", f"{name} images are not supported; send {READABLE}.")
-    raise Problem("not_an_image", f"The data are not an image; send {READABLE}." if encoded else "The file is empty.")
+def check_format(encoded: bytes) -> None:
+    """Raises `Problem` for data that are not an image of a supported format, by their signature."""
+    kind = kind_of(encoded[:HEAD_BYTES])
+    if not encoded:
+        raise Problem("not_an_image", "The file is empty.")
+    if kind in (TEXT, OTHER):
+        raise Problem("not_an_image", f"The data are not an image; send {readable()}.")
+    if not kind.is_readable:
+        raise Problem("wrong_type", f"The data are {kind.phrase}, which is not supported; send {readable()}.")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldguide.core.formats import READABLE
+from fieldguide.core.formats import readable
 from fieldguide.sources.archive import pack
 from support.archives import write_folder, write_zip
 from support.disk import on_a_tiny_disk
@@ -318,7 +318,7 @@ BAD_SOURCES = {
     ),
     "empty": (
         lambda path: path.mkdir() or path,
-        "data.path: SOURCE: contains no photograph that is read (" + READABLE + "); use another folder or archive",
+        "data.path: SOURCE: contains no photograph that is read (" + readable() + "); use another folder or archive",
     ),
     "nested twice": (
         lambda path: write_folder(path, {f"{name}/summer/1.jpg": b"x" for name in ("oak", "ash")}),

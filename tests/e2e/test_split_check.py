@@ -75,7 +75,7 @@ def table(*rows: Planted) -> pd.DataFrame:
             "width": pd.array([1 if content else None for _, _, content in rows], dtype="Int64"),
             "height": pd.array([1 if content else None for _, _, content in rows], dtype="Int64"),
             "sha256": [hashlib.sha256(content.encode()).hexdigest() for _, _, content in rows],
-            "reason": ["" if content else "unreadable: cannot identify image file" for _, _, content in rows],
+            "reason": ["" if content else "unreadable: not an image but a text file" for _, _, content in rows],
         }
     )
 
@@ -209,9 +209,9 @@ def test_a_conflict_outside_of_train_is_kept() -> None:
 @pytest.mark.parametrize("chosen", ["report", "drop"])
 def test_an_unreadable_image_is_left_out_and_listed(chosen: str) -> None:
     frame, findings, metrics = checked(table(*WHOLE, ("test", "A", "")), policy(unreadable=chosen))
-    assert use_and_reason(frame)[6] == (False, "unreadable: cannot identify image file")
+    assert use_and_reason(frame)[6] == (False, "unreadable: not an image but a text file")
     assert findings == [
-        Finding("unreadable", "test", "A", "test/A/6.jpg", "unreadable: cannot identify image file", "left out")
+        Finding("unreadable", "test", "A", "test/A/6.jpg", "unreadable: not an image but a text file", "left out")
     ]
     assert (metrics["unreadable"], metrics["dropped"]) == (1, 1)
 
@@ -221,7 +221,7 @@ def test_fail_stops_at_unreadable_images_and_names_the_first_ten() -> None:
         checked(table(*WHOLE, *[("test", "A", "")] * 12), policy(unreadable="fail"))
     others = "".join(f"; test/A/{place}.jpg" for place in range(7, 16))
     assert str(caught.value) == (
-        "12 finding(s) of kind unreadable: test/A/6.jpg in test (unreadable: cannot identify image file)"
+        "12 finding(s) of kind unreadable: test/A/6.jpg in test (unreadable: not an image but a text file)"
         f"{others} ... (see metrics/findings.csv for all); fix the data or set split_check.unreadable"
     )
 
@@ -229,7 +229,7 @@ def test_fail_stops_at_unreadable_images_and_names_the_first_ten() -> None:
 @pytest.mark.parametrize("chosen", ["report", "drop", "fail"])
 def test_an_unreadable_image_is_no_leak(chosen: str) -> None:
     frame, findings, metrics = checked(table(*WHOLE, ("train", "A", ""), ("test", "B", "")), policy(leaks=chosen))
-    assert use_and_reason(frame)[6:] == [(False, "unreadable: cannot identify image file")] * 2
+    assert use_and_reason(frame)[6:] == [(False, "unreadable: not an image but a text file")] * 2
     assert [one.kind for one in findings] == ["unreadable"] * 2
     assert metrics["unreadable"] == 2
     assert metrics["label_conflicts"] == 0
@@ -387,17 +387,19 @@ def outputs(project: Path) -> set[str]:
 
 def test_inspection_reads_size_and_hash_of_every_image(make_project: MakeProject, monkeypatch: pytest.MonkeyPatch) -> None:
     members = {"train/A/1.jpg": jpeg((1, 2, 3)), "train/A/2.jpg": b"no image", "train/A/3.jpg": jpeg((9, 9, 9), 7, 30)}
+    members["train/A/4.jpg"] = jpeg((0, 0, 0), 2000, 501)
     project = with_raw(make_project(), members)
     monkeypatch.chdir(project)
     content = (project / "data/raw/images.zip").read_bytes()
     places = {"split": "train", "file": "images.zip", "offset": [content.index(one) for one in members.values()]}
     table = pd.DataFrame(places | {"length": [len(one) for one in members.values()]})
-    frame, fingerprints, means = inspect_images(table, Path("data/raw"), n_workers=2)
-    assert frame["width"].tolist() == [20, pd.NA, 7]
-    assert frame["height"].tolist() == [16, pd.NA, 30]
+    frame, fingerprints, means = inspect_images(table, Path("data/raw"), max_megapixels=1, n_workers=2)
+    assert frame["width"].tolist() == [20, pd.NA, 7, pd.NA]
+    assert frame["height"].tolist() == [16, pd.NA, 30, pd.NA]
     assert frame["sha256"].tolist() == [hashlib.sha256(one).hexdigest() for one in members.values()]
-    assert frame["reason"].tolist() == ["", "unreadable: cannot identify image file", ""]
-    assert [one is None for one in fingerprints] == [False, True, False]
+    large = "unreadable: 2000x501 pixels, more than 1 million; raise split_check.max_megapixels"
+    assert frame["reason"].tolist() == ["", "unreadable: not an image but a text file", "", large]
+    assert [one is None for one in fingerprints] == [False, True, False, True]
     np.testing.assert_allclose(means["train"], np.broadcast_to([5, 5.5, 6], means["train"].shape), atol=2)
 
 
@@ -436,7 +438,7 @@ def test_the_command_writes_the_manifest_metrics_and_tables(make_project: MakePr
         (
             {},
             {"train/A/2.jpg": b"no image"},
-            r"1 finding\(s\) of kind unreadable: train/A/2\.jpg in train \(unreadable: cannot identify image file\);"
+            r"1 finding\(s\) of kind unreadable: train/A/2\.jpg in train \(unreadable: not an image but a text file\);"
             r" fix the data or set split_check\.unreadable",
         ),
         ({"train.lr": -1}, {}, r"params\.yaml: train\.lr must be in \(0, 10\], got -1"),

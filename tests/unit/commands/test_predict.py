@@ -134,7 +134,7 @@ def test_what_cannot_be_read_is_named_and_counted_and_stops_nothing(
     assert ended.value.code == SOME_FAILED
     printed = capsys.readouterr()
     errors = printed.err.splitlines()
-    assert errors[0].startswith("photos/Red/bad.jpg: cannot identify image file")
+    assert errors[0].startswith("photos/Red/bad.jpg: not an image but a text file")
     assert errors[1] == "gone.jpg: No such file or directory"
     assert errors[-1] == "2 of 8 photographs could not be read"
     for number in range(2):
@@ -414,3 +414,15 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(folder: Path) -> None:
     assert len(ended.stdout.splitlines()) == 1
     assert "Traceback" not in ended.stderr
     assert "BrokenPipe" not in ended.stderr
+
+
+def test_a_photograph_above_the_limit_is_named_with_the_option(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "large.jpg").write_bytes(photo(COLOURS["BLUE"], 1200, 1000))
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "large.jpg", "photos/Red/0.jpg", "--max-megapixels", "1", "--format", "csv"])
+    assert ended.value.code == SOME_FAILED
+    printed = capsys.readouterr()
+    assert printed.err.startswith("large.jpg: 1200x1000 pixels, more than 1 million; raise --max-megapixels\n")
+    assert [row["answer_1"] for row in rows(printed.out)] == ["", "RED"]
+    main(["predict", "large.jpg", "--max-megapixels", "2", "--format", "csv"])
+    assert rows(capsys.readouterr().out)[0]["answer_1"] == "BLUE"

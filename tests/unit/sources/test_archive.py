@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.formats import READABLE
+from fieldguide.core.formats import readable
 from fieldguide.sources.archive import open_archive, pack, stored_members
 from support import ROOT
 from support.archives import write_folder, write_zip
@@ -124,7 +124,7 @@ def test_empty_folders_are_told(tmp_path: Path) -> None:
 
 def test_nothing_but_strays_is_refused(written: Callable[[dict[str, bytes]], Path]) -> None:
     path = written({"readme.txt": b"x"})
-    said = f"{path.name}: contains 1 text file, but no photograph that is read ({READABLE}); use another folder or archive"
+    said = f"{path.name}: contains 1 text file, but no photograph that is read ({readable()}); use another folder or archive"
     assert refusal(path) == said
 
 
