@@ -16,13 +16,14 @@ from fieldguide.sources.members import LeftOut, printable
 from fieldguide.sources.tfrecord import read_shard
 
 INDEX_COLUMNS = ["split", "label", "class_name", "id", "file", "offset", "length"]
-LABEL_COLUMNS = ["id", "split", "class_name", "group"]
+LABEL_COLUMNS = ["id", "split", "class_name"]
+GROUPED_COLUMNS = [*LABEL_COLUMNS, "group"]  # of labels from a table with groups
 
 
 def write_labels(rows: Iterable[Sequence[str]]) -> None:
     """Writes id, split ("" if not yet drawn), class and, if the rows have one, group of each image in images.zip."""
     frame = pd.DataFrame(rows)
-    write_table(frame.set_axis(LABEL_COLUMNS[: frame.shape[1]], axis="columns"), LABELS)
+    write_table(frame.set_axis(GROUPED_COLUMNS[: frame.shape[1]], axis="columns"), LABELS)
 
 
 def write_left_out(files: Iterable[LeftOut]) -> None:

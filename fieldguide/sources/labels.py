@@ -26,7 +26,7 @@ from fieldguide.sources.columns import (
     refuse_numbers,
     split_word,
 )
-from fieldguide.sources.index import LABEL_COLUMNS
+from fieldguide.sources.index import GROUPED_COLUMNS
 from fieldguide.sources.layout import class_key, class_name, split_in
 from fieldguide.sources.photo_names import UNLABELLED_SPLIT, Finder, folder_split
 from fieldguide.sources.table import Table, quoted
@@ -44,7 +44,7 @@ N_NAMED = 3  # examples in a message
 class Joined:
     """A table's rows joined to photographs."""
 
-    rows: pd.DataFrame  # LABEL_COLUMNS, a row per photograph, by id
+    rows: pd.DataFrame  # GROUPED_COLUMNS, a row per photograph, by id
     left_out: tuple[tuple[str, str], ...]  # (photograph or file in the table, reason)
     n_repeated: int  # rows that repeat another one
     notes: tuple[str, ...]
@@ -100,7 +100,7 @@ def join_labels(
     frame.loc[frame["class_name"].eq(""), "split"] = UNLABELLED_SPLIT
     frame.loc[frame["split"].eq(UNLABELLED_SPLIT), "class_name"] = ""
     _check_classes(table, frame, chosen)
-    return Joined(frame[LABEL_COLUMNS], tuple(left_out), n_repeated, (*table.notes, *notes, _used_columns(table, chosen)))
+    return Joined(frame[GROUPED_COLUMNS], tuple(left_out), n_repeated, (*table.notes, *notes, _used_columns(table, chosen)))
 
 
 def _used_columns(table: Table, chosen: Chosen) -> str:
