@@ -86,6 +86,7 @@ class Member:
     fault: str = ""  # why it cannot be read, and what to do
     is_garbled: bool = False  # its name is in an unknown code page
     lock: AbstractContextManager[object] = NO_LOCK
+    path: Path | None = None  # of a file in a folder
 
     def read(self, most: int | None = None) -> bytes:
         """Its bytes, or the first `most` of them, never more than declared; raises one of `READ_ERRORS`."""
@@ -127,19 +128,24 @@ class Bound:
 
     def unpack(self, stream: IO[bytes], where: str, stack: ExitStack) -> IO[bytes]:
         """The content of `stream` in a temporary file, which `stack` closes; raises `UserError` if it is too large."""
-        file = stack.enter_context(tempfile.TemporaryFile(dir=self.folder))  # noqa: SIM115
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile(dir=self.folder))  # noqa: SIM115
+        except OSError as error:
+            raise self._not_unpacked(where, error) from error
         while chunk := stream.read(CHUNK_BYTES):
             self.used += len(chunk)
             if self.used > self.n_bytes:
                 raise UserError(f"{where}: more than {self.n_bytes / 1e9:.3g} GB to unpack, {self.remedy}")
             try:
                 file.write(chunk)
+                file.flush()
             except OSError as error:
-                raise UserError(
-                    f"{where}: cannot be unpacked ({error.strerror}); free disk space in {tempfile.gettempdir()}"
-                ) from error
-        file.flush()
+                raise self._not_unpacked(where, error) from error
         return file
+
+    def _not_unpacked(self, where: str, error: OSError) -> UserError:
+        folder = self.folder or tempfile.gettempdir()
+        return UserError(f"{where}: cannot be unpacked ({error.strerror}); free disk space in {folder} or fix its permissions")
 
 
 def open_members(
@@ -186,13 +192,8 @@ def _select(
         if kind is None:
             members.selected.append(member)
         elif nested and not member.fault and kind in (ARCHIVE, OTHER, EMPTY) and ARCHIVE_NAME.search(member.name):
-            place = f"{where}: {member.name}"
-            try:
-                with member.lock, member.open() as stream:
-                    file = bound.unpack(stream, place, stack)
-                inner, folders, n_system = _archive(file, place, bound, stack)
-            except READ_ERRORS as error:
-                raise UserError(f"{place} is damaged ({error}); download the archive again") from error
+            place = f"{where}: {printable(member.name)}"
+            inner, folders, n_system = _archive(member.path or _unpacked(member, place, bound, stack), place, bound, stack)
             prefix = ARCHIVE_NAME.sub("", member.name)
             members.folders |= {prefix, *(f"{prefix}/{folder}" for folder in folders)}
             members.n_system += n_system
@@ -202,6 +203,14 @@ def _select(
             remedy = member.fault or kind.remedy or ("unpack it, if it has photographs" if kind == ARCHIVE else "")
             members.left_out.append(LeftOut(member.name, kind, remedy))
             members.tables += [member] if is_table(member.name) else []
+
+
+def _unpacked(member: Member, where: str, bound: Bound, stack: ExitStack) -> IO[bytes]:
+    try:
+        with member.lock, member.open() as stream:
+            return bound.unpack(stream, where, stack)
+    except READ_ERRORS as error:
+        raise UserError(f"{where} is damaged ({error}); download the archive again") from error
 
 
 def _kind(member: Member, wanted: Callable[[str], bool] | None) -> Kind | None:
@@ -271,7 +280,7 @@ def _folder(root: Path) -> Listed:
                 waiting.append((path, f"{name}/", way))
             else:
                 fault = "" if stat.S_ISREG(status.st_mode) else "is not an ordinary file; remove it"
-                members.append(Member(name, status.st_size, partial(_open, path), fault))
+                members.append(Member(name, status.st_size, partial(_open, path), fault, path=path))
     return members, folders, n_system
 
 

@@ -46,12 +46,12 @@ from fieldguide.sources.layout import (
     shard_split,
     wrapper_of,
 )
-from fieldguide.sources.members import LeftOut
+from fieldguide.sources.members import LeftOut, printable
 from fieldguide.sources.tfrecord import count_in_name
 
 PHOTOGRAPH = Kind("photograph", is_photograph=True)  # of any kind, in the wrong place
 MOVE = "move it into a class folder"
-TABLES = frozenset({".csv", ".tsv", ".gz", ".xlsx", ".xls", ".json", ".parquet", ".ods"})
+TABLES = frozenset({".csv", ".tsv", ".gz", ".xlsx", ".xls", ".ods", ".parquet", ".json"})
 KINDS = {NO_ROW: PHOTOGRAPH, NO_FILE: Kind("row")}
 REMEDIES = {NO_ROW: "add a row, or remove the photograph", NO_FILE: "add the photograph, or remove the row"}
 IN_PROGRESS = RAW / ".begun"  # exists while the stage writes: all files beside it belong to the stage
@@ -150,7 +150,7 @@ def left_out_in_words(left_out: list[LeftOut], n_system: int) -> str:
 
 
 def locate(data: Data) -> kaggle.Download:
-    """The zip or folder in `data.path`, or the download; raises `UserError` if there is neither."""
+    """The folder or archive in `data.path`, or the download; raises `UserError` if there is neither."""
     dataset = CATALOG[data.dataset]
     if data.version and (data.path or not dataset.kaggle_dataset):
         raise UserError(f"params.yaml: data.version is {data.version}, but only a Kaggle data set has versions; set it to ''")
@@ -210,7 +210,7 @@ def _tables_that_do_not_fit(archive: Archive, candidates: Candidates) -> str:
     tables = [file.name for file in archive.left_out if PurePosixPath(file.name).suffix.lower() in TABLES]
     if not tables:
         return ""
-    return f"; if {tables[0]} has the labels, {'' if is_table(tables[0]) else 'save it as CSV and '}set data.table"
+    return f"; if {printable(tables[0])} has the labels, {'' if is_table(tables[0]) else 'save it as CSV and '}set data.table"
 
 
 def pack_labelled(archive: Archive, fit: Fit) -> RawData:
@@ -241,7 +241,7 @@ def place_images(archive: Archive, data: Data) -> tuple[Layout, dict[str, str]]:
     classes = class_names(layout, data.class_from, archive.where)
     check_classes(classes.values(), archive.where)
     check_empty_folders(layout, archive.where, counted(file.kind for file in archive.left_out if file.kind.is_left_out))
-    for name in archive.garbled & set(classes):
+    for name in sorted(archive.garbled & set(classes)):
         if not classes[name].isascii():
             raise UserError(
                 f"{archive.where}: the class name {classes[name]!r} is garbled: the zip's names are not in UTF-8; pack the"

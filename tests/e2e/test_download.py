@@ -221,14 +221,28 @@ def test_the_class_of_nested_folders_is_told(
     assert {line.partition(",")[0] for line in labels} == set(names)
 
 
-def test_a_table_beside_the_images_is_pointed_out(make_project: MakeProject, tmp_path: Path) -> None:
-    source = write_folder(tmp_path / "photos", {"1.jpg": b"x", "2.jpg": b"x", "labels.csv": b"image,label\n"})
-    said = (
-        f"{source}: no class folder with images; arrange the photographs as train/<CLASS>/, valid/<CLASS>/, test/<CLASS>/;"
-        f" a table of labels does not fit either: {source}: labels.csv: contains no row below its header;"
-        " use a table with a row for each photograph"
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ("1.jpg", "2.jpg"),
+            "no class folder with images; arrange the photographs as train/<CLASS>/, valid/<CLASS>/, test/<CLASS>/",
+        ),
+        (("train/1.jpg", "test/2.jpg"), "train contains images without class folders; move them to train/<CLASS>/"),
+        (("images/1.jpg", "images/2.jpg"), "only one class: images; a classifier needs at least two class folders"),
+    ],
+)
+def test_a_table_beside_the_images_is_pointed_out(
+    make_project: MakeProject, tmp_path: Path, names: tuple[str, ...], said: str
+) -> None:
+    source = write_folder(
+        tmp_path / "photos", dict.fromkeys(names, b"x") | {"labels.csv": b"image,label\n", "readme.txt": b"x"}
     )
-    failed_in_one_line(run_stage(make_project(**own_photos(source)), "download"), re.escape(said))
+    note = (
+        f"; a table of labels does not fit either: {source}: labels.csv: contains no row below its header; use a table with a"
+    )
+    whole = re.escape(f"{source}: {said}{note} row for each photograph")
+    failed_in_one_line(run_stage(make_project(**own_photos(source)), "download"), whole)
 
 
 def raw_zip(path: Path, names: list[bytes], flag: int = 0) -> Path:

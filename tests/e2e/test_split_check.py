@@ -403,6 +403,35 @@ def test_inspection_reads_size_and_hash_of_every_image(make_project: MakeProject
     np.testing.assert_allclose(means["train"], np.broadcast_to([5, 5.5, 6], means["train"].shape), atol=2)
 
 
+def test_what_download_left_out_is_in_the_findings_and_unlabelled_images_in_the_manifest(make_project: MakeProject) -> None:
+    unlabelled = {f"unlabelled/{n}.jpg": jpeg((n, 0, 0)) for n in range(3)}
+    project = with_raw(make_project(**{"split_check.few_images": 0}), PHOTOS | unlabelled)
+    left_out = [
+        ("train/A/9.CR2", "RAW (.CR2)", "export as JPEG"),
+        ("test/loose.jpg", "photograph", "outside class folders; move it into a class folder"),
+        ("notes.txt", "text file", ""),
+        ("more, and more.txt", "text file", ""),
+        ("film.mp4", "video", ""),
+    ]
+    table = pd.DataFrame(left_out, columns=["file", "kind", "remedy"])
+    table.to_csv(project / "data" / "raw" / "left_out.csv", index=False)
+    output = succeeded(run_stage(project, "split_check"))
+    assert "2 classes; 2 train, 2 valid, 2 test, 3 unlabelled; 0 dropped" in output
+    assert "4 x not read: see metrics/findings.csv" in output
+    findings = pd.read_csv(project / "metrics/findings.csv", keep_default_na=False)
+    assert findings[["kind", "id", "detail", "action"]].to_numpy().tolist() == [
+        ["not read", "train/A/9.CR2", "RAW (.CR2): export as JPEG", "left out"],
+        ["not read", "test/loose.jpg", "photograph: outside class folders; move it into a class folder", "left out"],
+        ["not read", "", "2 of kind text file", "left out"],
+        ["not read", "", "1 of kind video", "left out"],
+    ]
+    manifest = pd.read_csv(project / "data/manifest.csv", keep_default_na=False)
+    rows = manifest[manifest["split"] == "unlabelled"]
+    assert rows["id"].tolist() == list(unlabelled)
+    assert rows[["label", "class_name"]].to_numpy().tolist() == [["", ""]] * 3
+    assert rows["use"].all()
+
+
 def test_the_command_writes_the_manifest_metrics_and_tables(make_project: MakeProject) -> None:
     leak = PHOTOS["test/A/1.jpg"]
     project = with_raw(
