@@ -20,7 +20,7 @@ USUAL = {
     "file": (
         "file filename filepath path imagepath imagefile imagefilename imagefilepath imagename filenames filepaths paths image"
         " img imgname imgpath imgfile photo photofile photopath picture pic images photos imageid imgid photoid id identifier"
-        " uuid",
+        " uuid gbifid occurrenceid catalognumber",
     ),
     "label": (
         "labelname classname categoryname speciesname label labels target",

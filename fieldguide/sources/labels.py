@@ -100,7 +100,15 @@ def join_labels(
     frame.loc[frame["class_name"].eq(""), "split"] = UNLABELLED_SPLIT
     frame.loc[frame["split"].eq(UNLABELLED_SPLIT), "class_name"] = ""
     _check_classes(table, frame, chosen)
-    return Joined(frame[GROUPED_COLUMNS], tuple(left_out), n_repeated, (*table.notes, *notes, _used_columns(table, chosen)))
+    notes = [*table.notes, *notes, _used_columns(table, chosen), _summary(frame, n_repeated)]
+    return Joined(frame[GROUPED_COLUMNS], tuple(left_out), n_repeated, tuple(notes))
+
+
+def _summary(frame: pd.DataFrame, n_repeated: int) -> str:
+    labelled = frame.loc[frame["class_name"].ne(""), "class_name"]
+    more = f"; {n_repeated} rows repeat another row" if n_repeated else ""
+    n_classes, n_unlabelled = labelled.map(class_key).nunique(), len(frame) - len(labelled)
+    return f"{n_classes} classes; {len(labelled)} photographs with a label, {n_unlabelled} unlabelled{more}"
 
 
 def _used_columns(table: Table, chosen: Chosen) -> str:

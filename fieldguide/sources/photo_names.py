@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
+from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -109,12 +110,10 @@ class Finder:
 
 
 def _shared_folders(texts: Iterable[str]) -> int:
-    """The number of leading folders that all paths share."""
+    """The number of leading folders that all paths share, above any folder of a split."""
     parents = [_clean(text).split("/")[:-1] for text in texts if text]
-    depth = 0
-    while parents and all(len(parts) > depth and parts[depth] == parents[0][depth] for parts in parents):
-        depth += 1
-    return depth
+    levels = zip(*parents, strict=False)  # as deep as the shallowest path
+    return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1 and not _split_of_folder(level[0]), levels))
 
 
 def find_files(texts: Sequence[str], finder: Finder) -> list[list[str]]:

@@ -54,6 +54,7 @@ MOVE = "move it into a class folder"
 TABLES = frozenset({".csv", ".tsv", ".gz", ".xlsx", ".xls", ".ods", ".parquet", ".json"})
 KINDS = {NO_ROW: PHOTOGRAPH, NO_FILE: Kind("row")}
 REMEDIES = {NO_ROW: "add a row, or remove the photograph", NO_FILE: "add the photograph, or remove the row"}
+N_NOTED = 3  # tables that do not fit
 IN_PROGRESS = RAW / ".begun"  # exists while the stage writes: all files beside it belong to the stage
 
 
@@ -198,7 +199,7 @@ def pack_photographs(archive: Archive, data: Data) -> RawData:
                 f" {fit.name}, or to {NO_TABLE} if the folders are the classes"
             )
         print(f"{fit.name} is not used, but the class folders, with which it agrees")
-    for name, problem in candidates.problems.items():
+    for name, problem in list(candidates.problems.items())[:N_NOTED]:
         print(f"{name} is not used, but the class folders: {problem}")
     return pack_folders(archive, layout, classes)
 
@@ -218,8 +219,6 @@ def pack_labelled(archive: Archive, fit: Fit) -> RawData:
     joined = fit.joined
     for note in joined.notes:
         print(f"{fit.name}: {note}")
-    if joined.n_repeated:
-        print(f"{fit.name}: {joined.n_repeated} rows repeat another row")
     names = joined.rows["id"].tolist()
     root = wrapper_of(names) if all("/" in name for name in names) else PurePosixPath()
     ids = [PurePosixPath(name).relative_to(root).as_posix() for name in names]

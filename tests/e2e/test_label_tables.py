@@ -56,6 +56,15 @@ KAGGLE = {
 }
 
 
+def test_a_competition_whose_ids_are_unique(make_project: MakeProject, tmp_path: Path) -> None:
+    files = photographs(*(f"train/{n:03x}.jpg" for n in range(20)), *(f"test/{n:03x}.jpg" for n in range(20, 23)))
+    files |= {name: content for name, content in KAGGLE.items() if name.endswith(".csv")}
+    project = make_project(**own_photos(write_zip(tmp_path / "dogs.zip", files)))
+    output = succeeded(run_stage(project, "download"))
+    assert "labels.csv: 2 classes; 19 photographs with a label, 3 unlabelled" in output
+    assert sorted(row[1] for row in labels(project)[1:]) == ["train"] * 19 + ["unlabelled"] * 3
+
+
 @pytest.mark.parametrize("kind", ["folder", "wrapped zip"])
 def test_a_competition_has_a_table_beside_train_and_test(make_project: MakeProject, tmp_path: Path, kind: str) -> None:
     files = KAGGLE | {"train.csv": KAGGLE["labels.csv"]}
@@ -99,7 +108,7 @@ def test_a_museum_exports_darwin_core(make_project: MakeProject, tmp_path: Path)
     head = "gbifID\tclass\torder\tfamily\tscientificName\tidentifier\tnote"
     text = "\r\n".join((head, *lines)).encode("utf-16")
     files = photographs(*(f"media/{n}.jpg" for n in range(30))) | {"occurrence.tsv": text}
-    project = make_project(**own_photos(write_zip(tmp_path / "export.zip", files), **{"data.columns.file": "identifier"}))
+    project = make_project(**own_photos(write_zip(tmp_path / "export.zip", files)))
     succeeded(run_stage(project, "download"))
     succeeded(run_stage(project, "split_check"))
     rows = manifest(project)

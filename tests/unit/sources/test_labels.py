@@ -77,6 +77,7 @@ def test_folders_that_all_rows_share_are_left_off_if_nothing_fits() -> None:
     finder = Finder(["p/a.jpg", "q/b.jpg"])
     assert find_files(["old/x/a.jpg", "old/x/c.jpg"], finder) == [["p/a.jpg"], []]
     assert find_files(["old/x/a.jpg", "q/b.jpg"], finder) == [[], ["q/b.jpg"]]
+    assert find_files(["test/a.jpg", "test/b.jpg"], Finder(["train/a.jpg", "train/b.jpg"])) == [[], []]
     assert find_files(["old/x/a.jpg", "c.jpg"], Finder(["deep/p/a.jpg", "deep/p/b.jpg"])) == [["deep/p/a.jpg"], []]
 
 
@@ -181,6 +182,7 @@ def test_rows_without_a_file_and_photographs_without_a_row_are_named() -> None:
 def test_rows_that_repeat_are_counted() -> None:
     joined = join("id,label", "a,oak", "a.jpg,Oak", "b,ash")
     assert joined.n_repeated == 1
+    assert joined.notes[-1] == "2 classes; 2 photographs with a label, 0 unlabelled; 1 rows repeat another row"
     assert labels(joined) == {"a.jpg": "oak", "b.jpg": "ash"}
 
 
