@@ -87,7 +87,7 @@ def check(frame: pd.DataFrame, policy: SplitCheck, findings: list[Finding]) -> t
     n_conflicts = _act_on_conflicts(frame, policy.label_conflicts, findings)
     _act_on_leaks(frame, policy.leaks, findings)
     _act_on_missing_classes(frame, policy.missing_classes, findings)
-    findings += [*_few_images(frame, policy.few_images), *_similar_names(frame), *_odd_sizes(frame)]
+    findings += [*_torn_groups(frame), *_few_images(frame, policy.few_images), *_similar_names(frame), *_odd_sizes(frame)]
     return frame, n_conflicts
 
 
@@ -173,6 +173,17 @@ def _act_on_missing_classes(frame: pd.DataFrame, policy: str, findings: list[Fin
         dropped = frame["use"] & frame["class_name"].isin({fault.class_name for fault in faults}) & frame["label"].notna()
         frame.loc[dropped, "reason"] = "class is missing in a split"
         frame.loc[dropped, "use"] = False
+
+
+def _torn_groups(frame: pd.DataFrame) -> Iterator[Finding]:
+    """Groups with images in use in more than one labelled split: the data's own split tears them apart."""
+    if "group" not in frame:
+        return
+    used = frame[frame["use"] & frame["group"].ne("") & frame["split"].isin(SPLITS)]
+    counts = used.groupby(["group", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
+    for group, row in counts[counts.gt(0).sum(axis="columns") > 1].iterrows():
+        images = ", ".join(f"{row[split]} {split}" for split in SPLITS if row[split])
+        yield Finding("group in two splits", "", "", str(group), f"{images} images; train and test are not independent", "kept")
 
 
 def _few_images(frame: pd.DataFrame, few: int) -> Iterator[Finding]:

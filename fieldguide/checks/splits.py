@@ -1,10 +1,12 @@
-"""Random splits and the hold-out, stratified by class; copies of a photograph stay in the same split."""
+"""Random splits and the hold-out, stratified by class; copies of a photograph and groups stay in the same split."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
+from fieldguide.checks.duplicates import exact_pairs, photographs
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import SplitCheck
 
@@ -23,6 +25,12 @@ def with_splits(frame: pd.DataFrame, policy: SplitCheck) -> pd.DataFrame:
     for split, fraction in absent.items():
         if not counts.get(split):
             largest = pool["class_name"].value_counts().max()
+            if "group" in pool and pool["group"].ne("").any():
+                n_groups = kept_together(pool).nunique()
+                raise UserError(
+                    f"the data have no {split} split, and none of their {n_groups} groups can be drawn for it without a class"
+                    " losing all its train images; set data.columns.group to a finer column, or to none"
+                )
             raise UserError(
                 f"the data have no {split} split, and split_check.{split}_fraction is {fraction}, which is less than one image"
                 f" of the largest class ({largest} images); add images or increase it"
@@ -34,11 +42,12 @@ def with_splits(frame: pd.DataFrame, policy: SplitCheck) -> pd.DataFrame:
 def with_hold_out(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Draws a share of train as the test split, to tune on; also returns the rows of the test split that it replaces.
 
-    Photographs that are also in valid or test are not drawn, because they are leaks.
+    Photographs and groups that are also in valid or test are not drawn, because they are leaks.
     """
     aside = frame[frame["split"] == "test"]
-    elsewhere = set(frame.loc[~frame["split"].isin(["train"]), "photograph"])
-    pool = frame[(frame["split"] == "train") & ~frame["photograph"].isin(elsewhere) & frame["reason"].eq("")]
+    units = kept_together(frame)
+    elsewhere = set(units[frame["split"] != "train"])
+    pool = frame[(frame["split"] == "train") & ~units.isin(elsewhere) & frame["reason"].eq("")]
     splits = assign_splits(pool, {"test": policy.hold_out}, policy.seed)
     n_held_out = int((splits == "test").sum())
     if not n_held_out:
@@ -52,23 +61,50 @@ def with_hold_out(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame
 def assign_splits(frame: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.Series:
     """The split of every row: those in `fractions` get about that share of each class, `train` the rest.
 
-    frame: `class_name`, `id`, and `photograph`, whose rows stay together. Each class keeps at least one photograph in train,
-    and so do photographs with two class names. The result depends on ids and seed, not on the order of the rows.
+    frame: `class_name`, `id`, `photograph` and, if the data have groups, `group`; rows of a photograph and of a group stay
+    together. Each class keeps at least one photograph in train, and so do photographs with two class names. The result depends
+    on ids and seed, not on the order of the rows.
     """
     splits = pd.Series("train", index=frame.index, dtype="string")
-    groups = frame.groupby("photograph")["id"].transform("min")
-    names = sorted(set(groups))
+    units = frame.groupby(kept_together(frame))["id"].transform("min")
+    names = sorted(set(units))
     places = np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(len(names))
     rank = {names[place]: number for number, place in enumerate(places)}
-    n_names = groups.map(frame.groupby(groups)["class_name"].nunique())
-    order = pd.DataFrame({"group": groups, "class_name": frame["class_name"]})[n_names == 1]
-    for _, members in order.groupby("class_name"):
-        sizes = members.groupby("group").size()
-        waiting = sorted(sizes.index, key=rank.__getitem__)
-        for split, fraction in fractions.items():
-            wanted, taken = round(fraction * len(members)), 0
-            while taken < wanted and len(waiting) > 1:
-                group = waiting.pop(0)
-                taken += sizes[group]
-                splits[members.index[members["group"] == group]] = split
-    return splits
+    two_names = frame.groupby("photograph")["class_name"].transform("nunique").gt(1)
+    free = pd.DataFrame({"unit": units, "class_name": frame["class_name"]})[~two_names.groupby(units).transform("any")]
+    sizes = Counter(free["class_name"])
+    contents: dict[str, Counter[str]] = {unit: Counter() for unit in sorted(set(free["unit"]), key=rank.__getitem__)}
+    for unit, name in zip(free["unit"], free["class_name"], strict=True):
+        contents[unit][name] += 1
+    waiting = Counter(name for content in contents.values() for name in content)  # units of each class that are in train
+    chosen: dict[str, str] = {}
+    for split, fraction in fractions.items():
+        shares = Counter({name: round(fraction * n_rows) for name, n_rows in sizes.items()})
+        wanted = shares.copy()
+        by_size = sorted(contents, key=lambda unit: contents[unit].total())
+        for unit, is_last in [*((unit, False) for unit in contents), *((unit, True) for unit in by_size)]:
+            content = contents[unit]
+            fits = _has_only_missing_classes(content, wanted, shares) if is_last else _is_mostly_wanted(content, wanted)
+            if fits and unit not in chosen and all(waiting[name] > 1 for name in content):
+                chosen[unit] = split
+                waiting.subtract(content.keys())
+                wanted.subtract(content)
+    return splits.mask(units.isin(chosen.keys()), units.map(chosen).astype("string"))
+
+
+def kept_together(frame: pd.DataFrame) -> pd.Series:
+    """A number for each row, equal for rows of one photograph and of one `group` (individual, location, sequence)."""
+    if "group" not in frame:
+        return frame["photograph"]
+    pairs = [*exact_pairs(frame["photograph"].astype(str)), *exact_pairs(frame["group"])]
+    return pd.Series(photographs(len(frame), pairs), index=frame.index)
+
+
+def _is_mostly_wanted(content: Counter[str], wanted: Counter[str]) -> bool:
+    """Whether a split still needs at least half of a unit's rows."""
+    return 2 * sum(min(n_rows, max(wanted[name], 0)) for name, n_rows in content.items()) >= content.total()
+
+
+def _has_only_missing_classes(content: Counter[str], wanted: Counter[str], shares: Counter[str]) -> bool:
+    """Whether a split has no image yet of any class in a unit, and is to have some: the unit is larger than their shares."""
+    return all(wanted[name] == shares[name] > 0 for name in content)

@@ -30,6 +30,9 @@ def _as_text(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
+Text = Annotated[str, BeforeValidator(_as_text)]
+
+
 class Section(BaseModel):
     """A section of `params.yaml`, which documents each key."""
 
@@ -55,14 +58,25 @@ class Features(Section):
     id: str
 
 
+class Columns(Section):
+    """`data.columns`: names of the columns in a table of labels; "" = found by a usual name."""
+
+    file: Text
+    label: Text
+    split: Text
+    group: Text
+
+
 class Data(Section):
     dataset: Literal["sample", "butterflies", "flowers", "folder", "tfrecords"]
     path: str
     class_from: ClassFrom
-    version: Annotated[str, BeforeValidator(_as_text)]
+    version: Text
     resolution: Literal[192, 224, 331, 512]
     features: Features
     class_names: str
+    table: str
+    columns: Columns
     max_gigabytes: Annotated[float, Field(gt=0, le=10_000)]
     sample: Sample
 

@@ -29,6 +29,7 @@ class Archive:
     names: tuple[str, ...]
     folders: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
+    tables: tuple[str, ...]  # of `left_out`; `read` reads them too
     n_system: int
     n_bytes: int
     garbled: frozenset[str]  # names in an unknown code page
@@ -63,6 +64,7 @@ def open_archive(
                 raise UserError(f"{where}: {member.name} {member.fault}")
         by_name = {member.name: member for member in members.selected}
         left_out = list(members.left_out)
+        tables = {member.name: member for member in members.tables}
         if keep is not None:
             wrapper = wrapper_of(by_name)
             beside = [name for name in by_name if not PurePosixPath(name).is_relative_to(wrapper)]
@@ -73,10 +75,11 @@ def open_archive(
             names=tuple(by_name),
             folders=tuple(sorted(members.folders)),
             left_out=tuple(left_out),
+            tables=tuple(sorted(tables)),
             n_system=members.n_system,
             n_bytes=n_bytes,
             garbled=frozenset(name for name, member in by_name.items() if member.is_garbled),
-            read=lambda name: _read(by_name[name], path),
+            read=lambda name: _read(by_name.get(name) or tables[name], path),
         )
 
 

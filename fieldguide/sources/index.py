@@ -18,12 +18,14 @@ from fieldguide.sources.tfrecord import read_shard
 
 INDEX_COLUMNS = ["split", "label", "class_name", "id", "file", "offset", "length"]
 LABEL_COLUMNS = ["id", "split", "class_name"]
+GROUPED_COLUMNS = [*LABEL_COLUMNS, "group"]  # of labels from a table with groups
 LISTED_CLASSES = 10  # a guess: enough to see which, but still one line
 
 
 def write_labels(rows: Iterable[Sequence[str]]) -> None:
-    """Writes id, split ("" if not yet drawn) and class of each image in images.zip."""
-    write_table(pd.DataFrame(rows, columns=LABEL_COLUMNS), LABELS)
+    """Writes id, split ("" if not yet drawn), class and, if the rows have one, group of each image in images.zip."""
+    frame = pd.DataFrame(rows)
+    write_table(frame.set_axis(GROUPED_COLUMNS[: frame.shape[1]], axis="columns"), LABELS)
 
 
 def write_left_out(files: Iterable[LeftOut]) -> None:
@@ -43,7 +45,10 @@ def read_left_out(raw: Path) -> pd.DataFrame:
 
 
 def index_folders(images_zip: Path) -> pd.DataFrame:
-    """One row per image in images.zip: split ("" if not yet drawn), class ("" if unlabelled), position of its bytes."""
+    """One row per image in images.zip: split ("" if not yet drawn), class ("" if unlabelled), position of its bytes.
+
+    Also has the column `group` if the labels have it.
+    """
     source = images_zip.with_name(LABELS.name)
     try:
         labels = pd.read_csv(source, dtype=str, keep_default_na=False, na_filter=False)
@@ -54,7 +59,8 @@ def index_folders(images_zip: Path) -> pd.DataFrame:
         ]
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{source}: missing or not of {images_zip}; recreate it with: dvc repro -f download") from error
-    return pd.DataFrame(rows, columns=INDEX_COLUMNS)
+    frame = pd.DataFrame(rows, columns=INDEX_COLUMNS)
+    return frame.assign(group=frame["id"].map(labels.set_index("id")["group"])) if "group" in labels else frame
 
 
 def index_shards(receipt: Receipt, raw: Path) -> pd.DataFrame:

@@ -37,6 +37,7 @@ SYSTEM_NAMES = frozenset(  # in lower case: of macOS, Synology, QNAP, Windows an
     }
 )
 SYSTEM_SUFFIXES = ("@synoeastream", "@synoresource")
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 SHARD = re.compile(r".*\.tfrec(ord)?s?|.*\.tfrecord.*|.*-\d{5}-of-\d{5}", re.IGNORECASE)
 SHARD_SPLIT_NAMES = SPLIT_NAMES | {"dev": "valid", "eval": "valid"}  # in the names of files
 RESOLUTION = re.compile(r"tfrecords-jpeg-(\d+)x\d+")  # the folders of the flower competition
@@ -69,6 +70,11 @@ def is_shard(name: str) -> bool:
     """Whether a member has the name of a TFRecord shard."""
     path = PurePosixPath(name)
     return SHARD.fullmatch(path.name) is not None and not is_system(name)
+
+
+def is_table(name: str) -> bool:
+    """Whether a file has the name of a table that is read."""
+    return name.casefold().endswith(TABLE_SUFFIXES)
 
 
 def resolution_of(name: str) -> int | None:

@@ -20,7 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -29,7 +29,7 @@ from typing import IO, Any, NamedTuple
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import CHUNK_BYTES
 from fieldguide.core.formats import ARCHIVE, EMPTY, HEAD_BYTES, OTHER, Kind, claims_photograph, is_candidate, kind_of
-from fieldguide.sources.layout import is_system
+from fieldguide.sources.layout import is_system, is_table
 
 READ_ERRORS = (  # raised by zipfile, tarfile and the file system for damaged archives and files
     zipfile.BadZipFile,
@@ -112,6 +112,7 @@ class Members:
     selected: list[Member]
     left_out: list[LeftOut]
     folders: set[str]
+    tables: list[Member] = field(default_factory=list)  # of `left_out`, those that have the name of a table
     n_system: int = 0  # hidden files and what systems leave behind
 
 
@@ -164,7 +165,7 @@ def open_members(
         listed, folders, n_system = _folder(source)
     else:
         listed, folders, n_system = _archive(source, where, bound, stack)
-    members = Members([], [], folders, n_system)
+    members = Members([], [], folders, n_system=n_system)
     _select(listed, where, bound, stack, wanted, members, MAX_NESTED)
     members.selected.sort(key=lambda member: member.name)
     members.left_out.sort()
@@ -201,6 +202,7 @@ def _select(
         else:
             remedy = member.fault or kind.remedy or ("unpack it, if it has photographs" if kind == ARCHIVE else "")
             members.left_out.append(LeftOut(member.name, kind, remedy))
+            members.tables += [member] if is_table(member.name) else []
 
 
 def _unpacked(member: Member, where: str, bound: Bound, stack: ExitStack) -> IO[bytes]:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -23,16 +23,30 @@ from fieldguide.sources.archive import Archive, open_archive, pack, stored_membe
 from fieldguide.sources.catalog import CATALOG, matching_release
 from fieldguide.sources.class_names import find_class_names, is_class_names, read_class_names
 from fieldguide.sources.index import write_labels, write_left_out
+from fieldguide.sources.label_table import (
+    NO_TABLE,
+    Candidates,
+    Fit,
+    Source,
+    agrees_with_folders,
+    named_table,
+    tables_that_fit,
+    the_only,
+)
+from fieldguide.sources.labels import NO_FILE, NO_ROW
 from fieldguide.sources.layout import (
+    Layout,
     check_classes,
     check_empty_folders,
     check_splits,
     class_names,
     is_shard,
     is_system,
+    is_table,
     read_layout,
     resolution_of,
     shard_split,
+    wrapper_of,
 )
 from fieldguide.sources.members import LeftOut, printable
 from fieldguide.sources.tfrecord import count_in_name, incomplete_series
@@ -40,7 +54,10 @@ from fieldguide.sources.transfer import Download
 
 PHOTOGRAPH = Kind("photograph", is_photograph=True)  # of any kind, in the wrong place
 MOVE = "move it into a class folder"
-TABLES = frozenset({".csv", ".tsv", ".xlsx"})
+TABLES = frozenset({".csv", ".tsv", ".gz", ".xlsx", ".xls", ".ods", ".parquet", ".json"})
+KINDS = {NO_ROW: PHOTOGRAPH, NO_FILE: Kind("row")}
+REMEDIES = {NO_ROW: "add a row, or remove the photograph", NO_FILE: "add the photograph, or remove the row"}
+N_NOTED = 3  # tables that do not fit
 IN_PROGRESS = RAW / ".begun"  # exists while the stage writes: all files beside it belong to the stage
 
 
@@ -119,7 +136,7 @@ def download(data: Data, runtime: Runtime) -> Receipt:
     keep = None if folders else partial(_is_wanted_shard, data, origin.files)
     with open_archive(origin.path, max_bytes(data), keep, RAW) as archive:
         check_free_space(RAW, archive.n_bytes)
-        raw = (pack_folders if folders else copy_shards)(archive, data)
+        raw = (pack_photographs if folders else copy_shards)(archive, data)
         if raw.left_out:
             write_left_out(raw.left_out)
             raw.paths.append(LEFT_OUT)
@@ -177,16 +194,67 @@ def _is_wanted_shard(data: Data, files: frozenset[str], name: str) -> bool:
     return is_shard(name) and resolution_of(name) in (None, data.resolution) and (not files or name in files)
 
 
-def pack_folders(archive: Archive, data: Data) -> RawData:
-    """Writes the photographs of class folders as one zip, and their labels; the split check draws splits that are missing."""
-    where = archive.where + beside_a_table(archive)
-    layout = read_layout(archive.names, archive.folders, where)
+def pack_photographs(archive: Archive, data: Data) -> RawData:
+    """Writes photographs as one zip, and their labels: those of a table, or else of class folders."""
+    if data.dataset != "folder":
+        return pack_folders(archive, *place_images(archive, data))
+    source = Source(archive.where, archive.names, archive.tables, archive.read)
+    if data.table not in ("", NO_TABLE):
+        return pack_labelled(archive, named_table(source, data, project_root()))
+    candidates = tables_that_fit(source, data) if not data.table else Candidates()
+    try:
+        layout, classes = place_images(archive, data)
+    except UserError as error:
+        if fit := the_only(candidates, archive.where):
+            return pack_labelled(archive, fit)
+        raise UserError(f"{error}{_tables_that_do_not_fit(archive, candidates)}") from error
+    for fit in candidates.fits:
+        if not agrees_with_folders(fit, classes):
+            raise UserError(
+                f"{archive.where}: the labels of {fit.name} differ from the folders of the photographs; set data.table to"
+                f" {fit.name}, or to {NO_TABLE} if the folders are the classes"
+            )
+        print(f"{fit.name} is not used, but the class folders, with which it agrees")
+    for name, problem in list(candidates.problems.items())[:N_NOTED]:
+        print(f"{name} is not used, but the class folders: {problem}")
+    return pack_folders(archive, layout, classes)
+
+
+def _tables_that_do_not_fit(archive: Archive, candidates: Candidates) -> str:
+    """What to put behind an error of the folders: why the tables beside them are no remedy."""
+    if candidates.problems:
+        return "; a table of labels does not fit either: " + next(iter(candidates.problems.values()))
+    tables = [file.name for file in archive.left_out if PurePosixPath(file.name).suffix.lower() in TABLES]
+    if not tables:
+        return ""
+    return f"; if {printable(tables[0])} has the labels, {'' if is_table(tables[0]) else 'save it as CSV and '}set data.table"
+
+
+def pack_labelled(archive: Archive, fit: Fit) -> RawData:
+    """Writes the photographs that a table labels, and those without labels of a test folder."""
+    joined = fit.joined
+    for note in joined.notes:
+        print(f"{fit.name}: {note}")
+    names = joined.rows["id"].tolist()
+    root = wrapper_of(names) if all("/" in name for name in names) else PurePosixPath()
+    ids = [PurePosixPath(name).relative_to(root).as_posix() for name in names]
+    pack_images(((own, archive.read(name)) for own, name in zip(ids, names, strict=True)), len(names))
+    rows = joined.rows.assign(id=ids)
+    write_labels((rows if rows["group"].ne("").any() else rows.drop(columns="group")).to_numpy().tolist())
+    counts = Counter(split or "not yet split" for split in rows["split"])
+    missing = [LeftOut(name, KINDS[reason], REMEDIES[reason], reason) for name, reason in joined.left_out]
+    return RawData([IMAGES_ZIP, LABELS], counts, [*(file for file in archive.left_out if file.name not in fit.used), *missing])
+
+
+def place_images(archive: Archive, data: Data) -> tuple[Layout, dict[str, str]]:
+    """Places and classes by folders; raises `UserError` for folders that are no layout of classes."""
+    layout = read_layout(archive.names, archive.folders, archive.where)
     present = {place.split for place in layout.places.values()}
     own = data.dataset == "folder"
     needed = SPLITS if not own else ("train",) if layout.has_splits else ("",)  # "" stands for class folders without splits
-    check_splits(present, needed, where)
+    check_splits(present, needed, archive.where)
     classes = class_names(layout, data.class_from, archive.where)
-    check_classes(classes.values(), where)
+    check_classes(classes.values(), archive.where)
     check_empty_folders(layout, archive.where, counted(file.kind for file in archive.left_out if file.kind.is_left_out))
     for name in sorted(archive.garbled & set(classes)):
         if not classes[name].isascii():
@@ -198,18 +266,17 @@ def pack_folders(archive: Archive, data: Data) -> RawData:
     if depth > 1:
         name = next(name for name, place in layout.places.items() if len(place.folders) == depth)
         print(f"class of {name}: {classes[name]} (data.class_from: {data.class_from}; last, path or first)")
+    return layout, classes
+
+
+def pack_folders(archive: Archive, layout: Layout, classes: Mapping[str, str]) -> RawData:
+    """Writes the photographs of class folders as one zip, and their labels; the split check draws splits that are missing."""
     ids = {name: PurePosixPath(name).relative_to(PurePosixPath(*layout.root)).as_posix() for name in layout.places}
     pack_images(((ids[name], archive.read(name)) for name in layout.places), len(layout.places))
     write_labels((ids[name], place.split, classes[name]) for name, place in layout.places.items())
     counts = Counter(place.split or "not yet split" for place in layout.places.values())
     outside = [LeftOut(name, PHOTOGRAPH, MOVE, reason) for name, reason in layout.outside.items()]
     return RawData([IMAGES_ZIP, LABELS], counts, [*archive.left_out, *outside])
-
-
-def beside_a_table(archive: Archive) -> str:
-    """A note on a table that may have the labels, to be put behind the source's name in a message."""
-    tables = [file.name for file in archive.left_out if PurePosixPath(file.name).suffix.lower() in TABLES]
-    return f" ({printable(tables[0])} lies beside the images: if it has the labels, set data.table)" if tables else ""
 
 
 def copy_shards(archive: Archive, data: Data) -> RawData:

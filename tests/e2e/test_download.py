@@ -238,8 +238,11 @@ def test_a_table_beside_the_images_is_pointed_out(
     source = write_folder(
         tmp_path / "photos", dict.fromkeys(names, b"x") | {"labels.csv": b"image,label\n", "readme.txt": b"x"}
     )
-    note = f"{source} (labels.csv lies beside the images: if it has the labels, set data.table): "
-    failed_in_one_line(run_stage(make_project(**own_photos(source)), "download"), re.escape(note + said))
+    note = (
+        f"; a table of labels does not fit either: {source}: labels.csv: contains no row below its header; use a table with a"
+    )
+    whole = re.escape(f"{source}: {said}{note} row for each photograph")
+    failed_in_one_line(run_stage(make_project(**own_photos(source)), "download"), whole)
 
 
 def raw_zip(path: Path, names: list[bytes], flag: int = 0) -> Path:

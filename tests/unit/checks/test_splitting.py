@@ -57,3 +57,43 @@ def test_the_result_depends_on_ids_and_seed_not_on_the_order_of_rows() -> None:
     pd.testing.assert_series_equal(again.sort_index(), splits, check_names=False)
     other = assign_splits(frame, FRACTIONS, seed=2)
     assert not np.array_equal(other.to_numpy(), splits.to_numpy())
+
+
+def test_groups_stay_on_one_side_though_they_contain_several_classes() -> None:
+    frame = photographs({"a": 300, "b": 200, "c": 100})
+    frame["group"] = [f"site {row % 20}" for row in range(600)]
+    splits = assign_splits(frame, FRACTIONS, seed=3)
+    assert (splits.groupby(frame["group"]).nunique() == 1).all()
+    table = counts(frame, splits)
+    assert table["test"].between(table.sum(axis=1) * 0.15, table.sum(axis=1) * 0.3).all()
+    assert 110 <= table["test"].sum() < 150
+    assert table["valid"].gt(0).all()
+
+
+def test_photographs_join_groups_and_an_empty_group_joins_nothing() -> None:
+    frame = photographs({"a": 40, "b": 40})
+    frame["group"] = [f"{row // 10}" if row < 40 else "" for row in range(80)]
+    frame.loc[[9, 10], "photograph"] = 9  # in groups 0 and 1
+    splits = assign_splits(frame, {"test": 0.3}, seed=2)
+    assert splits[:20].nunique() == splits[20:30].nunique() == splits[30:40].nunique() == 1
+    assert (splits[40:] == "test").sum() == 12
+
+
+def test_without_groups_the_splits_are_those_of_photographs() -> None:
+    frame = photographs({"a": 50, "b": 31})
+    pd.testing.assert_series_equal(
+        assign_splits(frame.assign(group=""), FRACTIONS, seed=1), assign_splits(frame, FRACTIONS, seed=1), check_names=False
+    )
+
+
+def test_the_only_group_of_a_class_stays_in_train() -> None:
+    frame = photographs({"a": 30, "b": 30}).assign(group=["one"] * 30 + [f"{n}" for n in range(30)])
+    for seed in range(10):
+        assert assign_splits(frame, FRACTIONS, seed)[:30].eq("train").all()
+
+
+def test_groups_larger_than_a_share_still_give_one_the_smallest_first() -> None:
+    frame = photographs({"a": 60, "b": 60})
+    frame["group"] = [["big", "big", "big", "mid", "mid", "low"][row % 6] for row in range(120)]
+    splits = assign_splits(frame, {"test": 0.1, "valid": 0.1}, seed=1)
+    assert dict(zip(frame["group"], splits, strict=True)) == {"low": "test", "mid": "valid", "big": "train"}
