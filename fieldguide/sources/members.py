@@ -69,6 +69,7 @@ UNICODE_PATH = 0x7075  # APPNOTE 4.6.9, Info-ZIP's extra field
 WESTERN = frozenset("ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜáíóúñÑß")  # letters of the zip's own code page (437)
 MOST_ACCENTED = 0.4  # share of such letters in names that have any; more is another code page. A guess
 NO_LOCK = nullcontext()
+UNREADABLE = Kind("unreadable file", remedy="fix its permissions, or download it again")
 UNPACK = "unpack it and use the folder"
 
 
@@ -191,7 +192,7 @@ def _select(
     for member, kind in zip(listed, kinds, strict=True):
         if kind is None:
             members.selected.append(member)
-        elif nested and not member.fault and kind in (ARCHIVE, OTHER, EMPTY) and ARCHIVE_NAME.search(member.name):
+        elif nested and not member.fault and kind in (ARCHIVE, OTHER, EMPTY, UNREADABLE) and ARCHIVE_NAME.search(member.name):
             place = f"{where}: {printable(member.name)}"
             inner, folders, n_system = _archive(member.path or _unpacked(member, place, bound, stack), place, bound, stack)
             prefix = ARCHIVE_NAME.sub("", member.name)
@@ -220,7 +221,7 @@ def _kind(member: Member, wanted: Callable[[str], bool] | None) -> Kind | None:
     try:
         head = member.read(HEAD_BYTES)
     except READ_ERRORS:
-        return None if not wanted and claims_photograph(member.name) else OTHER
+        return None if not wanted and claims_photograph(member.name) else OTHER if member.fault else UNREADABLE
     return None if not wanted and is_candidate(head, member.name) else kind_of(head, member.name)
 
 

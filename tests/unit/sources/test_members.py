@@ -269,3 +269,14 @@ def test_photographs_are_chosen_by_content(tmp_path: Path) -> None:
         assert read_all(path) == chosen | damaged
         named = {file.name: file.kind.name for file in listed(path).left_out}
         assert named == {"A/9.jpg": "JPEG XL", "B/1.mp4": "video", "B/2": "text file", "B/3.jpg.txt": "text file"}
+
+
+def test_a_damaged_file_of_which_nothing_is_known_is_named_with_a_remedy(tmp_path: Path) -> None:
+    content = bytearray(write_zip(tmp_path / "photos.zip", LAYOUT | {"train/A/2": JPEG * 50}).read_bytes())
+    place = content.index(b"train/A/2") + len("train/A/2")
+    content[place : place + 20] = b"\xff" * 20
+    (tmp_path / "photos.zip").write_bytes(content)
+    left_out = listed(tmp_path / "photos.zip").left_out
+    assert [(file.name, file.kind.name, file.remedy) for file in left_out] == [
+        ("train/A/2", "unreadable file", "fix its permissions, or download it again")
+    ]
