@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from fieldguide.core.errors import UserError
+from fieldguide.core.machine import n_cores
 
 
 def pick_device(choice: str) -> torch.device:
@@ -22,8 +23,10 @@ def pick_device(choice: str) -> torch.device:
 def repeatable(device: torch.device) -> None:
     """Makes a GPU deterministic, and disables TF32 in convolutions. A CPU is deterministic by default.
 
-    Torch warns about an operation without a deterministic implementation.
+    Torch warns about an operation without a deterministic implementation. Its threads are at most as many as the cores of
+    `n_cores`, which respects a container's quota.
     """
+    torch.set_num_threads(min(torch.get_num_threads(), n_cores()))
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
         torch.backends.cudnn.deterministic = True

@@ -8,15 +8,18 @@ written atomically and has the SHA-256 of its content in its name, whose ending 
 import hashlib
 import io
 import json
+import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from filelock import FileLock, Timeout
 
@@ -25,6 +28,7 @@ from fieldguide.core.files import write_bytes
 from fieldguide.core.paths import unfinished
 from fieldguide.network.loader import STOP_SIGNALS
 
+STUCK_SECONDS = 60.0  # after a signal, for a step to end
 KEPT = 2  # states; the older one replaces a damaged newer one
 FILES = "state-*.pt"
 
@@ -83,21 +87,43 @@ class States:
 def stop_signals() -> Iterator[Callable[[], int]]:
     """A function that returns the first of `STOP_SIGNALS` received (0: none), to stop after a step with a saved state.
 
-    A second SIGINT interrupts immediately. SIGHUP stays ignored under nohup.
+    A second SIGINT interrupts immediately, and the process is ended if the function is not called within `STUCK_SECONDS` of the
+    signal: the step waits for an image that cannot be read. SIGHUP stays ignored under nohup.
     """
     received: list[int] = []
+    stuck = threading.Timer(STUCK_SECONDS, lambda: _end_now(received[0]))
+    stuck.daemon = True
 
     def note(number: int, _: object) -> None:
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if len(received) == 1:
+            stuck.start()
+
+    def stop() -> int:
+        if received:
+            stuck.cancel()
+        return received[0] if received else 0
 
     is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS if number != signal.SIGHUP or not is_nohup}
     try:
-        yield lambda: received[0] if received else 0
+        yield stop
     finally:
+        stuck.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_now(number: int) -> None:
+    """Ends this process and those that it started; the state of the last epoch is on the disk."""
+    name, waited = signal.Signals(number).name, f"no step ended within {STUCK_SECONDS:.0f} s"
+    with suppress(OSError):  # the terminal is closed
+        print(f"{name}: {waited}; ending without it, resume with the same command", file=sys.stderr, flush=True)
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    os._exit(128 + number)
 
 
 @contextmanager

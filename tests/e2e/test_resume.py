@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -221,6 +222,33 @@ def test_a_second_interrupt_is_not_swallowed() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         threading.Event().wait(1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_a_step_that_never_ends(number: signal.Signals) -> None:
+    code = f"""if True:
+        import multiprocessing, os, threading, time
+        from fieldguide.training import resume
+        resume.STUCK_SECONDS = 0.5
+        with resume.stop_signals():
+            worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+            worker.start()
+            print(worker.pid, flush=True)
+            os.kill(os.getpid(), {int(number)})
+            threading.Event().wait()  # for an image that cannot be read
+    """
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 128 + number
+    assert ended.stderr == f"{number.name}: no step ended within 0 s; ending without it, resume with the same command\n"
+    assert not psutil.pid_exists(int(ended.stdout)) or psutil.Process(int(ended.stdout)).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_step_that_ends_in_time_is_not_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "STUCK_SECONDS", 0.3)
+    with stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop() == signal.SIGTERM
+        time.sleep(0.6)  # writing the state may take longer
 
 
 @pytest.mark.parametrize("loader", ["resident", pytest.param("streaming", marks=pytest.mark.slow)])
