@@ -43,13 +43,13 @@ def main() -> None:
     receipt = Receipt.read(RECEIPT)
     findings = left_out_findings(read_left_out(RAW))
     shards = receipt.layout == "tfrecords"
-    frame = index_shards(receipt, RAW) if shards else number_classes(index_folders(IMAGES_ZIP), findings)
+    frame = number_classes(index_shards(receipt, RAW) if shards else index_folders(IMAGES_ZIP), findings)
     frame, fingerprints, means = inspect_images(frame, RAW, policy.max_megapixels, n_workers)
     copies = exact_pairs(frame["sha256"].where(frame["reason"].eq(""), ""))
     pairs = find_near_duplicates(frame, fingerprints, RAW, n_workers) if policy.near_duplicates else None
     same = [(pair.i, pair.j) for pair in pairs or [] if pair.is_same]
     frame["photograph"] = photographs(len(frame), [*copies, *same])
-    if receipt.dataset == "folder":
+    if receipt.dataset == "folder" or "valid" not in set(frame["split"]):
         frame = with_splits(frame, policy)
     frame, aside = with_hold_out(frame, policy) if policy.hold_out else (frame, frame[:0])
     try:

@@ -58,16 +58,20 @@ def left_out_findings(files: pd.DataFrame) -> list[Finding]:
 
 
 def number_classes(frame: pd.DataFrame, findings: list[Finding]) -> pd.DataFrame:
-    """Merges class folders that differ only in case, and numbers the classes in the order of their names.
+    """Numbers the classes of rows without a number in the order of their names; merges names that differ only in case.
 
-    Rows of the split unlabelled have no number.
+    Unlabelled rows, which have no name, stay as they are.
     """
-    names = united_classes(frame)
-    other = frame[frame["class_name"] != names].drop_duplicates(["split", "class_name"])
+    rows = frame[frame["label"].isna() & frame["class_name"].ne("")]
+    if rows.empty:
+        return frame
+    names = united_classes(rows)
+    other = rows[rows["class_name"] != names].drop_duplicates(["split", "class_name"])
     for row in named_tuples(other):
         findings.append(Finding("class name", row.split, row.class_name, "", f"taken for {names[row.Index]!r}", "united"))
-    numbers = {name: number for number, name in enumerate(sorted(set(names) - {""}))}
-    return frame.assign(class_name=names, label=names.map(numbers).astype("Int64"))
+    numbers = {name: number for number, name in enumerate(sorted(names.unique()))}
+    labels = frame["label"].astype("Int64").fillna(names.map(numbers).astype("Int64"))
+    return frame.assign(class_name=names.reindex(frame.index).fillna(frame["class_name"]), label=labels)
 
 
 def check(frame: pd.DataFrame, policy: SplitCheck, findings: list[Finding]) -> tuple[pd.DataFrame, int]:

@@ -69,6 +69,7 @@ class Receipt(Artifact):
     release: str
     images: dict[str, int]  # by split, or `not yet split`
     ignored: dict[str, int]  # files of the source, by the reason
+    class_names: OrNoKey[list[str]] = None  # by label, if a list of names came with the data
     files: dict[str, RawFile]  # by the name under data/raw
 
 

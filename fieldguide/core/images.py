@@ -14,7 +14,20 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageDraw,
+    ImageFont,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from fieldguide.core.colours import to_rgb
 from fieldguide.core.formats import HEAD_BYTES, MAX_PIXELS, kind_of
@@ -22,10 +35,20 @@ from fieldguide.core.formats import HEAD_BYTES, MAX_PIXELS, kind_of
 UPRIGHT, QUARTER_TURNS = 1, (5, 6, 7, 8)  # EXIF 2.3, 4.6.4
 CAPTION_PX = 20  # height of letters
 RESIZE_RULE = "centre square; JPEG decoded at the smallest n/8 scale that is large enough; Pillow bicubic, antialiased"
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of 179 megapixels; `_opened` has the one that callers set
+PLUGINS = (  # register their openers in `Image.OPEN`
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 REFUSALS = (OSError, EOFError, SyntaxError, ValueError, MemoryError, struct.error, zlib.error)  # of Pillow's decoders
 DEFECTS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # theirs, on damaged files
+BOMB = Image.DecompressionBombError  # of frames within an image
 
 
 class UnreadableImage(ValueError):
@@ -151,14 +174,15 @@ def _opened(encoded: bytes, max_pixels: int) -> Iterator[Image.Image]:
         raise UnreadableImage(said)
     if kind.pillow == "HEIF":
         _register_heif()
+    opener = Image.OPEN[kind.pillow][0]  # without the limit of `Image.open`, which belongs to the program that imports this
     try:
-        with Image.open(io.BytesIO(encoded), formats=(kind.pillow,)) as image:
+        with opener(io.BytesIO(encoded), "") as image:
             if image.width * image.height > max_pixels:
                 raise TooManyPixels(f"{image.width}x{image.height} pixels, more than {max_pixels / 1e6:g} million")
             yield image
     except UnreadableImage:
         raise
-    except (*REFUSALS, *DEFECTS) as error:
+    except (*REFUSALS, *DEFECTS, BOMB) as error:
         raise UnreadableImage(str(error).split("<")[0].strip() or type(error).__name__) from error
 
 

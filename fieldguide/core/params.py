@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer
 
+from fieldguide.core.addresses import without_secrets
 from fieldguide.core.errors import UserError
 from fieldguide.core.machine import n_cores
 from fieldguide.core.names import ClassFrom
@@ -73,10 +74,16 @@ class Data(Section):
     version: Text
     resolution: Literal[192, 224, 331, 512]
     features: Features
+    class_names: str
     table: str
     columns: Columns
     max_gigabytes: Annotated[float, Field(gt=0, le=10_000)]
     sample: Sample
+
+    @field_serializer("path")
+    def _path_without_secrets(self, path: str) -> str:
+        """What is recorded and shown of `path`."""
+        return without_secrets(path)
 
 
 class SplitCheck(Section):

@@ -39,7 +39,7 @@ SYSTEM_NAMES = frozenset(  # in lower case: of macOS, Synology, QNAP, Windows an
 SYSTEM_SUFFIXES = ("@synoeastream", "@synoresource")
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 SHARD = re.compile(r".*\.tfrec(ord)?s?|.*\.tfrecord.*|.*-\d{5}-of-\d{5}", re.IGNORECASE)
-SHARD_SPLIT = re.compile(r"([a-z]+)[^a-z].*", re.IGNORECASE)  # train-00000-of-00010
+SHARD_SPLIT_NAMES = SPLIT_NAMES | {"dev": "valid", "eval": "valid"}  # in the names of files
 RESOLUTION = re.compile(r"tfrecords-jpeg-(\d+)x\d+")  # the folders of the flower competition
 ARRANGE = "arrange the photographs as train/<CLASS>/, valid/<CLASS>/, test/<CLASS>/"
 BESIDE = "beside the wrapping folder"  # reasons why an image is left out
@@ -322,13 +322,19 @@ def class_key(folder: str) -> str:
 
 
 def shard_split(name: str) -> str | None:
-    """`train` for `train/00-192x192-798.tfrec` and for `train-00000-of-00010`; None for a name without a split."""
+    """The split in a shard's path: the first folder that is named after one, else a word of the file's name.
+
+    The names are those of Kaggle (`train/00-192x192-798.tfrec`, `ld_test00-507.tfrec`), TensorFlow Datasets
+    (`oxford_flowers-train.tfrecord-00000-of-00001`) and TF-Slim (`flowers_train_00000-of-00005.tfrecord`). None for a path
+    without a split and for a file with several in its name.
+    """
     path = PurePosixPath(name)
-    match = SHARD_SPLIT.fullmatch(path.name)
-    for part in (*path.parts[:-1], *([match[1]] if match else [])):
-        if part.casefold() in SPLIT_NAMES:
-            return SPLIT_NAMES[part.casefold()]
-    return None
+    for folder in path.parts[:-1]:
+        if folder.casefold() in SPLIT_NAMES:
+            return SPLIT_NAMES[folder.casefold()]
+    words = re.findall("[a-z]+", path.name.casefold())
+    splits = {SHARD_SPLIT_NAMES[word] for word in words if word in SHARD_SPLIT_NAMES}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def check_splits(present: Iterable[str], needed: Iterable[str], where: str) -> None:

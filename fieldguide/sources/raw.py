@@ -10,16 +10,18 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from fieldguide.core.addresses import scheme_of
 from fieldguide.core.artifacts import RawFile, Receipt
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import check_free_space, file_hash, read_json, write_bytes
-from fieldguide.core.formats import Kind, counted
+from fieldguide.core.formats import TEXT, Kind, counted
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import Data, Runtime
 from fieldguide.core.paths import IMAGES_ZIP, LABELS, LEFT_OUT, RAW, RECEIPT, download_cache, project_root
-from fieldguide.sources import kaggle, sample
+from fieldguide.sources import address, kaggle, sample
 from fieldguide.sources.archive import Archive, open_archive, pack, stored_members
 from fieldguide.sources.catalog import CATALOG, matching_release
+from fieldguide.sources.class_names import find_class_names, is_class_names, read_class_names
 from fieldguide.sources.index import write_labels, write_left_out
 from fieldguide.sources.label_table import (
     NO_TABLE,
@@ -47,7 +49,8 @@ from fieldguide.sources.layout import (
     wrapper_of,
 )
 from fieldguide.sources.members import LeftOut, printable
-from fieldguide.sources.tfrecord import count_in_name
+from fieldguide.sources.tfrecord import count_in_name, incomplete_series
+from fieldguide.sources.transfer import Download
 
 PHOTOGRAPH = Kind("photograph", is_photograph=True)  # of any kind, in the wrong place
 MOVE = "move it into a class folder"
@@ -64,6 +67,7 @@ class RawData(NamedTuple):
     paths: list[Path]
     counts: Counter[str]  # images by split
     left_out: list[LeftOut]
+    class_names: list[str] | None = None  # by label, if a list came with the data
 
 
 def bring_raw_data(data: Data, runtime: Runtime) -> Receipt:
@@ -130,7 +134,7 @@ def download(data: Data, runtime: Runtime) -> Receipt:
     origin = locate(data)
     folders = CATALOG[data.dataset].layout == "folders"
     keep = None if folders else partial(_is_wanted_shard, data, origin.files)
-    with open_archive(origin.path, int(data.max_gigabytes * 1e9), keep, RAW) as archive:
+    with open_archive(origin.path, max_bytes(data), keep, RAW) as archive:
         check_free_space(RAW, archive.n_bytes)
         raw = (pack_photographs if folders else copy_shards)(archive, data)
         if raw.left_out:
@@ -150,11 +154,19 @@ def left_out_in_words(left_out: list[LeftOut], n_system: int) -> str:
     return ", ".join(filter(None, parts))
 
 
-def locate(data: Data) -> kaggle.Download:
-    """The folder or archive in `data.path`, or the download; raises `UserError` if there is neither."""
+def max_bytes(data: Data) -> int:
+    return int(data.max_gigabytes * 1e9)
+
+
+def locate(data: Data) -> Download:
+    """The folder or archive in `data.path`, fetched if that is an address, or the download; raises `UserError`."""
     dataset = CATALOG[data.dataset]
     if data.version and (data.path or not dataset.kaggle_dataset):
         raise UserError(f"params.yaml: data.version is {data.version}, but only a Kaggle data set has versions; set it to ''")
+    if data.class_names and (dataset.layout != "tfrecords" or dataset.class_names):
+        raise UserError(f"params.yaml: data.class_names is set, but {data.dataset} has its own names; set it to ''")
+    if scheme_of(data.path):
+        return address.fetch(data.path, max_bytes=max_bytes(data), cache=download_cache())
     if data.path:
         path = project_root() / os.path.expanduser(data.path)
         inside = path.resolve().is_relative_to(RAW.resolve())
@@ -163,7 +175,7 @@ def locate(data: Data) -> kaggle.Download:
             raise UserError(
                 f"data.path: {path} {'is inside' if inside else 'contains'} {RAW}, which this stage replaces; move the data"
             )
-        return kaggle.Download(path, path.name, "")
+        return Download(path, path.name, "")
     if dataset.kaggle_dataset:
         return kaggle.download_dataset(dataset.kaggle_dataset, version=data.version, cache=download_cache())
     if dataset.kaggle_competition:
@@ -173,9 +185,13 @@ def locate(data: Data) -> kaggle.Download:
 
 
 def _is_wanted_shard(data: Data, files: frozenset[str], name: str) -> bool:
-    """Whether a member is a shard: of the competition only those of `data.resolution`; of `files` if it is not empty."""
-    fits = not CATALOG[data.dataset].kaggle_competition or resolution_of(name) in (None, data.resolution)
-    return is_shard(name) and fits and (not files or name in files)
+    """Whether a member is a shard or a list of class names.
+
+    Of the competition only shards of `data.resolution`; of `files` if it is not empty.
+    """
+    if not CATALOG[data.dataset].kaggle_competition:
+        return is_shard(name) or is_class_names(name)
+    return is_shard(name) and resolution_of(name) in (None, data.resolution) and (not files or name in files)
 
 
 def pack_photographs(archive: Archive, data: Data) -> RawData:
@@ -264,22 +280,33 @@ def pack_folders(archive: Archive, layout: Layout, classes: Mapping[str, str]) -
 
 
 def copy_shards(archive: Archive, data: Data) -> RawData:
-    """Copies TFRecord shards; the split check, which reads every record, verifies their checksums."""
-    splits = {name: shard_split(name) for name in archive.names}
+    """Copies TFRecord shards; the split check, which reads every record, verifies their checksums.
+
+    Class names are taken from `data.class_names` or from the list beside the shards.
+    """
+    lists = [name for name in archive.names if is_class_names(name)]
+    splits = {name: shard_split(name) for name in archive.names if name not in lists}
     remedy = "move the shards to folders train, val and test"
     for name, split in splits.items():
         if split is None:
             raise UserError(f"{archive.where}: {name} has no split in its path; {remedy}")
-    for split in ("train", "valid"):
+    for split in ("train",) if data.dataset == "tfrecords" else ("train", "valid"):  # the split check draws what is missing
         if split not in splits.values():
             raise UserError(f"{archive.where}: no {split} shards; {remedy}")
+    if data.class_names:
+        class_names = read_class_names(project_root() / os.path.expanduser(data.class_names))
+    else:
+        class_names = find_class_names(lists, archive.read, data.features.label, archive.where)
+    for series, n_shards, total in incomplete_series(splits):
+        print(f"{archive.where}: {n_shards} of {total} shards of {series} are there; the images of the others are missing")
     IN_PROGRESS.touch()
-    for name in tqdm(archive.names, unit="shard", disable=None):
+    for name in tqdm(splits, unit="shard", disable=None):
         write_bytes(RAW / name, archive.read(name))
     counts: Counter[str] = Counter()
     for name, split in splits.items():
         counts[str(split)] += count_in_name(Path(name).name) or 0
-    return RawData([RAW / name for name in archive.names], counts, list(archive.left_out))
+    unused = [LeftOut(name, TEXT) for name in lists if data.class_names]
+    return RawData([RAW / name for name in splits], counts, [*archive.left_out, *unused], class_names or None)
 
 
 def pack_sample(data: Data, runtime: Runtime) -> RawData:
@@ -309,6 +336,7 @@ def make_receipt(data: Data, source: str, version: str, raw: RawData, n_system: 
         release=matching_release(dataset, counts["train"], counts["valid"], counts["test"]),
         images=dict(sorted(counts.items())),
         ignored={reason: n for reason, n in sorted(ignored.items()) if n},
+        class_names=raw.class_names,
         files={
             path.relative_to(RAW).as_posix(): RawFile(bytes=path.stat().st_size, sha256=file_hash(path)) for path in raw.paths
         },

@@ -8,7 +8,7 @@ records, little-endian (tensorflow.org/tutorials/load_data/tfrecord):
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,8 @@ CHECKSUM = struct.Struct("<I")
 LONGEST_RECORD_BYTES = (1 << 31) - 1  # protobuf's limit for a message
 GZIP_MAGIC = b"\x1f\x8b"
 NAMED_COUNT = re.compile(r".*[0-9]-(0|[1-9][0-9]*)\.tfrec")  # not train-00001.tfrec, train-00000-of-01024.tfrec
-KINDS = {"image": ("bytes_list",), "label": ("int64_list",), "id": ("bytes_list", "int64_list")}
+NAMED_TOTAL = re.compile(r"([0-9]{5})-of-([0-9]{5})")
+KINDS = {"image": ("bytes_list",), "id": ("bytes_list", "int64_list")}
 TYPES = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64", None: "no value"}
 HEAD_BYTES = 256  # a guess: enough to identify the image
 LISTED_FEATURES = 12  # a guess: enough to find the right name, but still one line
@@ -57,7 +58,7 @@ class Record:
     index: int  # position in the shard, from 0
     offset: int  # bytes from the start of the file to the encoded image
     length: int  # bytes
-    label: int | None  # >= 0; None in every record of a shard without labels
+    label: int | str | None  # a number >= 0 or the class name; None in every record of a shard without labels
     id: str
 
 
@@ -67,14 +68,24 @@ def count_in_name(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def incomplete_series(names: Iterable[str]) -> list[tuple[str, int, int]]:
+    """Of shards whose names state a total (`train-00000-of-00010`) the series with fewer: name, shards there, total."""
+    there: dict[tuple[str, int], set[int]] = {}
+    for name in names:
+        if match := NAMED_TOTAL.search(name):
+            there.setdefault((name[: match.start()].rstrip("-_."), int(match[2])), set()).add(int(match[1]))
+    return [(series, len(numbers), total) for (series, total), numbers in sorted(there.items()) if len(numbers) < total]
+
+
 def read_shard(path: Path, *, image_feature: str, label_feature: str, id_feature: str) -> Iterator[Record]:
     """The records of `path` in order, one at a time in memory, after verifying both checksums.
 
-    All labels are None if no record has `label_feature`. With an empty `id_feature` ids are `<shard's stem>/<index>`;
-    otherwise the feature must exist. Raises `UserError` with path, record number and byte offset for damage, for a feature
-    that is missing, of a wrong type or not a single value, for a negative label, and for labels in only some of the records;
-    after the last record, for a number of records that differs from the file name's. A file cut between records is detected
-    only by that number.
+    A label is an integer, a one-hot vector of integers or floats, or a class name. An unlabelled record has no
+    `label_feature`, no value in it, -1 or "". With an empty `id_feature` ids are `<shard's stem>/<index>`; otherwise the
+    feature must exist. Raises `UserError` with path, record number and byte offset for damage, for a feature that is missing,
+    of a wrong type or number of values, for a label below -1, and for labels in only some of the records; after the last
+    record, for a number of records that differs from the file name's. A file cut between records is detected only by that
+    number.
     """
     index, labelled = -1, None
     try:
@@ -82,11 +93,13 @@ def read_shard(path: Path, *, image_feature: str, label_feature: str, id_feature
             for index, (where, start, payload) in enumerate(_payloads(shard, path)):
                 features = _features(payload, where)
                 image = _value(features, "image", image_feature, where)
-                label = _value(features, "label", label_feature, where)
-                if label is not None and label < 0:
-                    raise UserError(f"{where}: label must be >= 0, got {label}; set data.features.label")
+                label = _label(features, label_feature, where)
                 if labelled not in (None, label is not None):
-                    wrong = "is missing, while the records before have it" if labelled else "is in no record before"
+                    wrong = (
+                        "has no label (it is missing, empty or -1), but the records before have one"
+                        if labelled
+                        else "has a label, but the records before have none"
+                    )
                     raise UserError(f"{where}: feature {label_feature!r} {wrong}; label all records of the shard or none")
                 labelled = label is not None
                 name = str(_value(features, "id", id_feature, where)) if id_feature else f"{path.stem}/{index}"
@@ -112,7 +125,7 @@ def _payloads(shard: BinaryIO, path: Path) -> Iterator[tuple[str, int, bytes]]:
             raise UserError(f"{where}: truncated, {len(header)} of {HEADER.size} bytes of the header; {AGAIN}")
         length, stored = HEADER.unpack(header)
         if start == 0 and header.startswith(GZIP_MAGIC) and stored != _masked_crc(header[:8]):
-            raise UserError(f"{path}: compressed by gzip; decompress it (gunzip)")
+            raise UserError(f"{path}: compressed by gzip; decompress it (gunzip), because images are read at their offsets")
         _check(f"{where}: the length's", stored, header[:8])
         if not 0 <= length <= LONGEST_RECORD_BYTES:
             raise UserError(f"{where}: length must be in [0, {LONGEST_RECORD_BYTES}], got {length}; {AGAIN}")
@@ -147,13 +160,40 @@ def _features(payload: bytes, where: str) -> Any:
         raise UserError(f"{where}: not a tf.train.Example ({len(payload)} bytes); {AGAIN}") from error
 
 
+def _kind(features: Any, name: str) -> str | None:
+    """The type of feature `name`; None, as in TensorFlow, for one that is absent or without a kind."""
+    return features[name].WhichOneof("kind") if name in features else None  # features[name] would add a missing one
+
+
+def _label(features: Any, name: str, where: str) -> int | str | None:
+    """The class number or the class name in feature `name`; None for an unlabelled record."""
+    kind, feature, remedy = _kind(features, name), f"{where}: feature {name!r}", "set data.features.label"
+    values = getattr(features[name], kind).value if kind else []
+    if len(values) == 0 or (len(values) == 1 and values[0] in (-1, b"")):
+        return None
+    if len(values) == 1 and kind != "float_list":
+        label = _text(values[0], feature, remedy) if kind == "bytes_list" else int(values[0])
+        if isinstance(label, int) and label < 0:
+            raise UserError(f"{feature} must be >= 0, or -1 for no label, got {label}; {remedy}")
+        return label
+    if kind == "bytes_list" or sorted(values)[-2:] != [0, 1] or sorted(values)[0] != 0:
+        got = f"{len(values)} values" if len(values) > 1 else values[0]
+        raise UserError(f"{feature} must be an integer, a class name or one-hot, got {got} ({TYPES[kind]}); {remedy}")
+    return list(values).index(1)
+
+
+def _text(value: bytes, feature: str, remedy: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{feature} must be UTF-8, got {value[:32]!r}; {remedy}") from error
+
+
 def _value(features: Any, role: str, name: str, where: str) -> Any:
-    """The single value of feature `name`, decoded from UTF-8 for an id; None for a label that is absent or empty."""
+    """The single value of feature `name`, decoded from UTF-8 for an id."""
     feature, remedy = f"{where}: feature {name!r}", f"set data.features.{role}"
-    kind = features[name].WhichOneof("kind") if name in features else None  # features[name] would add a missing one
-    if kind is None:  # as in TensorFlow, a feature without a kind is absent
-        if role == "label":
-            return None
+    kind = _kind(features, name)
+    if kind is None:
         there = [f"{key!r} ({TYPES[features[key].WhichOneof('kind')]})" for key in sorted(features)]
         more = f" and {len(there) - LISTED_FEATURES} more" if len(there) > LISTED_FEATURES else ""
         raise UserError(f"{feature} is missing, got {', '.join(there[:LISTED_FEATURES]) or 'none'}{more}; {remedy}")
@@ -164,7 +204,4 @@ def _value(features: Any, role: str, name: str, where: str) -> Any:
     if len(values) != 1 or values[0] == b"":
         got = "an empty one" if len(values) == 1 else len(values)
         raise UserError(f"{feature} must have 1 value, got {got}; {remedy}")
-    try:
-        return values[0].decode() if role == "id" and kind == "bytes_list" else values[0]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{feature} must be UTF-8, got {values[0][:32]!r}; {remedy}") from error
+    return _text(values[0], feature, remedy) if role == "id" and kind == "bytes_list" else values[0]

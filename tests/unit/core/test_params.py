@@ -336,6 +336,14 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert str(caught.value) == ("params.yaml: No such file or directory; run in the project folder or restore the file")
 
 
+def test_what_is_recorded_of_an_address_has_no_secret(written: Callable[[str], Path]) -> None:
+    """Runs, report and model card are given `model_dump`."""
+    params = read_params(written(changed("data.path", "https://me:pass@example.org/a.zip?token=t&v=2")))
+    assert params.data.path == "https://me:pass@example.org/a.zip?token=t&v=2"
+    assert params.model_dump(mode="json")["data"]["path"] == "https://example.org/a.zip?v=2"
+    assert params.data.model_dump()["path"] == "https://example.org/a.zip?v=2"
+
+
 def test_params_cannot_be_changed_once_read() -> None:
     params = read_params(ROOT / "params.yaml")
     with pytest.raises(ValidationError, match="Instance is frozen"):

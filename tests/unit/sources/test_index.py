@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fieldguide.checks.policies import number_classes
 from fieldguide.core.artifacts import RawFile, Receipt
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import Features
@@ -14,7 +15,9 @@ from support.tfrecords import JPEG, example, flower, texts, write
 FEATURES = {"image": "image", "label": "class", "id": "id"}
 
 
-def receipt(*files: str, dataset: str = "flowers", features: dict[str, str] = FEATURES) -> Receipt:
+def receipt(
+    *files: str, dataset: str = "flowers", features: dict[str, str] = FEATURES, class_names: list[str] | None = None
+) -> Receipt:
     return Receipt(
         **dict.fromkeys(("title", "home", "licence", "source", "version", "release"), ""),
         dataset=dataset,
@@ -22,6 +25,7 @@ def receipt(*files: str, dataset: str = "flowers", features: dict[str, str] = FE
         features=Features(**features),
         images={},
         ignored={},
+        class_names=class_names,
         files={file: RawFile(bytes=0, sha256="") for file in files},
     )
 
@@ -62,19 +66,74 @@ def test_a_test_split_with_labels_is_a_test_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_missing_labels_elsewhere_name_shard_record_and_remedy(tmp_path: Path, split: str) -> None:
     file = shard(tmp_path, split, nameless(b"a"))
-    with pytest.raises(UserError, match=rf"{file}: record 0, image at byte \d+: no feature 'class'; set data.features.label"):
+    with pytest.raises(UserError, match=rf"{file}: record 0, image at byte \d+: no label in feature 'class' .*"):
         index_shards(receipt(file), tmp_path)
 
 
 def test_a_class_number_beyond_the_names_is_refused(tmp_path: Path) -> None:
     file = shard(tmp_path, "train", flower(label=104))
-    with pytest.raises(UserError, match=r"record 0, image at byte .*: class 104, but flowers has 104 classes"):
+    with pytest.raises(
+        UserError, match=r"record 0, image at byte .*: class 104, but there are 104 class names, for 0 to 103; .*"
+    ):
         index_shards(receipt(file), tmp_path)
 
 
 def test_own_shards_name_classes_by_number(tmp_path: Path) -> None:
     frame = index_shards(receipt(shard(tmp_path, "train", flower(label=104)), dataset="tfrecords"), tmp_path)
     assert frame["class_name"].tolist() == ["class 0104"]
+
+
+def named(label: bytes) -> bytes:
+    return example(("image", texts(JPEG)), ("class", texts(label)), ("id", texts(b"of " + label)))
+
+
+def test_labels_that_are_names_have_no_number_yet(tmp_path: Path) -> None:
+    file = shard(tmp_path, "train", named(b"rose"), named(b" daisy "))
+    frame = index_shards(receipt(file, dataset="tfrecords"), tmp_path)
+    assert frame["class_name"].tolist() == ["rose", "daisy"]
+    assert frame["label"].isna().all()
+    assert number_classes(frame, [])["label"].tolist() == [1, 0]
+
+
+def test_unlabelled_rows_get_no_number(tmp_path: Path) -> None:
+    files = [shard(tmp_path, "train", named(b"rose"), named(b"daisy")), shard(tmp_path, "test", nameless(b"a"))]
+    frame = number_classes(index_shards(receipt(*files, dataset="tfrecords"), tmp_path), [])
+    assert frame["label"].fillna(-1).tolist() == [1, 0, -1]
+    assert frame["class_name"].tolist() == ["rose", "daisy", ""]
+
+
+def test_a_list_of_names_gives_numbers_their_names_and_names_their_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["tulip", "daisy", "rose"]
+    for payload in (flower(label=1), named(b"Daisy")):
+        frame = index_shards(receipt(shard(tmp_path, "train", payload), dataset="tfrecords", class_names=names), tmp_path)
+        assert frame[["label", "class_name"]].to_numpy().tolist() == [[1, "daisy"]]
+        assert capsys.readouterr().out == "2 of 3 class names have no image: rose, tulip\n"
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (
+            flower(label=2),
+            r"class 2, but there are 2 class names, for 0 to 1; correct data\.class_names or data\.features\.label",
+        ),
+        (named(b"rose"), r"class 'rose' is not among the 2 class names; correct data\.class_names"),
+        (named(b" "), r"label ' ' is not a class name; set data\.features\.label"),
+        (named(b"a\x00"), r"label 'a\\x00' is not a class name; set data\.features\.label"),
+    ],
+)
+def test_a_label_outside_the_list_of_names_is_refused(tmp_path: Path, payload: bytes, said: str) -> None:
+    file = shard(tmp_path, "train", payload)
+    with pytest.raises(UserError, match=rf": record 0, image at byte \d+: {said}$"):
+        index_shards(receipt(file, dataset="tfrecords", class_names=["tulip", "daisy"]), tmp_path)
+
+
+def test_names_beside_numbers_are_refused(tmp_path: Path) -> None:
+    files = [shard(tmp_path, "train", flower(label=1)), shard(tmp_path, "val", named(b"rose"))]
+    with pytest.raises(UserError, match=r"label 'rose', but the first is 1; use only names or only numbers$"):
+        index_shards(receipt(*files, dataset="tfrecords"), tmp_path)
 
 
 def test_an_id_that_stands_twice_is_refused(tmp_path: Path) -> None:

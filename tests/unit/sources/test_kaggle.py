@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import pytest
 import requests.adapters
 
 from fieldguide.core.errors import UserError
-from fieldguide.sources import kaggle
+from fieldguide.sources import kaggle, transfer
 from support import ROOT
 from support.kaggle_server import GOOD_TOKEN, HOLD_S, Fault, KaggleServer, packed
 
@@ -85,7 +86,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleSe
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that were waited, without waiting them."""
     naps: list[float] = []
-    monkeypatch.setattr(kaggle, "sleep", naps.append)
+    monkeypatch.setattr(transfer, "sleep", naps.append)
     return naps
 
 
@@ -195,7 +196,7 @@ def test_cut_resumes_with_the_rest(server, cache, naps, caplog):
     assert kaggle.download_dataset(SLUG, version="2", cache=cache).path.read_bytes() == NEW
     assert server.calls("archive.zip")[-1].headers["If-Range"] == f'"{hashlib.md5(NEW).hexdigest()}"'
     kept = int(ranges(server)[-1].removeprefix("bytes=").removesuffix("-"))
-    assert 300_000 - kaggle.BLOCK_BYTES <= kept <= 300_000
+    assert 300_000 - transfer.BLOCK_BYTES <= kept <= 300_000
     assert ranges(server) == [None, f"bytes={kept}-"] and naps == [2.0]
     assert "connection broken" in caplog.text and "signed-secret" not in caplog.text
 
@@ -203,7 +204,7 @@ def test_cut_resumes_with_the_rest(server, cache, naps, caplog):
 def test_as_many_cuts_as_bring_something(server, cache):
     server.faults = [Fault("archive.zip*", cut_after=100_000)]
     assert kaggle.download_dataset(SLUG, version="2", cache=cache).path.read_bytes() == NEW
-    assert len(server.calls("DownloadDataset")) > kaggle.MAX_TRIES
+    assert len(server.calls("DownloadDataset")) > transfer.MAX_TRIES
 
 
 def cut_for_good(server: KaggleServer, cache: Path) -> int:
@@ -218,7 +219,7 @@ def cut_for_good(server: KaggleServer, cache: Path) -> int:
 
 def test_next_call_resumes(server, cache, naps):
     kept = cut_for_good(server, cache)
-    assert len(naps) == kaggle.MAX_TRIES - 1
+    assert len(naps) == transfer.MAX_TRIES - 1
     assert kaggle.download_dataset(SLUG, version="2", cache=cache).path.read_bytes() == NEW
     assert ranges(server) == [f"bytes={kept - 1}-"]
     assert left_over(cache) == [f"datasets/{SLUG}/2.zip", f"datasets/{SLUG}/2.zip.json"]
@@ -244,7 +245,7 @@ def test_range_that_is_not_there_starts_afresh(server, cache):
 
 def test_complete_part_needs_one_byte(server, cache, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(kaggle, "atomic_path", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(transfer, "atomic_path", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         kaggle.download_dataset(SLUG, version="2", cache=cache)
     server.requests.clear()
     assert kaggle.download_dataset(SLUG, version="2", cache=cache).path.read_bytes() == NEW
@@ -283,7 +284,7 @@ def test_refused_resume_keeps_the_bytes(server, cache, refusal):
 
 
 def test_silent_server_is_a_cut(server, cache, monkeypatch):
-    monkeypatch.setattr(kaggle, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(transfer, "TIMEOUT_S", 0.2)
     server.faults = [Fault("archive.zip", cut_after=300_000, hold=True)]
     start_s = time.monotonic()
     assert kaggle.download_dataset(SLUG, version="2", cache=cache).path.read_bytes() == NEW
@@ -295,7 +296,7 @@ import sys
 from pathlib import Path
 from kagglesdk import kaggle_env
 kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.LOCAL] = sys.argv[1]
-from fieldguide.sources import kaggle
+from fieldguide.sources import kaggle, transfer
 from fieldguide.core.errors import UserError
 try:
     print(kaggle.download_dataset(sys.argv[3], version=sys.argv[4], cache=Path(sys.argv[2])).path.name)
@@ -442,7 +443,7 @@ def test_no_network(server, cache, monkeypatch, naps):
 
 
 def test_silent_api_is_no_network(server, cache, monkeypatch):
-    monkeypatch.setattr(kaggle, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(transfer, "TIMEOUT_S", 0.2)
     server.faults = [Fault("GetDataset", status=200, cut_after=0, hold=True)]
     start_s = time.monotonic()
     assert "no connection" in refused(lambda: kaggle.download_dataset(SLUG, version="", cache=cache))
@@ -456,7 +457,7 @@ def test_page_of_a_proxy(server, cache):
 
 
 def test_disk_too_small(server, cache, monkeypatch):
-    monkeypatch.setattr(kaggle.shutil, "disk_usage", lambda _: SimpleNamespace(free=len(NEW) - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=len(NEW) - 1))
     line = refused(lambda: kaggle.download_dataset(SLUG, version="2", cache=cache))
     assert line == f"{cache}/datasets/{SLUG}: 0.001 GB are needed, 0.001 GB are free; free disk space"
     assert left_over(cache) == [f"datasets/{SLUG}/2.zip.part.json"]
@@ -467,7 +468,7 @@ def test_disk_that_fills_up_or_refuses(server, cache, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "2.zip.part")
 
-    monkeypatch.setattr(kaggle, "_write", full)
+    monkeypatch.setattr(transfer, "_write", full)
     line = refused(lambda: kaggle.download_dataset(SLUG, version="2", cache=cache))
     assert line == "2.zip.part: No space left on device; free disk space or fix the permissions"
     (cache / "file").write_text("")
@@ -498,7 +499,7 @@ def test_content_other_than_its_stated_hash(server, cache):
 # A competition
 
 
-def download_flowers(cache: Path, px: int) -> kaggle.Download:
+def download_flowers(cache: Path, px: int) -> transfer.Download:
     folder = f"tfrecords-jpeg-{px}x{px}/"
     return kaggle.download_competition("tpu-getting-started", keep=lambda path: path.startswith(folder), cache=cache)
 
@@ -563,7 +564,7 @@ def test_too_many_requests_between_pages(server, cache, naps):
 
 def test_competition_checks_the_disk_for_all_files(server, cache, monkeypatch):
     total = sum(len(content) for path, content in SHARDS.items() if "512" not in path)
-    monkeypatch.setattr(kaggle.shutil, "disk_usage", lambda _: SimpleNamespace(free=total - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=total - 1))
     assert "GB are needed" in refused(lambda: download_flowers(cache, 192))
     assert not server.calls("DownloadDataFile")
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fieldguide.core.errors import UserError
-from fieldguide.sources.tfrecord import Record, count_in_name, read_shard
+from fieldguide.sources.tfrecord import Record, count_in_name, incomplete_series, read_shard
 from support import REAL_DATA
 from support.tfrecords import JPEG, crc32c, example, field, floats, flower, header, ints, record, texts, varint, write
 
@@ -124,19 +124,43 @@ def test_shard_without_labels(tmp_path):
     assert [row.label for row in read(path)] == [None, None]
 
 
+@pytest.mark.parametrize("none", [ints(-1), ints(), floats(), texts(), texts(b"")])
+def test_an_empty_feature_and_minus_one_are_no_label(tmp_path, none):
+    path = write(tmp_path, example(("image", texts(JPEG)), ("id", texts(b"t")), ("class", none)))
+    assert [row.label for row in read(path)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        (ints(0, 0, 1, 0), 2),
+        (ints(1, 0, packed=False), 0),
+        (floats(0, 0, 0, 1), 3),
+        (texts(b"daisy"), "daisy"),
+        (texts("孔雀蛺蝶".encode()), "孔雀蛺蝶"),
+    ],
+)
+def test_labels_may_be_one_hot_or_class_names(tmp_path, value, label):
+    path = write(tmp_path, example(("image", texts(JPEG)), ("id", texts(b"t")), ("class", value)))
+    assert [row.label for row in read(path)] == [label]
+
+
 def test_labels_in_some_records_only(tmp_path):
     unlabelled = example(("image", texts(JPEG)), ("id", texts(b"t")))
     at = len(record(flower()))
     assert error_of(write(tmp_path, flower(), unlabelled, flower())) == (
-        f"record 1 at byte {at}: feature 'class' is missing, while the records before have it; "
+        f"record 1 at byte {at}: feature 'class' has no label (it is missing, empty or -1), but the records before have one; "
         "label all records of the shard or none"
     )
     at = 2 * len(record(unlabelled))
     assert error_of(write(tmp_path, unlabelled, unlabelled, flower())) == (
-        f"record 2 at byte {at}: feature 'class' is in no record before; label all records of the shard or none"
+        f"record 2 at byte {at}: feature 'class' has a label, but the records before have none;"
+        " label all records of the shard or none"
     )
 
 
+WRONG_LABEL = "feature 'class' must be an integer, a class name or one-hot, got"
+SET_LABEL = "set data.features.label"
 IMAGE, LABEL, ID = ("image", texts(JPEG)), ("class", ints(7)), ("id", texts(b"a1"))
 
 
@@ -157,11 +181,15 @@ IMAGE, LABEL, ID = ("image", texts(JPEG)), ("class", ints(7)), ("id", texts(b"a1
             [("image", texts(JPEG, JPEG)), LABEL, ID],
             "feature 'image' must have 1 value, got 2; set data.features.image",
         ),
-        ([IMAGE, ("class", texts(b"7")), ID], "feature 'class' must be int64, got bytes; set data.features.label"),
-        ([IMAGE, ("class", floats(7)), ID], "feature 'class' must be int64, got float; set data.features.label"),
-        ([IMAGE, ("class", ints()), ID], "feature 'class' must have 1 value, got 0; set data.features.label"),
-        ([IMAGE, ("class", ints(0, 1)), ID], "feature 'class' must have 1 value, got 2; set data.features.label"),
-        ([IMAGE, ("class", ints(-1)), ID], "label must be >= 0, got -1; set data.features.label"),
+        ([IMAGE, ("class", floats(7)), ID], f"{WRONG_LABEL} 7.0 (float); {SET_LABEL}"),
+        ([IMAGE, ("class", floats(0.5, 0.5)), ID], f"{WRONG_LABEL} 2 values (float); {SET_LABEL}"),
+        ([IMAGE, ("class", floats(0, float("nan"), 1)), ID], f"{WRONG_LABEL} 3 values (float); {SET_LABEL}"),
+        ([IMAGE, ("class", ints(0, 1, 1)), ID], f"{WRONG_LABEL} 3 values (int64); {SET_LABEL}"),
+        ([IMAGE, ("class", ints(0, 0)), ID], f"{WRONG_LABEL} 2 values (int64); {SET_LABEL}"),
+        ([IMAGE, ("class", ints(-1, 0, 1)), ID], f"{WRONG_LABEL} 3 values (int64); {SET_LABEL}"),
+        ([IMAGE, ("class", texts(b"a", b"b")), ID], f"{WRONG_LABEL} 2 values (bytes); {SET_LABEL}"),
+        ([IMAGE, ("class", texts(b"\xff")), ID], rf"feature 'class' must be UTF-8, got b'\xff'; {SET_LABEL}"),
+        ([IMAGE, ("class", ints(-2)), ID], f"feature 'class' must be >= 0, or -1 for no label, got -2; {SET_LABEL}"),
         ([IMAGE, LABEL], "feature 'id' is missing, got 'class' (int64), 'image' (bytes); set data.features.id"),
         ([IMAGE, LABEL, ("id", floats(1))], "feature 'id' must be bytes or int64, got float; set data.features.id"),
         ([IMAGE, LABEL, ("id", texts(b"\xff"))], r"feature 'id' must be UTF-8, got b'\xff'; set data.features.id"),
@@ -302,6 +330,13 @@ def test_count_in_name(name, count):
     assert count_in_name(name) == count
 
 
+def test_series_that_lack_shards():
+    names = ["a/train-00000-of-00003", "a/train-00002-of-00003", "b-valid.tfrecord-00000-of-00001", "c.tfrec"]
+    assert incomplete_series(names) == [("a/train", 2, 3)]
+    assert incomplete_series([*names, "a/train-00001-of-00003"]) == []
+    assert incomplete_series(["flowers_train_00001-of-00002.tfrecord"]) == [("flowers_train", 1, 2)]
+
+
 @pytest.mark.parametrize("stated", [0, 2, 4])
 def test_count_in_name_against_the_records(tmp_path, stated):
     path = write(tmp_path, flower(), flower(), flower(), name=f"03-192x192-{stated}.tfrec")
@@ -314,7 +349,7 @@ def test_count_in_name_against_the_records(tmp_path, stated):
 def test_compressed_shard(tmp_path):
     path = tmp_path / "shard.tfrec"
     path.write_bytes(gzip.compress(record(flower())))
-    assert error_of(path) == "compressed by gzip; decompress it (gunzip)"
+    assert error_of(path) == "compressed by gzip; decompress it (gunzip), because images are read at their offsets"
 
 
 def test_missing_file_and_folder(tmp_path):
