@@ -3,7 +3,8 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from fieldguide.core.errors import UserError
@@ -58,6 +59,9 @@ def named_table(source: Source, data: Data, project: Path) -> Fit:
     if exact:
         return _fit(source, exact[0], data)
     path = project / os.path.expanduser(data.table)
+    with suppress(ValueError):
+        if (inside := path.relative_to(source.where).as_posix()) in source.tables:
+            return _fit(source, inside, data)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -66,7 +70,8 @@ def named_table(source: Source, data: Data, project: Path) -> Fit:
             f"data.table: {data.table} is neither in {source.where}{own} nor a file that can be read"
             f" ({path}: {error.strerror}); correct the path"
         ) from error
-    return _join(source, path.name, read_table(content, str(path)), data, "")
+    fit = _join(source, path.name, read_table(content, str(path)), data, "")
+    return replace(fit, used=fit.used - {path.name})
 
 
 def tables_that_fit(source: Source, data: Data) -> Candidates:

@@ -76,7 +76,7 @@ def join_labels(
     left_out: list[tuple[str, str]] = []
     n_repeated = 0
     for place, number in enumerate(table.rows.index):
-        name = _one_file(table, number, texts[place], found[place], splits[place], folder)
+        name = _one_file(table, number, texts[place], found[place], splits[place])
         if not name:
             left_out.append((texts[place][:MAX_NAME] or f"row {number}", NO_FILE))
             continue
@@ -120,7 +120,8 @@ def _used_columns(table: Table, chosen: Chosen) -> str:
 
 def _refuse_line_breaks(table: Table, chosen: Chosen) -> None:
     """Raises `UserError` for a line break in a column that is used: a quote is not closed."""
-    for place in filter(lambda place: place is not None, [chosen.file, *chosen.label, chosen.split, chosen.group]):
+    others = [place for place in (chosen.split, chosen.group) if place is not None]
+    for place in (chosen.file, *chosen.label, *others):
         broken = table.rows[place][table.rows[place].str.strip().str.contains("\n", regex=False)]
         if len(broken):
             text = broken.iloc[0]
@@ -129,10 +130,15 @@ def _refuse_line_breaks(table: Table, chosen: Chosen) -> None:
             )
 
 
-def _one_file(table: Table, number: int, text: str, found: Sequence[str], split: str, folder: str) -> str:
-    """The photograph of a row; of several, the one in the folder of the row's split, or of the table's own name."""
+def _one_file(table: Table, number: int, text: str, found: Sequence[str], split: str) -> str:
+    """The photograph of a row, or ""; of several, the one in the folder of the row's split, or of the table's own name.
+
+    A name without a folder in `train.csv` is no photograph of test.
+    """
+    own = split or _table_split(table.where)
+    if len(found) == 1 and own and not split and "/" not in text.replace("\\", "/"):
+        return found[0] if folder_split(found[0]) in ("", own) else ""
     if len(found) > 1:
-        own = split or _table_split(table.where)
         narrowed = [name for name in found if own and folder_split(name) == own]
         if len(narrowed) != 1:
             more = f" and {len(found) - N_NAMED} more" if len(found) > N_NAMED else ""

@@ -57,6 +57,7 @@ def read_table(content: bytes, where: str) -> Table:
     own = re.match(r"sep=(.)\n", text)  # a spreadsheet's own first line
     text = text[own.end() :] if own else text
     delimiter = own[1] if own else find_delimiter(text, where)
+    _refuse_cut_row(text, delimiter, where)
     frame = _parse(text, delimiter, where)
     columns = tuple(unicodedata.normalize("NFC", name).strip() for name in frame.iloc[0])
     rows = frame.iloc[1:]
@@ -154,6 +155,14 @@ def _parse(text: str, delimiter: str, where: str) -> pd.DataFrame:
     if len(frame) < text.rstrip("\n").count("\n") + 1:
         _refuse_swallowed_rows(frame, delimiter, where)
     return frame
+
+
+def _refuse_cut_row(text: str, delimiter: str, where: str) -> None:
+    """Raises `UserError` for a last row that has neither all fields nor an end: the table was cut."""
+    header, last = text.partition("\n")[0], text.rpartition("\n")[2]
+    width, n_fields = header.count(delimiter) + 1, last.count(delimiter) + 1
+    if last and n_fields < width and '"' not in header + last:
+        raise UserError(f"{where}: ends within the row {quoted(last)}, after {n_fields} of {width} fields; get the whole table")
 
 
 def _unquoted(field: str) -> str:

@@ -191,6 +191,14 @@ def test_the_table_may_lie_elsewhere(make_project: MakeProject, tmp_path: Path) 
     project = make_project(**own_photos(source, **{"data.table": str(tmp_path / "my labels.csv")}))
     succeeded(run_stage(project, "download"))
     assert labels(project)[1:] == [["a.jpg", "", "oak"], ["b.jpg", "", "ash"]]
+    (source / "inner").mkdir()
+    (tmp_path / "my labels.csv").rename(source / "inner" / "labels.csv")
+    for number, path in enumerate(("labels.csv", "inner/labels.csv", str(source / "inner" / "labels.csv"))):
+        project = make_project(f"again {number}", **own_photos(source, **{"data.table": path}))
+        succeeded(run_stage(project, "download"))
+        assert labels(project)[1:] == [["a.jpg", "", "oak"], ["b.jpg", "", "ash"]]
+        assert json.loads((project / "data" / "raw" / "receipt.json").read_text())["ignored"] == {}
+    (source / "inner" / "labels.csv").unlink()
     project = make_project("none", **own_photos(source, **{"data.table": "x.csv"}))
     failed_in_one_line(
         run_stage(project, "download"),

@@ -188,14 +188,14 @@ def test_rows_that_repeat_are_counted() -> None:
 
 def test_a_test_folder_without_rows_is_unlabelled() -> None:
     names = ["train/a.jpg", "train/b.jpg", "train/c.jpg", "test/a.jpg", "test/z.jpg"]
-    joined = join("id,label", "a,oak", "b,ash", names=names, where="train.csv")
+    joined = join("id,label", "a,oak", "b,ash", "z,oak", names=names, where="train.csv")  # z is only in test
     assert rows(joined) == [
         ["test/a.jpg", "", "unlabelled", ""],
         ["test/z.jpg", "", "unlabelled", ""],
         ["train/a.jpg", "oak", "train", ""],
         ["train/b.jpg", "ash", "train", ""],
     ]
-    assert joined.left_out == (("train/c.jpg", NO_ROW),)
+    assert joined.left_out == (("z", NO_FILE), ("train/c.jpg", NO_ROW))
 
 
 def test_a_name_in_two_folders_needs_its_folder() -> None:

@@ -76,6 +76,7 @@ def test_rows_are_numbered_as_in_a_spreadsheet_and_short_ones_are_filled() -> No
         (b"file,label\n", "contains no row below its header"),
         (b"file\na\nb\n", "a single column, by comma, semicolon or tab"),
         (b"file,label\na,oak,9\n", r"cannot be read \(Expected 2 fields in line 2, saw 3\); fix the quotes or delimiters"),
+        (b"file,label,note\na,oak,x\nb,as", "ends within the row 'b,as', after 2 of 3 fields; get the whole table"),
         (b'file,label\na,"oak\nb,ash\n', r"cannot be read \(EOF inside string starting at row 1\)"),
         (b'file,label,x\na,oak,"1\nb,ash,2\nc,ash,3"\n', "row 2: a field in quotes contains 'b,ash,2', which looks like a row"),
         (b"file,label\na,o\0k\n", "line 2 contains NUL characters"),
