@@ -109,7 +109,7 @@ def test_the_wheel_holds_the_library_with_its_templates_and_nothing_else(wheel: 
     assert "fieldguide = fieldguide.__main__:console" in entry_points
     needed = [text for text in metadata.get_all("Requires-Dist") if "extra ==" not in text]
     assert [re.match(r"[\w-]+", text)[0] for text in needed] == ["numpy", "onnxruntime", "pillow"]
-    assert set(metadata.get_all("Provides-Extra")) == {"serve", "train", "search", "team"}
+    assert set(metadata.get_all("Provides-Extra")) == {"heic", "serve", "train", "search", "team"}
 
 
 @pytest.mark.slow
@@ -120,6 +120,9 @@ def test_prediction_needs_three_packages_and_what_these_bring(base: Installed) -
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)[0]["answers"][0]["name"] == "RED"
     assert (base.folder / "out" / "red.png.jpg").is_file()
+    (base.folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    ended = base.fieldguide("predict", "--model", "model.onnx", "IMG_1.HEIC", "red.png")
+    assert (ended.returncode, ended.stderr.splitlines()[0]) == (3, "IMG_1.HEIC: a HEIC; install fieldguide[heic]")
 
 
 @pytest.mark.slow
