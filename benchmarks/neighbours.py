@@ -31,12 +31,12 @@ def train(network: str, image_px: int, batch: int, seconds: float) -> float:
     import torch.nn.functional as F
 
     from fieldguide.network.device import autocast, pick_dtype
-    from fieldguide.network.models import build, has_depthwise
+    from fieldguide.network.models import build, depthwise_share
 
     torch.manual_seed(1)
     device = torch.device("cpu")
     model = build(network, 50, image_px).to(memory_format=torch.channels_last).train()
-    dtype = pick_dtype("auto", device, has_depthwise(model))
+    dtype = pick_dtype("auto", device, depthwise_share(model, image_px))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     pixels = torch.rand(batch, 3, image_px, image_px).to(memory_format=torch.channels_last)
     target = torch.arange(batch) % 50

@@ -35,7 +35,7 @@ from fieldguide.core.params import Augment, Params, read_params
 from fieldguide.core.paths import MANIFEST, RAW
 from fieldguide.network.device import device_name, pick_device, pick_dtype, repeatable
 from fieldguide.network.loader import Resident, decode_all
-from fieldguide.network.models import build, has_depthwise
+from fieldguide.network.models import build, depthwise_share
 from fieldguide.training.loop import Training
 from fieldguide.training.optim import make_optimizer
 
@@ -136,7 +136,7 @@ def training_setup(params: Params, rows: pd.DataFrame, classes: Classes, device:
         train=params.train,
         augment=params.augment,
         image_px=params.model.image_px,
-        dtype=pick_dtype(params.train.precision, device, has_depthwise(model)),
+        dtype=pick_dtype(params.train.precision, device, depthwise_share(model, params.model.image_px)),
     )
 
 

@@ -9,6 +9,8 @@ import torch
 from fieldguide.core.errors import UserError
 from fieldguide.core.machine import n_cores
 
+MOSTLY_DEPTHWISE = 0.0027  # between MobileViT-S, faster in bf16, and ShuffleNetV2, slower: benchmarks/precision.py
+
 
 def pick_device(choice: str) -> torch.device:
     """The device that `runtime.device` names; raises `UserError` if this machine does not have it."""
@@ -49,13 +51,14 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def pick_dtype(choice: str, device: torch.device, has_depthwise: bool = False) -> torch.dtype:
+def pick_dtype(choice: str, device: torch.device, depthwise_share: float = 0.0) -> torch.dtype:
     """The dtype of matrix products for `train.precision`: auto is bf16 if the hardware supports it and gains by it.
 
-    On a CPU a network with depthwise convolutions trains half as fast in bf16 as in fp32 (EfficientNet-Lite0, MobileNetV3).
+    depthwise_share: of the network (`models.depthwise_share`). On a CPU depthwise convolutions are slower in bf16 than in fp32.
     """
     if choice == "auto":
-        choice = "bf16" if computes_bf16(device) and not (has_depthwise and device.type == "cpu") else "fp32"
+        gains = device.type != "cpu" or depthwise_share < MOSTLY_DEPTHWISE
+        choice = "bf16" if gains and computes_bf16(device) else "fp32"
     return torch.bfloat16 if choice == "bf16" else torch.float32
 
 

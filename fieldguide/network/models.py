@@ -162,9 +162,23 @@ def frozen_blocks(model: Classifier, freeze: float | str) -> list[nn.Module]:
     return [model.get_submodule(path) for path, match in inside.items() if match and match[0] in kept]
 
 
-def has_depthwise(model: nn.Module) -> bool:
-    """Whether the network has depthwise convolutions: one filter for each channel."""
-    return any(isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels for layer in model.modules())
+def depthwise_share(model: Classifier, image_px: int) -> float:
+    """Outputs of depthwise convolutions (one filter for each channel), per multiplication in convolutions and linear layers."""
+    n_outputs = n_products = 0
+
+    def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal n_outputs, n_products
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        n_products += output.numel() * layer.weight[0].numel()
+        if isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels:
+            n_outputs += output.numel()
+
+    layers = [layer for layer in model.features.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    embedding_size(model.features, image_px)
+    for hook in hooks:
+        hook.remove()
+    return n_outputs / max(n_products, 1)
 
 
 def _scaling(name: str) -> tuple[Sequence[float], Sequence[float]]:

@@ -20,7 +20,7 @@ from fieldguide.core.params import Params
 from fieldguide.core.paths import MANIFEST
 from fieldguide.network.device import computes_bf16, device_name, pick_device, pick_dtype, repeatable
 from fieldguide.network.loader import Source, open_images
-from fieldguide.network.models import build, frozen_blocks, has_depthwise, runs_at
+from fieldguide.network.models import build, depthwise_share, frozen_blocks, runs_at
 from fieldguide.network.weights import load_weights, weights_file
 from fieldguide.training import distributed
 from fieldguide.training.distributed import World
@@ -42,7 +42,7 @@ def training_setup(
     repeatable(device)
     torch.manual_seed(train.seed)
     model = build(params.model.name, len(classes.names), image_px)
-    dtype = pick_dtype(train.precision, device, has_depthwise(model))
+    dtype = pick_dtype(train.precision, device, depthwise_share(model, image_px))
     print(f"device {device_name(device)}, {str(dtype).removeprefix('torch.')}")
     if params.model.weights != "none":
         print(load_weights(model, params.model))

@@ -10,7 +10,7 @@ import torch
 
 from fieldguide.core.errors import UserError
 from fieldguide.network.device import autocast, device_name, pick_device, pick_dtype, seed_device
-from fieldguide.network.models import build, has_depthwise
+from fieldguide.network.models import build, depthwise_share
 from support import ROOT
 
 CPU = torch.device("cpu")
@@ -84,17 +84,21 @@ def test_auto_precision_on_the_cpu_follows_its_capabilities(
     ("name", "expected"),
     [
         ("timm/test_resnet", torch.bfloat16),
+        ("efficientnet_v2_s", torch.bfloat16),
+        ("timm/convnext_atto", torch.bfloat16),
+        ("timm/mobilevit_s", torch.bfloat16),
         ("mobilenet_v3_small", torch.float32),
+        ("shufflenet_v2_x1_0", torch.float32),
         ("timm/tf_efficientnet_lite0", torch.float32),
     ],
 )
-def test_auto_precision_on_the_cpu_is_fp32_for_depthwise_convolutions(
+def test_auto_precision_on_the_cpu_is_fp32_for_mostly_depthwise_convolutions(
     monkeypatch: pytest.MonkeyPatch, name: str, expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     with torch.device("meta"):
-        depthwise = has_depthwise(build(name, 3, 64))
+        depthwise = depthwise_share(build(name, 3, 128), 128)
     assert pick_dtype("auto", CPU, depthwise) == expected
     assert pick_dtype("bf16", CPU, depthwise) == pick_dtype("auto", torch.device("cuda"), depthwise) == torch.bfloat16
 
