@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 
 from fieldguide.core.artifacts import SplitScore, TrainMetrics
 from fieldguide.core.errors import UserError
@@ -18,6 +19,7 @@ from fieldguide.core.files import check_free_space
 from fieldguide.core.manifest import write_table
 from fieldguide.core.params import Train
 from fieldguide.core.paths import CHECKPOINT, HISTORY_CSV
+from fieldguide.network.calibration import fit_temperature
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
 from fieldguide.network.device import autocast
 from fieldguide.network.inference import batches_of, embed, pixels_of, predict, score
@@ -26,6 +28,7 @@ from fieldguide.tracking.run import Run
 from fieldguide.training.loop import Progress, Training
 from fieldguide.training.resume import KEPT, States
 
+N_FITTED = 5000  # images; enough for one number
 OOM_PATTERN = "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # messages of torch's allocators
 
 
@@ -108,7 +111,8 @@ class Fit:
                 logits = self._head_logits()
             else:
                 logits = predict(training.result, self.valid, train.batch_size, training.device, training.dtype)
-        validated = score(training.world.gather_rows(logits, len(self.targets)), self.targets)
+        logits = training.world.gather_rows(logits, len(self.targets))
+        validated = score(logits, self.targets)
         line = {
             "epoch": number,
             "image_px": training.image_px_at(number - 1),
@@ -116,6 +120,7 @@ class Fit:
             "train_accuracy": trained.accuracy,
             "valid_loss": validated.loss,
             "valid_accuracy": validated.accuracy,
+            "valid_calibrated_loss": calibrated_loss(logits, self.targets),
             "lr": training.lr((number - 1) * training.steps_per_epoch),
         }
         if self.best == 0 or rank(line, train.best_by) > rank(self.history[self.best - 1], train.best_by):
@@ -163,9 +168,20 @@ class Fit:
 
 
 def rank(line: dict[str, float], best_by: str) -> tuple[float, float]:
-    """Sort key of an epoch: greater is better; the other metric breaks ties."""
-    accuracy, loss = line["valid_accuracy"], -line["valid_loss"]
+    """Sort key of an epoch: greater is better; the other metric breaks ties.
+
+    The loss is that after calibration: label smoothing and mixed images make a network less and less confident, so that its
+    own loss may rise while its order of the images improves.
+    """
+    accuracy, loss = line["valid_accuracy"], -line["valid_calibrated_loss"]
     return (loss, accuracy) if best_by == "loss" else (accuracy, loss)
+
+
+def calibrated_loss(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    """Mean cross-entropy of logits `[N, K]` at the temperature that fits them (or `N_FITTED` of them) best."""
+    some = slice(None, None, 1 + len(targets) // N_FITTED)
+    temperature = fit_temperature(logits[some].numpy(), targets[some].numpy())
+    return F.cross_entropy(logits / temperature, targets).item()
 
 
 @contextmanager
