@@ -23,6 +23,7 @@ import time
 import traceback
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,8 @@ class Bench:
         self.results: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "seconds_allowed": seconds}
 
     def start(self, kind: str, arguments: list[Any]) -> subprocess.Popen[str]:
-        path = os.pathsep.join([str(ROOT), str(self.folder / "site"), os.environ.get("PYTHONPATH", "")])
+        wheels = [] if find_spec("pydantic") else [str(self.folder / "site")]
+        path = os.pathsep.join([str(ROOT), *wheels, os.environ.get("PYTHONPATH", "")])
         command = [sys.executable, __file__, "--child", kind, json.dumps(arguments)]
         own = os.environ | {"PYTHONPATH": path}
         return subprocess.Popen(command, cwd=self.folder, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
