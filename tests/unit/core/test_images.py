@@ -472,6 +472,16 @@ def test_damaged_exif_does_not_cost_the_picture() -> None:
         assert (inspect(with_damaged_exif())[0], decode(with_damaged_exif(), 16).shape) == (40, (16, 16, 3))
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "HEIF"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("damage", [b"\xff\xff*\0\x08\0\0\0\1\0", b"II", b"MM\0*\0\0\0\x08\0\1\1\x12"])
+def test_damaged_exif_costs_the_picture_in_no_format(form: str, damage: bytes) -> None:
+    stored = encoded(smooth(40, 30), form, exif=b"Exif\0\0" + damage)
+    size, pixels = images.inspect(stored, 256)
+    assert (size, pixels.shape) == ((40, 30), (30, 40, 3))
+    assert decode(stored, 16).shape == (16, 16, 3)
+
+
 def test_damaged_exif_prints_nothing() -> None:
     code = "import sys; from fieldguide.core.images import inspect; print(inspect(sys.stdin.buffer.read(), 256)[0][0])"
     done = subprocess.run([sys.executable, "-c", code], input=with_damaged_exif(), cwd=ROOT, capture_output=True, check=True)
