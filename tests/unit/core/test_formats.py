@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -156,3 +157,35 @@ def test_kinds_are_counted_by_kind_photographs_first(monkeypatch: pytest.MonkeyP
         " 1 other file, 1 text file"
     )
     assert counted([]) == ""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"P1 " + b"# " * 2000,
+        b"P1 " + b"#\n" * 2000,
+        b"P1 #" + b" " * 4000,
+        b"P1 " + b"1 " * 2000,
+        b"<?xml?>" + b"<!-- a comment -->\n" * 200,
+        b"<?xml?>" + b"<!--" * 1000,
+        b"<?xml?>" + b"<!DOCTYPE a>\n" * 300,
+        b" " * 4096,
+    ],
+    ids=lambda head: head[:12].decode().strip(),
+)
+def test_no_content_takes_long_to_be_known(head: bytes) -> None:
+    began = time.process_time()
+    kind_of(head[:HEAD_BYTES])
+    assert time.process_time() - began < 0.1
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"P6\n# by a program\n# and another\n 640 480\n255\n\0", "PPM"),
+        (b"P1 12 is the price\n", "text file"),
+        (b'<?xml version="1.0"?>\n<!-- a --> <!-- b -->\n<!DOCTYPE svg>\n<svg>', "SVG"),
+    ],
+)
+def test_comments_do_not_hide_a_kind(head: bytes, name: str) -> None:
+    assert kind_of(head).name == name
