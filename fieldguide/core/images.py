@@ -46,6 +46,7 @@ PLUGINS = (  # register their openers in `Image.OPEN`
 )
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 24  # bytes of a profile or a text; above 1 MB, as editors write, Pillow refuses the image
 REFUSALS = (OSError, EOFError, SyntaxError, ValueError, MemoryError, struct.error, zlib.error)  # of Pillow's decoders
 DEFECTS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # theirs, on damaged files
 BOMB = Image.DecompressionBombError  # of frames within an image
