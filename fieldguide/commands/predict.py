@@ -30,7 +30,17 @@ from fieldguide.core.machine import n_cores
 from fieldguide.onnx.classifier import OnnxClassifier, Prediction
 from fieldguide.onnx.heatmap import overlay
 from fieldguide.sources.layout import class_key
-from fieldguide.sources.members import READ_ERRORS, UNPACK, Bound, LeftOut, Member, is_archive, open_members, printable
+from fieldguide.sources.members import (
+    READ_ERRORS,
+    UNPACK,
+    UNREADABLE,
+    Bound,
+    LeftOut,
+    Member,
+    is_archive,
+    open_members,
+    printable,
+)
 
 BATCH = 16  # images; small enough to keep several threads busy, large enough for full speed
 MAX_BYTES = 500_000_000  # of one encoded photograph
@@ -91,7 +101,8 @@ def predict(args: Namespace) -> int:
         print(f"{counts['failed']} of {len(photos)} photographs could not be read", file=sys.stderr)
     if left_out:
         print(f"left out: {counted(file.kind for file in left_out)}", file=sys.stderr)
-    return SOME_FAILED if counts["failed"] or any(file.kind.is_photograph for file in left_out) else 0
+    missed = any(file.kind.is_photograph or file.kind == UNREADABLE for file in left_out)  # the latter may be one
+    return SOME_FAILED if counts["failed"] or missed else 0
 
 
 def _truth(folders: tuple[str, ...], known: dict[str, str]) -> str:

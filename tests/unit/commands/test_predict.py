@@ -394,6 +394,21 @@ def test_what_is_not_read_is_counted_on_the_last_line(
         main(["predict", str(write_folder(Path("only"), files))])
 
 
+def test_a_file_that_may_be_a_photograph_and_cannot_be_read_is_a_failure(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = write_zip(Path("some.zip"), {"a.jpg": photo(COLOURS["RED"]), "nosuffix": photo(COLOURS["BLUE"])})
+    content = packed.read_bytes()
+    place = content.index(b"PK\3\4", 4)  # the header of the second
+    packed.write_bytes(content[:place] + b"XXXX" + content[place + 4 :])
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "some.zip", "--format", "csv"])
+    assert ended.value.code == SOME_FAILED
+    printed = capsys.readouterr()
+    assert printed.err == "left out: 1 unreadable file\n"
+    assert [row["answer_1"] for row in rows(printed.out)] == ["RED"]
+
+
 @pytest.mark.parametrize(
     ("place", "truth"),
     [
