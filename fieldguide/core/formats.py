@@ -158,9 +158,9 @@ def _iso_media(head: bytes, name: str) -> Kind:
     brands = [head[8:12], *(head[place : place + 4] for place in range(16, end - 3, 4))]
     if brands[0] == b"crx ":
         return _raw(name)
-    if brands[0] in (b"avif", b"avis") or (brands[0] in (b"mif1", b"msf1", b"miaf") and b"avif" in brands):
+    if brands[0] in (b"avif", b"avis") or (brands[0][:3] not in (b"hei", b"hev") and {b"avif", b"avis"} & {*brands}):
         return AVIF
-    if brands[0][:3] in (b"hei", b"hev") or brands[0] in (b"mif1", b"msf1", b"miaf"):
+    if brands[0][:3] in (b"hei", b"hev") or {b"mif1", b"msf1", b"miaf"} & {*brands}:  # HEIF, whatever the codec
         return HEIC
     return AUDIO if brands[0][:3] == b"M4A" else VIDEO
 
