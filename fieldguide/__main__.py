@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=_text,
         metavar="PHOTO|FOLDER|ZIP|-",
-        help="- reads a photograph or zip from standard input",
+        help="- reads a photograph, zip or tar from standard input",
     )
     model_text = "model file, or a registered model such as models:/fieldguide@champion"
     _option(predict, "--model", ONNX, _path, model_text, metavar="FILE|models:/…")

@@ -5,7 +5,6 @@ the cores. Each holds one batch in memory.
 """
 
 import csv
-import io
 import json
 import os
 import sys
@@ -25,13 +24,23 @@ import numpy as np
 
 from fieldguide.core.errors import UserError, write_utf8
 from fieldguide.core.files import write_bytes
-from fieldguide.core.formats import HEAD_BYTES, counted, readable
+from fieldguide.core.formats import HEAD_BYTES, counted, kind_of, readable
 from fieldguide.core.images import TooManyPixels, UnreadableImage, add_caption, decode, encode_jpeg, inspect
 from fieldguide.core.machine import n_cores
 from fieldguide.onnx.classifier import OnnxClassifier, Prediction
 from fieldguide.onnx.heatmap import overlay
 from fieldguide.sources.layout import class_key
-from fieldguide.sources.members import READ_ERRORS, UNPACK, Bound, LeftOut, Member, is_archive, open_members
+from fieldguide.sources.members import (
+    READ_ERRORS,
+    UNPACK,
+    UNREADABLE,
+    Bound,
+    LeftOut,
+    Member,
+    is_archive,
+    open_members,
+    printable,
+)
 
 BATCH = 16  # images; small enough to keep several threads busy, large enough for full speed
 MAX_BYTES = 500_000_000  # of one encoded photograph
@@ -80,7 +89,7 @@ def predict(args: Namespace) -> int:
         counts: Counter[str] = Counter()
         outcomes = _counted(photos, _outcomes(classifier, photos, n_threads if many else 1, args), counts)
         if args.format == "table":
-            _write_table(outcomes, min(max(len(photo.name) for photo in photos), 60))
+            _write_table(outcomes, min(max(len(printable(photo.name)) for photo in photos), 60))
         elif args.format == "csv":
             _write_csv(outcomes, min(args.top, len(known)))
         else:
@@ -92,7 +101,8 @@ def predict(args: Namespace) -> int:
         print(f"{counts['failed']} of {len(photos)} photographs could not be read", file=sys.stderr)
     if left_out:
         print(f"left out: {counted(file.kind for file in left_out)}", file=sys.stderr)
-    return SOME_FAILED if counts["failed"] or any(file.kind.is_photograph for file in left_out) else 0
+    missed = any(file.kind.is_photograph or file.kind == UNREADABLE for file in left_out)  # the latter may be one
+    return SOME_FAILED if counts["failed"] or missed else 0
 
 
 def _truth(folders: tuple[str, ...], known: dict[str, str]) -> str:
@@ -146,7 +156,7 @@ def _counted(photos: list[Photo], outcomes: Iterator[Outcome], counts: Counter[s
     for number, (photo, outcome) in enumerate(zip(photos, outcomes, strict=True), 1):
         if isinstance(outcome, str):
             counts["failed"] += 1
-            print(f"{photo.name}: {outcome}", file=sys.stderr)
+            print(f"{printable(photo.name)}: {outcome}", file=sys.stderr)
         elif photo.truth:
             counts["known"] += 1
             counts["right"] += outcome.answers[0].name == photo.truth
@@ -162,14 +172,17 @@ def _photos(source: str, stack: ExitStack, left_out: list[LeftOut]) -> Iterator[
     """The photographs of one argument; adds what is not read to `left_out`. `stack` closes archives."""
     path = Path(source)
     if source == "-":
-        content = sys.stdin.buffer.read()
-        if is_archive(content[:HEAD_BYTES]):
-            yield from _inside(io.BytesIO(content), "-", (), stack, left_out)
+        file = Bound(MAX_UNPACKED, UNPACK).unpack(sys.stdin.buffer, "standard input", stack)  # may be larger than the memory
+        n_bytes, head = file.tell(), os.pread(file.fileno(), HEAD_BYTES, 0)
+        if is_archive(head):
+            yield from _inside(file, "-", (), stack, left_out)
         else:
-            yield Photo("-", (), lambda: content)
-    elif path.is_dir():
+            yield Photo("-", (), lambda: _read(n_bytes, lambda: os.pread(file.fileno(), n_bytes, 0)))
+    elif os.path.isdir(source):
         yield from _inside(path, path.as_posix(), path.absolute().parts[-1:], stack, left_out)
-    elif is_archive(_head(path)) or path.suffix.lower() == ".zip":
+    elif os.path.exists(source) and not os.path.isfile(source):  # a pipe can be read only once, a device without end
+        raise UserError(f"{source} is not an ordinary file; use a file, a folder, or - for standard input")
+    elif is_archive(head := _head(path)) or (path.suffix.lower() == ".zip" and not kind_of(head).is_photograph):
         yield from _inside(path, source, (), stack, left_out)
     else:
         yield Photo(path.as_posix(), path.absolute().parts[-2:-1], lambda: _bytes(path))
@@ -201,7 +214,11 @@ def _read_member(member: Member) -> bytes:
 
 
 def _bytes(file: Path) -> bytes:
-    return _read(file.stat().st_size, file.read_bytes)
+    content = _read(file.stat().st_size, file.read_bytes)
+    kind = kind_of(content[:HEAD_BYTES], file.name)
+    if kind.is_left_out:  # as in a folder, also a RAW that has the structure of a TIFF
+        raise UnreadableImage(f"{kind.phrase}; {kind.remedy}")
+    return content
 
 
 def _read(n_bytes: int, read: Callable[[], bytes]) -> bytes:
@@ -246,7 +263,7 @@ def _write_table(outcomes: Outcomes, width: int) -> None:
     """A readable table, with a line per answer."""
     for photo, outcome in outcomes:
         if not isinstance(outcome, str):
-            left = f"{photo.name:{width}}  {outcome.verdict:7}"
+            left = f"{printable(photo.name):{width}}  {outcome.verdict:7}"
             for answer in outcome.answers:
                 print(f"{left}  {answer.probability:6.1%}  {answer.name}")
                 left = " " * len(left)

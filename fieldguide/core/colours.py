@@ -13,6 +13,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}  # of Pillow, by the colour space of a profile
 WIDE_GREY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 GREY_MODES = ("1", "L", "LA", "La", *WIDE_GREY_MODES)
+MAX_PROFILE_BYTES = 10_000_000  # of a profile that is used; those of presses have 3 million
 SAME_LEVELS = 2  # of 255; a profile that changes no colour by more is sRGB
 
 Conversion = Callable[[Image.Image], Image.Image]
@@ -29,7 +30,7 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, Conversion]:
     Wide grey is scaled by its range, transparency blended with white.
     """
     encoded = image.info.get("icc_profile")
-    profile = _profile(encoded) if encoded else None
+    profile = _profile(encoded) if encoded and len(encoded) <= MAX_PROFILE_BYTES else None
     if profile is None:
         return _plain_rgb(image), _unchanged
     if profile.mode in ("CMYK", "LAB"):  # channels that cannot wait
@@ -45,7 +46,7 @@ def _unchanged(image: Image.Image) -> Image.Image:
     return image
 
 
-@lru_cache(maxsize=64)  # a camera writes the same profile into all its photographs
+@lru_cache(maxsize=16)  # a camera writes the same profile into all its photographs
 def _profile(encoded: bytes) -> _Profile | None:
     """The conversion of an ICC profile; None if it is invalid, or sRGB."""
     try:
@@ -70,13 +71,13 @@ def _plain_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode in WIDE_GREY_MODES:  # Pillow's conversion clips these to 255: almost all white
-        levels = np.asarray(image).astype(np.float64)
-        levels = np.where(np.isfinite(levels), levels, 0)
-        full = 65535.0 if image.mode.startswith("I") else max(float(levels.max(initial=0)), 1.0)
-        grey = np.clip(levels / full * 255 + 0.5, 0, 255).astype(np.uint8)
+        levels = np.array(image, np.float32)  # scaled in place: an image may have 250 million pixels
         if isinstance(transparent := image.info.get("transparency"), int):  # one level of a PNG
-            grey[levels == transparent] = 255
-        return Image.fromarray(grey).convert("RGB")
+            levels[levels == transparent] = 65535
+        levels[~np.isfinite(levels)] = 0
+        levels *= 255 / (65535.0 if image.mode.startswith("I") else max(float(levels.max(initial=0)), 1.0))
+        levels += 0.5
+        return Image.fromarray(np.clip(levels, 0, 255, out=levels).astype(np.uint8)).convert("RGB")
     if image.mode == "LAB":
         return ImageCms.buildTransform(ImageCms.createProfile("LAB"), SRGB, "LAB", "RGB").apply(image)
     if image.has_transparency_data:

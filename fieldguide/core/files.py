@@ -27,7 +27,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:30]}.", suffix=".tmp", dir=target.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary

@@ -35,7 +35,7 @@ class Kind:
     @property
     def phrase(self) -> str:
         """`a HEIC`, `an archive`."""
-        return f"an {self.name}" if self.name[0].lower() in "aeio" else f"a {self.name}"
+        return f"an {self.name}" if self.name[0].lower() in "aeio" or self.name == "SVG" else f"a {self.name}"
 
     @property
     def is_left_out(self) -> bool:
@@ -55,7 +55,7 @@ JPEG, AVIF, TIFF = _read("JPEG", "JPEG"), _read("AVIF", "AVIF"), _read("TIFF", "
 HEIC = Kind("HEIC", "HEIF", is_photograph=True, remedy=NO_HEIF)
 VIDEO, AUDIO, ARCHIVE, TEXT = Kind("video"), Kind("audio file"), Kind("archive"), Kind("text file")
 EMPTY, OTHER = Kind("empty file"), Kind("other file")
-SIGNATURES = [
+SIGNATURES = [  # of any bytes: a repetition must match in one way only (`*+`, `(?>`), or it may take for ever
     (re.compile(pattern, re.DOTALL), kind)
     for pattern, kind in (
         (rb"\xff\xd8\xff", JPEG),
@@ -69,7 +69,7 @@ SIGNATURES = [
         (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _photograph("JPEG XL")),
         (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", _photograph("JPEG 2000")),
         (rb"8BPS\0[\x01\x02]", _photograph("Photoshop")),
-        (rb"P[1-6]\s+(?:#[^\n]*\s+)*\d+\s", _photograph("PPM")),
+        (rb"P[1-6]\s(?:\s|#[^\n]*\n)*+\d+\s+\d+\s", _photograph("PPM")),
         (rb"\x76\x2f\x31\x01", _photograph("OpenEXR")),
         (rb"RIFF....AVI |\x1a\x45\xdf\xa3|\0\0\x01[\xb3\xba]|FLV\x01", VIDEO),
         (rb"RIFF....WAVE|ID3|OggS|fLaC", AUDIO),
@@ -78,7 +78,7 @@ SIGNATURES = [
         (rb"%PDF-", Kind("PDF")),
         (rb"SQLite format 3\0|\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("database")),  # and Thumbs.db
         (rb"\0\0[\x01\x02]\0[^\0]", Kind("icon")),
-        (rb"\s*<(?:\?xml[^>]*>\s*(?:<!--.*?-->\s*|<!DOCTYPE[^>]*>\s*)*<svg|svg)", Kind("SVG")),
+        (rb"\s*<(?:\?xml[^>]*>(?:\s|<!--(?>.*?-->)|<!DOCTYPE[^>]*>)*+<svg|svg)", Kind("SVG")),
     )
 ]
 RAW_SUFFIXES = frozenset(
@@ -158,9 +158,9 @@ def _iso_media(head: bytes, name: str) -> Kind:
     brands = [head[8:12], *(head[place : place + 4] for place in range(16, end - 3, 4))]
     if brands[0] == b"crx ":
         return _raw(name)
-    if brands[0] in (b"avif", b"avis") or (brands[0] in (b"mif1", b"msf1", b"miaf") and b"avif" in brands):
+    if brands[0] in (b"avif", b"avis") or (brands[0][:3] not in (b"hei", b"hev") and {b"avif", b"avis"} & {*brands}):
         return AVIF
-    if brands[0][:3] in (b"hei", b"hev") or brands[0] in (b"mif1", b"msf1", b"miaf"):
+    if brands[0][:3] in (b"hei", b"hev") or {b"mif1", b"msf1", b"miaf"} & {*brands}:  # HEIF, whatever the codec
         return HEIC
     return AUDIO if brands[0][:3] == b"M4A" else VIDEO
 

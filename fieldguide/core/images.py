@@ -46,6 +46,7 @@ PLUGINS = (  # register their openers in `Image.OPEN`
 )
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 24  # bytes of a profile or a text; above 1 MB, as editors write, Pillow refuses the image
 REFUSALS = (OSError, EOFError, SyntaxError, ValueError, MemoryError, struct.error, zlib.error)  # of Pillow's decoders
 DEFECTS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)  # theirs, on damaged files
 BOMB = Image.DecompressionBombError  # of frames within an image
@@ -70,7 +71,7 @@ def decode(encoded: bytes, image_px: int, max_pixels: int = MAX_PIXELS) -> np.nd
         rgb, to_srgb = to_rgb(image)
         width, height = scaled[1][2:] if scaled else rgb.size  # of a scaled JPEG a fraction: its last blocks are padded
         square = to_srgb(_centre_square(rgb, width, height, image_px))
-        return np.asarray(_upright(square, image))
+        return np.asarray(_upright(square, _orientation(image)))
 
 
 def resize(rgb: np.ndarray, image_px: int) -> np.ndarray:
@@ -98,19 +99,26 @@ def inspect(encoded: bytes, at_least_px: int, max_pixels: int = MAX_PIXELS) -> t
         image.load()
         rgb, to_srgb = to_rgb(image)
         factor = min(rgb.size) // (4 * at_least_px)
-        upright = _upright(to_srgb(rgb.reduce(factor) if factor > 1 else rgb), image)
-        turned = image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNS
-        return (height, width) if turned else (width, height), np.asarray(upright)
+        orientation = _orientation(image)
+        upright = _upright(to_srgb(rgb.reduce(factor) if factor > 1 else rgb), orientation)
+        return (height, width) if orientation in QUARTER_TURNS else (width, height), np.asarray(upright)
 
 
-def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
-    """`rgb` turned as the EXIF of the image that it was made from says."""
-    orientation = source.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+def _upright(rgb: Image.Image, orientation: int) -> Image.Image:
+    """`rgb` turned as this value of EXIF says."""
     if orientation == UPRIGHT:
         return rgb
     plain = Image.fromarray(np.asarray(rgb))  # without other metadata, which may be damaged
     plain.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(plain)
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF says; upright if it is damaged, which costs no pixels."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except (*REFUSALS, *DEFECTS):
+        return UPRIGHT
 
 
 def encode_jpeg(pixels: np.ndarray, max_px: int) -> bytes:

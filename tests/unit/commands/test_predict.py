@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from fieldguide.__main__ import main
+from fieldguide.commands import predict
 from fieldguide.commands.predict import BATCH, SOME_FAILED
 from fieldguide.core.errors import UserError
 from fieldguide.core.images import decode
@@ -122,6 +123,62 @@ def test_standard_input_is_a_photograph_or_a_zip(
     main(["predict", "-", "--format", "csv"])
     row = rows(capsys.readouterr().out)[0]
     assert (row["image"], row["answer_1"]) == ("-/a.jpg" if zipped else "-", "GREEN")
+
+
+def test_standard_input_that_is_too_large_is_refused_without_being_held_in_memory(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "MAX_BYTES", 1000)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(photo(COLOURS["GREEN"]).ljust(1001, b"\0"))))
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "-"])
+    assert ended.value.code == SOME_FAILED
+    assert capsys.readouterr().err.startswith("-: 1,001 bytes, more than 1,000\n")
+    monkeypatch.setattr(predict, "MAX_UNPACKED", 1000)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(1001))))
+    with pytest.raises(UserError, match=r"^standard input: more than 1e-06 GB to unpack, unpack it and use the folder$"):
+        main(["predict", "-"])
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "pipe", "pipe.zip"])
+def test_what_is_no_ordinary_file_is_not_opened(folder: Path, path: str) -> None:
+    if path.startswith("pipe"):
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=rf"^{path} is not an ordinary file; use a file, a folder, or - for standard input$"):
+        main(["predict", path])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("x" * 300, "File name too long"), ("photos/Red/0.jpg/x", "Not a directory"), ("no.jpg", "No such file")]
+)
+def test_a_path_that_cannot_be_read_is_named(folder: Path, capsys: pytest.CaptureFixture[str], name: str, said: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", name])
+    assert ended.value.code == SOME_FAILED
+    assert capsys.readouterr().err.startswith(f"{name}: {said}")
+
+
+def test_a_file_has_the_same_kind_by_itself_as_in_its_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiff = io.BytesIO()
+    Image.new("RGB", (40, 30), COLOURS["RED"]).save(tiff, "TIFF")
+    write_folder(Path("raw"), {"a.NEF": tiff.getvalue()})  # a preview, in the structure of a TIFF
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "raw/a.NEF"])
+    assert ended.value.code == SOME_FAILED
+    assert capsys.readouterr().err.startswith("raw/a.NEF: a RAW (.NEF); export as JPEG\n")
+    write_folder(Path("named"), {"a.zip": photo(COLOURS["RED"])})
+    for source in ("named", "named/a.zip"):
+        main(["predict", source, "--format", "csv"])
+        assert [(row["image"], row["answer_1"]) for row in rows(capsys.readouterr().out)] == [("named/a.zip", "RED")]
+
+
+def test_a_name_is_printed_on_one_line_without_codes_for_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(Path("odd"), {"a\nb.jpg": photo(COLOURS["RED"]), "c\x1b[31m.jpg": b"nothing"})
+    with pytest.raises(SystemExit):
+        main(["predict", "odd"])
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0].split()[:2] == [r"odd/a\nb.jpg", "sure"]
+    assert printed.err.splitlines()[0] == r"odd/c\x1b[31m.jpg: not an image but a text file"
 
 
 @pytest.mark.parametrize("chosen", ["table", "csv", "json", "jsonl"])
@@ -335,6 +392,21 @@ def test_what_is_not_read_is_counted_on_the_last_line(
     assert (ended or 0) == status
     with pytest.raises(UserError, match=rf"^only: contains {re.escape(said)}, but no photograph that is read"):
         main(["predict", str(write_folder(Path("only"), files))])
+
+
+def test_a_file_that_may_be_a_photograph_and_cannot_be_read_is_a_failure(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = write_zip(Path("some.zip"), {"a.jpg": photo(COLOURS["RED"]), "nosuffix": photo(COLOURS["BLUE"])})
+    content = packed.read_bytes()
+    place = content.index(b"PK\3\4", 4)  # the header of the second
+    packed.write_bytes(content[:place] + b"XXXX" + content[place + 4 :])
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "some.zip", "--format", "csv"])
+    assert ended.value.code == SOME_FAILED
+    printed = capsys.readouterr()
+    assert printed.err == "left out: 1 unreadable file\n"
+    assert [row["answer_1"] for row in rows(printed.out)] == ["RED"]
 
 
 @pytest.mark.parametrize(

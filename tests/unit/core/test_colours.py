@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 from pillow_heif import register_heif_opener
 
+from fieldguide.core import colours
 from fieldguide.core.images import decode, inspect
 
 register_heif_opener(thumbnails=False)  # to write them
@@ -156,3 +158,26 @@ def test_a_transparent_level_of_a_png_is_white(depth: int, kind: int, row: bytes
     assert pixels[0, 0].tolist() == [255] * 3 and pixels[0, 2].tolist() == [255] * 3
     assert np.abs(pixels[0, 1].astype(int) - 117).max() <= 1
     assert (inspect(stored, 3)[1] == pixels).all()
+
+
+def test_a_profile_of_absurd_size_is_not_kept() -> None:
+    profile = WIDE["ProPhoto"]
+    image = Image.new("RGB", (4, 4), (90, 160, 40))
+    small = decode(encoded(image, "TIFF", profile + bytes(1000)), 4)
+    colours._profile.cache_clear()
+    assert (decode(encoded(image, "TIFF", profile + bytes(colours.MAX_PROFILE_BYTES)), 4) == (90, 160, 40)).all()
+    assert (small != (90, 160, 40)).any()
+    assert colours._profile.cache_info().currsize == 0
+
+
+def test_wide_grey_is_scaled_in_little_memory() -> None:
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    image = Image.fromarray(np.tile(levels, (8, 8)))
+    tracemalloc.start()
+    try:
+        grey = np.asarray(colours.to_rgb(image)[0])[:256, :256, 0]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (grey == np.floor(levels / 65535 * 255 + 0.5)).all()
+    assert peak < 10 * image.width * image.height  # bytes of NumPy

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -74,6 +75,11 @@ def tiff(order: str, *entries: tuple[int, int]) -> bytes:
         (iso(b"msf1", b"hevc"), "a", "HEIC"),
         (iso(b"mif1", b"mif1", b"avif", b"miaf"), "a.heic", "AVIF"),
         (iso(b"avis", b"avif"), "a", "AVIF"),
+        (iso(b"msf1", b"avis"), "a", "AVIF"),
+        (iso(b"avio", b"mif1", b"avif"), "a", "AVIF"),
+        (iso(b"mif2", b"mif1", b"heic"), "a", "HEIC"),
+        (iso(b"avci", b"mif1"), "a.avci", "HEIC"),
+        (iso(b"1pic", b"mif1", b"heic", b"miaf"), "a", "HEIC"),
         (iso(b"crx ", b"isom"), "IMG.CR3", "RAW (.CR3)"),
         (b"II*\0\x10\0\0\0CR\2\0" + bytes(50), "IMG_1.cr2", "RAW (.CR2)"),
         (b"II*\0\x10\0\0\0CR\2\0" + bytes(50), "IMG_1.tif", "RAW"),
@@ -156,3 +162,35 @@ def test_kinds_are_counted_by_kind_photographs_first(monkeypatch: pytest.MonkeyP
         " 1 other file, 1 text file"
     )
     assert counted([]) == ""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"P1 " + b"# " * 2000,
+        b"P1 " + b"#\n" * 2000,
+        b"P1 #" + b" " * 4000,
+        b"P1 " + b"1 " * 2000,
+        b"<?xml?>" + b"<!-- a comment -->\n" * 200,
+        b"<?xml?>" + b"<!--" * 1000,
+        b"<?xml?>" + b"<!DOCTYPE a>\n" * 300,
+        b" " * 4096,
+    ],
+    ids=lambda head: head[:12].decode().strip(),
+)
+def test_no_content_takes_long_to_be_known(head: bytes) -> None:
+    began = time.process_time()
+    kind_of(head[:HEAD_BYTES])
+    assert time.process_time() - began < 0.1
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"P6\n# by a program\n# and another\n 640 480\n255\n\0", "PPM"),
+        (b"P1 12 is the price\n", "text file"),
+        (b'<?xml version="1.0"?>\n<!-- a --> <!-- b -->\n<!DOCTYPE svg>\n<svg>', "SVG"),
+    ],
+)
+def test_comments_do_not_hide_a_kind(head: bytes, name: str) -> None:
+    assert kind_of(head).name == name

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 from pillow_heif import register_heif_opener
 
 from fieldguide.core import images
@@ -424,7 +424,7 @@ def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded(
 def test_a_photograph_of_200_megapixels_is_read_under_a_limit_that_allows_it(form: str) -> None:
     code = f"""if True:
         import io, resource
-        from PIL import Image
+        from PIL import Image, PngImagePlugin
         from fieldguide.core.images import TooManyPixels, decode, inspect
         stream = io.BytesIO()
         Image.new("L", (16_320, 12_240), 120).save(stream, "{form}")
@@ -470,6 +470,23 @@ def test_damaged_exif_does_not_cost_the_picture() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert (inspect(with_damaged_exif())[0], decode(with_damaged_exif(), 16).shape) == (40, (16, 16, 3))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "HEIF"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("damage", [b"\xff\xff*\0\x08\0\0\0\1\0", b"II", b"MM\0*\0\0\0\x08\0\1\1\x12"])
+def test_damaged_exif_costs_the_picture_in_no_format(form: str, damage: bytes) -> None:
+    stored = encoded(smooth(40, 30), form, exif=b"Exif\0\0" + damage)
+    size, pixels = images.inspect(stored, 256)
+    assert (size, pixels.shape) == ((40, 30), (30, 40, 3))
+    assert decode(stored, 16).shape == (16, 16, 3)
+
+
+def test_a_png_with_a_long_history_of_edits_is_read() -> None:
+    history = PngImagePlugin.PngInfo()
+    history.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+    stored = encoded(smooth(40, 30), "PNG", pnginfo=history, icc_profile=bytes(3_000_000))
+    assert (images.inspect(stored, 256)[1] == np.asarray(smooth(40, 30))).all()
 
 
 def test_damaged_exif_prints_nothing() -> None:
