@@ -311,8 +311,9 @@ def class_names(layout: Layout, class_from: ClassFrom, where: str) -> dict[str, 
         for same in paths.values():
             if len(same) > 1:
                 one, other = ("/".join(folders) for folders in list(same.values())[:2])
-                remedy = "set data.class_from to path, or to first" if class_from == "last" else "rename one"
-                remedy += ", or, if a folder has copies, leave it out" if class_from == "last" else ""
+                remedy = "rename one"
+                if class_from == "last":
+                    remedy = "set data.class_from to path, or to first, or remove one if it has copies of the other"
                 raise UserError(f"{where}: {one} and {other} would be one class; {remedy}")
     return {name: places[place] for name, place in layout.places.items()}
 

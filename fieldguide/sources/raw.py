@@ -37,6 +37,7 @@ from fieldguide.sources.label_table import (
 from fieldguide.sources.labels import NO_FILE, NO_ROW
 from fieldguide.sources.layout import (
     OUTSIDE_SPLITS,
+    SPLIT_NAMES,
     Layout,
     check_classes,
     check_empty_folders,
@@ -51,7 +52,7 @@ from fieldguide.sources.layout import (
     wrapper_of,
 )
 from fieldguide.sources.members import LeftOut, printable
-from fieldguide.sources.tfrecord import count_in_name, incomplete_series
+from fieldguide.sources.tfrecord import count_in_name, incomplete_series, series_of
 from fieldguide.sources.transfer import Download
 
 PHOTOGRAPH = Kind("photograph", is_photograph=True)  # of any kind, in the wrong place
@@ -298,6 +299,7 @@ def copy_shards(archive: Archive, data: Data) -> RawData:
     for name, split in splits.items():
         if split is None:
             raise UserError(f"{archive.where}: {name} has no split in its path; {remedy}")
+    _refuse_several_sets(splits, archive.where, remedy)
     for split in ("train",) if data.dataset == "tfrecords" else ("train", "valid"):  # the split check draws what is missing
         if split not in splits.values():
             raise UserError(f"{archive.where}: no {split} shards; {remedy}")
@@ -315,6 +317,23 @@ def copy_shards(archive: Archive, data: Data) -> RawData:
         counts[str(split)] += count_in_name(Path(name).name) or 0
     unused = [LeftOut(name, TEXT) for name in lists if data.class_names]
     return RawData([RAW / name for name in splits], counts, [*archive.left_out, *unused], class_names or None)
+
+
+def _refuse_several_sets(splits: Mapping[str, str | None], where: str, remedy: str) -> None:
+    """Raises `UserError` for shards of several data sets, configurations or versions, whose labels may differ in meaning.
+
+    They are told by two series of one split (`beans-train.tfrecord-00000-of-00002`) outside folders of splits.
+    """
+    first: dict[str | None, str] = {}
+    for name, split in splits.items():
+        series = series_of(name)
+        if series is None or any(folder.casefold() in SPLIT_NAMES for folder in PurePosixPath(name).parts[:-1]):
+            continue
+        if (other := first.setdefault(split, series[0])) != series[0]:
+            raise UserError(
+                f"{where}: {other} and {series[0]} are shards of two data sets; set data.path to the folder of one, or, if they"
+                f" belong together, {remedy}"
+            )
 
 
 def pack_sample(data: Data, runtime: Runtime) -> RawData:

@@ -337,7 +337,8 @@ BAD_SOURCES = {
     ),
     "nested twice": (
         lambda path: write_folder(path, {f"{name}/summer/1.jpg": b"x" for name in ("oak", "ash")}),
-        "SOURCE: ash/summer and oak/summer would be one class; set data.class_from to path, or to first",
+        "SOURCE: ash/summer and oak/summer would be one class; set data.class_from to path, or to first, or remove one if it"
+        " has copies of the other",
     ),
     "mixed depths": (
         lambda path: write_folder(path, {"oak/1.jpg": b"x", "ash/1.jpg": b"x", "oak/summer/2.jpg": b"x"}),
