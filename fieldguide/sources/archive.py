@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import atomic_path
-from fieldguide.core.formats import OTHER, counted, readable
-from fieldguide.sources.layout import BESIDE, wrapper_of
+from fieldguide.core.formats import counted, readable
+from fieldguide.sources.layout import wrapper_of
 from fieldguide.sources.members import READ_ERRORS, Bound, LeftOut, Member, is_writable, open_members
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first date, so that a zip does not depend on the clock
@@ -65,11 +65,9 @@ def open_archive(
         by_name = {member.name: member for member in members.selected}
         left_out = list(members.left_out)
         tables = {member.name: member for member in members.tables}
-        if keep is not None:
+        if keep is not None and all("/" in name for name in by_name):  # otherwise shards or class names are beside a folder
             wrapper = wrapper_of(by_name)
-            beside = [name for name in by_name if not PurePosixPath(name).is_relative_to(wrapper)]
-            left_out += [LeftOut(name, OTHER, "move it into that folder", BESIDE) for name in beside]
-            by_name = {str(PurePosixPath(name).relative_to(wrapper)): by_name[name] for name in by_name if name not in beside}
+            by_name = {str(PurePosixPath(name).relative_to(wrapper)): member for name, member in by_name.items()}
         yield Archive(
             where=str(path),
             names=tuple(by_name),

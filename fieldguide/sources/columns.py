@@ -116,11 +116,25 @@ def _label_columns(table: Table, wanted: str, taken: Sequence[int]) -> tuple[int
         names = [table.rows[place] for place in places]
         if not all(_same_partition(names[0], other) for other in names[1:]):
             raise key_message(table, "label", f"columns {_names_of(table, places)} may be the label, and differ")
+        if not wanted:
+            _refuse_epithets(table, places[0])
         return (places[0],)
     binary = [place for place in range(len(table.columns)) if place not in taken and _is_binary(table.rows[place])]
     if len(binary) < 2:
         raise key_message(table, "label", "no column has a usual name of a label column (label, class, species)")
     return tuple(binary)
+
+
+def _refuse_epithets(table: Table, place: int) -> None:
+    """Raises `UserError` for a column of species whose names mean a species only with the genus, in another column."""
+    genus = next((other for other, column in enumerate(table.columns) if plain(column) == "genus"), None)
+    if genus is None or plain(table.columns[place]) != "species":
+        return
+    genera: dict[str, str] = {}
+    for epithet, own in zip(table.rows[place].str.strip(), table.rows[genus].str.strip(), strict=True):
+        if epithet and (other := genera.setdefault(epithet, own)) != own:
+            names = f"{quoted(f'{other} {epithet}')} and {quoted(f'{own} {epithet}')} would be one class"
+            raise key_message(table, "label", f"{names} by column {quoted(table.columns[place])}; add a column with both names")
 
 
 def _is_binary(column: pd.Series) -> bool:

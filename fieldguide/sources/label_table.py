@@ -130,20 +130,31 @@ def _names_table(source: Source, name: str, numbers: Iterable[str]) -> Table | N
 
 
 def agrees_with_folders(fit: Fit, classes: Mapping[str, str]) -> bool:
-    """Whether every label of the table lies in one class folder; `classes` are those of the photographs."""
-    folders: dict[str, str] = {}
+    """Whether every label of the table is one class folder, and the reverse; `classes` are those of the photographs."""
     labelled = fit.joined.rows[fit.joined.rows["class_name"].ne("")]
-    pairs = zip(labelled["id"], labelled["class_name"], strict=True)
-    return all(
-        folders.setdefault(class_key(label), class_key(classes[name])) == class_key(classes[name])
-        for name, label in pairs
+    pairs = {
+        (class_key(label), class_key(classes[name]))
+        for name, label in zip(labelled["id"], labelled["class_name"], strict=True)
         if classes.get(name)
-    )
+    }
+    return len(pairs) == len({label for label, _ in pairs}) == len({folder for _, folder in pairs})
+
+
+def only_in_table(fit: Fit, classes: Mapping[str, str], splits: Mapping[str, str]) -> str:
+    """What the table has and the folders lack, for a message: labels of other photographs, splits and groups; or ""."""
+    rows = fit.joined.rows
+    labelled = rows[rows["class_name"].ne("")]
+    n_more = sum(not classes.get(name) for name in labelled["id"])
+    parts = [f"labels of {n_more} photographs that are not in class folders"] if n_more else []
+    own = zip(labelled["id"], labelled["split"], strict=True)
+    parts += ["splits"] if fit.joined.has_splits and any(splits.get(name) != split for name, split in own) else []
+    parts += ["groups"] if rows["group"].ne("").any() else []
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def the_only(candidates: Candidates, where: str) -> Fit | None:
     """The table that fits, or None; raises `UserError` if several fit."""
     if len(candidates.fits) > 1:
         names = " and ".join(fit.name for fit in candidates.fits[:3])
-        raise UserError(f"{where}: {names} may each be the table of labels; set data.table to one of them")
+        raise UserError(f"{where}: {names} may each be the table of labels; set data.table to one of them, or append them")
     return candidates.fits[0] if candidates.fits else None

@@ -48,6 +48,7 @@ class Joined:
     left_out: tuple[tuple[str, str], ...]  # (photograph or file in the table, reason)
     n_repeated: int  # rows that repeat another one
     notes: tuple[str, ...]
+    has_splits: bool  # in a column of the table
 
     def counts(self) -> Counter[str]:
         """What is left out, by the reason."""
@@ -101,7 +102,7 @@ def join_labels(
     frame.loc[frame["split"].eq(UNLABELLED_SPLIT), "class_name"] = ""
     _check_classes(table, frame, chosen)
     notes = [*table.notes, *notes, _used_columns(table, chosen), _summary(frame, n_repeated)]
-    return Joined(frame[GROUPED_COLUMNS], tuple(left_out), n_repeated, tuple(notes))
+    return Joined(frame[GROUPED_COLUMNS], tuple(left_out), n_repeated, tuple(notes), chosen.split is not None)
 
 
 def _summary(frame: pd.DataFrame, n_repeated: int) -> str:

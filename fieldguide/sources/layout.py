@@ -32,10 +32,11 @@ SYSTEM_NAMES = frozenset(  # in lower case: of macOS, Synology, QNAP, Windows an
     {
         *("__macosx", "icon\r", "network trash folder", "temporary items"),
         *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),
-        *("$recycle.bin", "recycler", "recycled", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),
+        *("$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),
         "lost+found",
     }
 )
+OLD_BINS = frozenset({"RECYCLER", "RECYCLED"})  # of old Windows, in capitals; `Recycled` is a class of waste
 SYSTEM_SUFFIXES = ("@synoeastream", "@synoresource")
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 SHARD = re.compile(r".*\.tfrec(ord)?s?|.*\.tfrecord.*|.*-\d{5}-of-\d{5}", re.IGNORECASE)
@@ -45,6 +46,7 @@ ARRANGE = "arrange the photographs as train/<CLASS>/, valid/<CLASS>/, test/<CLAS
 BESIDE = "beside the wrapping folder"  # reasons why an image is left out
 OUTSIDE_CLASSES = "outside class folders"
 OUTSIDE_SPLITS = "outside the splits"
+OF_ANNOTATIONS = frozenset("mask masks label labels annotation annotations".split())  # folders beside `images`
 Parts = tuple[str, ...]
 
 
@@ -86,7 +88,7 @@ def resolution_of(name: str) -> int | None:
 def is_system(name: str) -> bool:
     """Whether a path is hidden or leads through what a system leaves in folders: never a photograph or a class."""
     return any(
-        part.startswith(".") or (key := part.casefold()) in SYSTEM_NAMES or key.endswith(SYSTEM_SUFFIXES)
+        part.startswith(".") or part in OLD_BINS or (key := part.casefold()) in SYSTEM_NAMES or key.endswith(SYSTEM_SUFFIXES)
         for part in PurePosixPath(name).parts
     )
 
@@ -181,7 +183,7 @@ def read_layout(names: Iterable[str], folders: Iterable[str], where: str) -> Lay
         else:
             layout.places[name] = place
     _place_loose(layout, loose, where)
-    _set_unknown_apart(layout)
+    _set_unknown_apart(layout, where)
     _check_class_folders(layout, where)
     for folder in sorted(folders):
         own = PurePosixPath(folder).parts
@@ -238,23 +240,45 @@ def _place(folders: Parts, splits: Mapping[str, str], where: str) -> Place | Non
 def _place_loose(layout: Layout, loose: Mapping[str, list[str]], where: str) -> None:
     """Images of test without class folders are unlabelled if none of test has one; elsewhere they are left out."""
     for split, names in loose.items():
-        if any(place.split == split for place in layout.places.values()):
+        folders = {name: str(PurePosixPath(name).parent) for name in names}
+        placed = [name for name, place in layout.places.items() if place.split == split]
+        for folder in sorted(set(folders.values())):
+            depth = len(PurePosixPath(folder).parts) - len(layout.root)
+            if depth > 1 and any(not name.startswith(f"{folder}/") for name in placed):  # train/train beside train/bus
+                raise UserError(f"{where}: {folder} has the name of a split, but lies where classes are; {ARRANGE}")
+        if placed:
             layout.outside |= dict.fromkeys(names, OUTSIDE_CLASSES)
         elif split == "test":
             layout.places |= dict.fromkeys(names, Place("unlabelled", ()))
         else:
-            folder = str(PurePosixPath(names[0]).parent)
+            folder = folders[names[0]]
             raise UserError(f"{where}: {folder} contains images without class folders; move them to {folder}/<CLASS>/")
 
 
-def _set_unknown_apart(layout: Layout) -> None:
-    """Images of test in a folder such as `unknown` or `images` are unlabelled, if train has no such class folder."""
-    known = {class_key(folder) for place in layout.places.values() if place.split == "train" for folder in place.folders}
+def _set_unknown_apart(layout: Layout, where: str) -> None:
+    """Images of test in a folder such as `unknown` or `images` are unlabelled, if train has no such class folder.
+
+    Raises `UserError` for images of valid in a folder such as `images` that train lacks.
+    """
+    of_train = {place.folders for place in layout.places.values() if place.split == "train" and place.folders}
+    known = {class_key(folder) for folders in of_train for folder in folders}
+    outermost = {class_key(folders[0]) for folders in of_train}  # `images` in train/<CLASS>/images is no class
     for name, (split, folders) in layout.places.items():
-        if split == "test" and len(folders) == 1 and class_key(folders[0]) not in known:
-            words = set(WORD.findall(folders[0].casefold()))
-            if is_unlabelled(folders[0], UNKNOWN) or (words and words <= DECORATIONS):
+        if split in ("valid", "test") and len(folders) == 1 and (key := class_key(folders[0])) not in outermost:
+            says_nothing = _has_only(key, DECORATIONS)
+            if split == "test" and (says_nothing or (key not in known and is_unlabelled(key, UNKNOWN))):
                 layout.places[name] = Place("unlabelled", ())
+            elif split == "valid" and says_nothing and of_train:
+                folder = PurePosixPath(name).parent
+                raise UserError(
+                    f"{where}: {folder} contains images without class folders; move them to {folder.parent}/<CLASS>/"
+                )
+
+
+def _has_only(folder: str, words: frozenset[str]) -> bool:
+    """Whether a folder's name consists of some of `words`."""
+    own = set(WORD.findall(folder.casefold()))
+    return bool(own) and own <= words
 
 
 def _check_class_folders(layout: Layout, where: str) -> None:
@@ -287,7 +311,9 @@ def class_names(layout: Layout, class_from: ClassFrom, where: str) -> dict[str, 
         for same in paths.values():
             if len(same) > 1:
                 one, other = ("/".join(folders) for folders in list(same.values())[:2])
-                remedy = "set data.class_from to path, or to first" if class_from == "last" else "rename one"
+                remedy = "rename one"
+                if class_from == "last":
+                    remedy = "set data.class_from to path, or to first, or remove one if it has copies of the other"
                 raise UserError(f"{where}: {one} and {other} would be one class; {remedy}")
     return {name: places[place] for name, place in layout.places.items()}
 
@@ -345,8 +371,10 @@ def check_splits(present: Iterable[str], needed: Iterable[str], where: str) -> N
 
 
 def check_classes(names: Iterable[str], where: str) -> None:
-    """Raises `UserError` for a single class."""
+    """Raises `UserError` for a single class, and if no folder has the name of a class (`images` and `masks`)."""
     classes = {class_key(name): class_name(name) for name in names if name}
+    if len(classes) > 1 and all(_has_only(name, DECORATIONS | OF_ANNOTATIONS) for name in classes):
+        raise UserError(f"{where}: {' and '.join(sorted(classes.values())[:2])} are not names of classes; {ARRANGE}")
     if len(classes) == 1:
         raise UserError(
             f"{where}: only one class: {next(iter(classes.values()))}; a classifier needs at least two class folders"

@@ -30,11 +30,14 @@ from fieldguide.sources.label_table import (
     Source,
     agrees_with_folders,
     named_table,
+    only_in_table,
     tables_that_fit,
     the_only,
 )
 from fieldguide.sources.labels import NO_FILE, NO_ROW
 from fieldguide.sources.layout import (
+    OUTSIDE_SPLITS,
+    SPLIT_NAMES,
     Layout,
     check_classes,
     check_empty_folders,
@@ -49,11 +52,12 @@ from fieldguide.sources.layout import (
     wrapper_of,
 )
 from fieldguide.sources.members import LeftOut, printable
-from fieldguide.sources.tfrecord import count_in_name, incomplete_series
+from fieldguide.sources.tfrecord import count_in_name, incomplete_series, series_of
 from fieldguide.sources.transfer import Download
 
 PHOTOGRAPH = Kind("photograph", is_photograph=True)  # of any kind, in the wrong place
 MOVE = "move it into a class folder"
+RENAME = "rename its outermost folder to train, valid, test or unlabelled, or move it there"
 TABLES = frozenset({".csv", ".tsv", ".gz", ".xlsx", ".xls", ".ods", ".parquet", ".json"})
 KINDS = {NO_ROW: PHOTOGRAPH, NO_FILE: Kind("row")}
 REMEDIES = {NO_ROW: "add a row, or remove the photograph", NO_FILE: "add the photograph, or remove the row"}
@@ -214,7 +218,9 @@ def pack_photographs(archive: Archive, data: Data) -> RawData:
                 f"{archive.where}: the labels of {fit.name} differ from the folders of the photographs; set data.table to"
                 f" {fit.name}, or to {NO_TABLE} if the folders are the classes"
             )
-        print(f"{fit.name} is not used, but the class folders, with which it agrees")
+        lost = only_in_table(fit, classes, {name: place.split for name, place in layout.places.items()})
+        more = f"; it also has {lost}, for which data.table must be {fit.name}" if lost else ""
+        print(f"{fit.name} is not used, but the class folders, with which it agrees{more}")
     for name, problem in list(candidates.problems.items())[:N_NOTED]:
         print(f"{name} is not used, but the class folders: {problem}")
     return pack_folders(archive, layout, classes)
@@ -223,7 +229,7 @@ def pack_photographs(archive: Archive, data: Data) -> RawData:
 def _tables_that_do_not_fit(archive: Archive, candidates: Candidates) -> str:
     """What to put behind an error of the folders: why the tables beside them are no remedy."""
     if candidates.problems:
-        return "; a table of labels does not fit either: " + next(iter(candidates.problems.values()))
+        return "; a table of labels does not fit either: " + "; ".join(list(candidates.problems.values())[:N_NOTED])
     tables = [file.name for file in archive.left_out if PurePosixPath(file.name).suffix.lower() in TABLES]
     if not tables:
         return ""
@@ -275,7 +281,10 @@ def pack_folders(archive: Archive, layout: Layout, classes: Mapping[str, str]) -
     pack_images(((ids[name], archive.read(name)) for name in layout.places), len(layout.places))
     write_labels((ids[name], place.split, classes[name]) for name, place in layout.places.items())
     counts = Counter(place.split or "not yet split" for place in layout.places.values())
-    outside = [LeftOut(name, PHOTOGRAPH, MOVE, reason) for name, reason in layout.outside.items()]
+    outside = [
+        LeftOut(name, PHOTOGRAPH, RENAME if reason == OUTSIDE_SPLITS else MOVE, reason)
+        for name, reason in layout.outside.items()
+    ]
     return RawData([IMAGES_ZIP, LABELS], counts, [*archive.left_out, *outside])
 
 
@@ -290,6 +299,7 @@ def copy_shards(archive: Archive, data: Data) -> RawData:
     for name, split in splits.items():
         if split is None:
             raise UserError(f"{archive.where}: {name} has no split in its path; {remedy}")
+    _refuse_several_sets(splits, archive.where, remedy)
     for split in ("train",) if data.dataset == "tfrecords" else ("train", "valid"):  # the split check draws what is missing
         if split not in splits.values():
             raise UserError(f"{archive.where}: no {split} shards; {remedy}")
@@ -307,6 +317,23 @@ def copy_shards(archive: Archive, data: Data) -> RawData:
         counts[str(split)] += count_in_name(Path(name).name) or 0
     unused = [LeftOut(name, TEXT) for name in lists if data.class_names]
     return RawData([RAW / name for name in splits], counts, [*archive.left_out, *unused], class_names or None)
+
+
+def _refuse_several_sets(splits: Mapping[str, str | None], where: str, remedy: str) -> None:
+    """Raises `UserError` for shards of several data sets, configurations or versions, whose labels may differ in meaning.
+
+    They are told by two series of one split (`beans-train.tfrecord-00000-of-00002`) outside folders of splits.
+    """
+    first: dict[str | None, str] = {}
+    for name, split in splits.items():
+        series = series_of(name)
+        if series is None or any(folder.casefold() in SPLIT_NAMES for folder in PurePosixPath(name).parts[:-1]):
+            continue
+        if (other := first.setdefault(split, series[0])) != series[0]:
+            raise UserError(
+                f"{where}: {other} and {series[0]} are shards of two data sets; set data.path to the folder of one, or, if they"
+                f" belong together, {remedy}"
+            )
 
 
 def pack_sample(data: Data, runtime: Runtime) -> RawData:

@@ -68,12 +68,17 @@ def count_in_name(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def series_of(name: str) -> tuple[str, int, int] | None:
+    """Series, number and total of a shard whose name states them (`train-00000-of-00010`: train, 0, 10), or None."""
+    match = NAMED_TOTAL.search(name)
+    return (name[: match.start()].rstrip("-_."), int(match[1]), int(match[2])) if match else None
+
+
 def incomplete_series(names: Iterable[str]) -> list[tuple[str, int, int]]:
     """Of shards whose names state a total (`train-00000-of-00010`) the series with fewer: name, shards there, total."""
     there: dict[tuple[str, int], set[int]] = {}
-    for name in names:
-        if match := NAMED_TOTAL.search(name):
-            there.setdefault((name[: match.start()].rstrip("-_."), int(match[2])), set()).add(int(match[1]))
+    for series, number, total in filter(None, map(series_of, names)):
+        there.setdefault((series, total), set()).add(number)
     return [(series, len(numbers), total) for (series, total), numbers in sorted(there.items()) if len(numbers) < total]
 
 

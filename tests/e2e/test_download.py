@@ -14,6 +14,7 @@ import pytest
 
 from fieldguide.core.formats import readable
 from fieldguide.sources.archive import pack
+from fieldguide.sources.raw import RENAME
 from support.archives import write_folder, write_zip
 from support.disk import on_a_tiny_disk
 from support.projects import TINY, copy_project, run
@@ -73,7 +74,7 @@ def test_own_photographs_become_one_uncompressed_zip_and_a_receipt(
         f"{wrap}readme.txt,text file,",
         f"{wrap}train/A/4.jxl,JPEG XL,convert to JPEG",
         f"{wrap}train/loose.jpg,photograph,outside class folders; move it into a class folder",
-        f"{wrap}more/A/1.jpg,photograph,outside the splits; move it into a class folder",
+        f'{wrap}more/A/1.jpg,photograph,"outside the splits; {RENAME}"',
     }
     assert sum(receipt["images"].values()) + sum(receipt["ignored"].values()) == len(PHOTOS | strays)
     assert (receipt["dataset"], receipt["layout"], receipt["source"]) == ("folder", "folders", "my photos")
@@ -336,7 +337,8 @@ BAD_SOURCES = {
     ),
     "nested twice": (
         lambda path: write_folder(path, {f"{name}/summer/1.jpg": b"x" for name in ("oak", "ash")}),
-        "SOURCE: ash/summer and oak/summer would be one class; set data.class_from to path, or to first",
+        "SOURCE: ash/summer and oak/summer would be one class; set data.class_from to path, or to first, or remove one if it"
+        " has copies of the other",
     ),
     "mixed depths": (
         lambda path: write_folder(path, {"oak/1.jpg": b"x", "ash/1.jpg": b"x", "oak/summer/2.jpg": b"x"}),

@@ -211,14 +211,26 @@ CLASS_FOLDERS = photographs("A/1.jpg", "A/2.jpg", "B/3.jpg", "B/4.jpg")
 
 def test_class_folders_stay_the_classes_where_a_table_agrees_or_has_none(make_project: MakeProject, tmp_path: Path) -> None:
     files = CLASS_FOLDERS | {
-        "labels.csv": table("file,label", "A/1.jpg,a", "A/2.jpg,aa", "B/3.jpg,b", "B/4.jpg,b"),
+        "labels.csv": table("file,label", "A/1.jpg,a", "A/2.jpg,A ", "B/3.jpg,b", "B/4.jpg,"),
+        "split.csv": table("file,label,split", "A/1.jpg,a,train", "A/2.jpg,a,test", "B/3.jpg,b,train", "5.jpg,b,train"),
+        "5.jpg": photograph(5),
         "exif.csv": table("file,iso", "A/1.jpg,100"),
     }
     project = make_project(**own_photos(write_folder(tmp_path / "photos", files)))
     output = succeeded(run_stage(project, "download"))
-    assert "labels.csv is not used, but the class folders, with which it agrees" in output
+    assert "labels.csv is not used, but the class folders, with which it agrees\n" in output
+    more = (
+        "; it also has labels of 1 photographs that are not in class folders and splits, for which data.table must be split.csv"
+    )
+    assert f"split.csv is not used, but the class folders, with which it agrees{more}\n" in output
     assert "exif.csv is not used, but the class folders: " in output
     assert [row[2] for row in labels(project)[1:]] == ["A", "A", "B", "B"]
+
+
+def test_folders_with_several_labels_are_perhaps_not_the_classes(make_project: MakeProject, tmp_path: Path) -> None:
+    files = CLASS_FOLDERS | {"labels.csv": table("file,label", "1.jpg,deer", "2.jpg,fox", "3.jpg,boar", "4.jpg,boar")}
+    project = make_project(**own_photos(write_folder(tmp_path / "cameras", files)))
+    failed_in_one_line(run_stage(project, "download"), r".*: the labels of labels\.csv differ from the folders of the .*")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +238,8 @@ def test_class_folders_stay_the_classes_where_a_table_agrees_or_has_none(make_pr
     [
         (
             {"labels.csv": table("file,label", "1.jpg,a", "2.jpg,b"), "other.csv": table("file,label", "1.jpg,b", "2.jpg,a")},
-            r".*/photos: labels\.csv and other\.csv may each be the table of labels; set data\.table to one of them",
+            r".*/photos: labels\.csv and other\.csv may each be the table of labels; set data\.table to one of them, or"
+            " append them",
         ),
         (
             {"labels.csv": table("file,Baum", "1.jpg,a", "2.jpg,b")},

@@ -54,6 +54,24 @@ def test_splits_are_in_the_names_and_class_names_beside_the_shards(
     assert receipt["class_names"] == ["daisy", "rose", "tulip"] and receipt["ignored"] == {"text file": 1}
 
 
+def test_class_names_and_shards_beside_a_folder_of_shards_are_used(shard: Write, project: Path, tmp_path: Path) -> None:
+    shard(f"1.0.0/{TFDS.format('train')}", 0)
+    shard(f"1.0.0/{TFDS.format('valid')}", 50)
+    shard(TFDS.format("test"), 100)
+    (tmp_path / "shards" / "labels.txt").write_text("daisy\nrose\ntulip\n")
+    frame = manifest(project)
+    assert frame["split"].eq("test").sum() == 6 and len(frame) == 18
+    assert set(frame["class_name"]) == {"daisy", "rose", "tulip"}
+
+
+@pytest.mark.parametrize("name", ["1.0.0/beans-train.tfrecord-00000-of-00001", f"1.1.0/{TFDS.format('train')}"])
+def test_shards_of_two_data_sets_are_one_line(shard: Write, project: Path, name: str) -> None:
+    shard(f"1.0.0/{TFDS.format('train')}", 0)
+    shard(name, 100)
+    said = r".*/shards: .*-train\.tfrecord and .*-train\.tfrecord are shards of two data sets; set data\.path to the folder.*"
+    failed_in_one_line(run_stage(project, "download"), said)
+
+
 @pytest.mark.parametrize("label", [lambda _: ints(-1), lambda _: ints(), lambda _: texts(b"")], ids=["-1", "empty", "no name"])
 def test_test_may_be_unlabelled_and_labels_may_be_names(shard: Write, project: Path, label: Callable[[int], bytes]) -> None:
     for first, split in enumerate(("train", "valid")):

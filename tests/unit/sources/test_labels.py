@@ -141,6 +141,11 @@ def test_columns_are_used_as_named() -> None:
         (["file,label", "x,oak", "y,ash"], {}, r"no row names a photograph \(column 'file', for example 'x'\); set"),
         (["file,image,label", "a,b,oak", "b,a,ash"], {}, "columns 'file', 'image' name different photographs; set"),
         (["id,species,breed", "a,oak,x", "b,oak,y"], {}, "columns 'species', 'breed' may be the label, and differ; set"),
+        (
+            ["id,genus,species", "a,Beta,vulgaris", "b,Sciurus,vulgaris"],
+            {},
+            "'Beta vulgaris' and 'Sciurus vulgaris' would be one class by column 'species'; add a column with both names; set",
+        ),
         (["id,label", "a,oak", "b,ash"], {"label": "kind"}, "no column 'kind'; set data.columns.label .*: id, label"),
         (["id,label,label", "a,oak,x", "b,ash,y"], {"label": "label"}, "2 columns are named 'label'; rename all but one"),
         (["id,label,split,set", "a,x,train,test", "b,y,test,train"], {}, "columns 'split', 'set' may be the split; set"),

@@ -45,7 +45,17 @@ def test_what_systems_leave_is_never_a_photograph_or_a_class(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a.jpg", "x/Recycling beetle/1.jpg", "lost and found/1.jpg", "@home/1.jpg", "# 1/1.jpg", "a.b/1", "Thumbs/1.jpg"]
+    "name",
+    [
+        "a.jpg",
+        "x/Recycling beetle/1.jpg",
+        "lost and found/1.jpg",
+        "@home/1.jpg",
+        "# 1/1.jpg",
+        "a.b/1",
+        "Thumbs/1.jpg",
+        "Recycled/1.jpg",
+    ],
 )
 def test_other_names_are_kept(name: str) -> None:
     assert not is_system(name)
@@ -227,12 +237,18 @@ def test_the_class_of_nested_folders_is_the_last_the_first_or_all(class_from: Cl
         (["train/a/x/1", "train/b/y/1", "test/b/X /1"], "last", "b/X  and a/x would be one class; set data.class_from"),
         (["oak/1", "ash/1", "oak/summer/2"], "last", "images lie at different depths (oak/1, oak/summer/2), so the last"),
         (["train/oak/1", "train/ash/1", "test/x/oak/1"], "last", "images lie at different depths (train/oak/1, test/x/oak/1)"),
+        (["train/oak/images/1", "train/ash/images/2", "val/images/3"], "first", "val/images contains images without class"),
         (["a b/c/1", "a/b c/1"], "path", "a/b c and a b/c would be one class; rename one"),
     ],
 )
 def test_classes_that_are_ambiguous_stop(names: list[str], class_from: ClassFrom, said: str) -> None:
     with pytest.raises(UserError, match=f"^here: {re.escape(said)}"):
         placed(*names, class_from=class_from)
+
+
+def test_a_folder_of_images_is_unlabelled_where_classes_have_such_folders() -> None:
+    names = ["train/oak/images/1", "train/ash/images/2", "test/images/3"]
+    assert [placed(*names, class_from="first")[name] for name in names] == ["train/oak", "train/ash", "unlabelled/"]
 
 
 def test_mixed_depths_are_settled_by_first_and_by_path() -> None:
@@ -253,6 +269,13 @@ def test_a_single_class_is_refused(names: list[str]) -> None:
     with pytest.raises(UserError, match=r"^x: only one class: [Aa]; a classifier needs at least two class folders$"):
         check_classes(names, "x")
     check_classes([*names, "B"], "x")
+
+
+@pytest.mark.parametrize("names", [["images", "masks"], ["Image_1", "labels", "image_2"], ["photos", "pictures"]])
+def test_folders_of_images_and_masks_are_not_classes(names: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^x: .* and .* are not names of classes; arrange the photographs as train/<CLASS>/"):
+        check_classes(names, "x")
+    check_classes([*names, "oak"], "x")
 
 
 @pytest.mark.parametrize(
