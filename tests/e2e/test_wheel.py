@@ -20,12 +20,14 @@ from fieldguide.core.errors import UserError, needs_extra
 from fieldguide.core.imports import import_closure
 from support import ROOT
 from support.app_server import png, write_model
-from support.docker import stages, words
+from support.docker import carry_out, stages, words
+from support.projects import TINY, copy_project
 from support.structure import third_party
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 UV = Path(sys.executable).with_name("uv")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PYTHONWARNINGS": "error"}
+OF_DOCKER = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONWARNINGS"}  # pip warns
 ASK_S = 30
 
 
@@ -171,24 +173,7 @@ def test_the_page_needs_its_extra_alone(serving: Installed) -> None:
 def test_the_steps_of_the_dockerfile_make_a_page_that_answers_and_is_healthy(tmp_path: Path) -> None:
     """In a folder instead of an image: what is at / there lies below it."""
     build, final = stages(ROOT / "Dockerfile")
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "usr"], check=True)
-    places = {place: str(tmp_path / place[1:]) for place in ("/src", "/opt")}
-    environment = ENVIRONMENT | {"PATH": f"{tmp_path / 'usr' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    del environment["PYTHONWARNINGS"]  # of pip
-    folder = tmp_path
-    for word, rest in build:
-        for place, here in places.items():
-            rest = rest.replace(place, here)
-        if word == "WORKDIR":
-            folder = Path(rest)
-            folder.mkdir()
-        elif word == "COPY":
-            *sources, target = rest.split()
-            for source in sources:
-                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
-                copy(ROOT / source, folder / (source if target == "./" else target))
-        elif word == "RUN":
-            subprocess.run(["sh", "-c", rest], cwd=folder, env=environment, check=True)
+    carry_out(build, tmp_path, ("/src", "/opt"), OF_DOCKER)
     guide = tmp_path / "guide"
     (guide / "models").mkdir(parents=True)
     write_model(guide / "models")
@@ -204,6 +189,24 @@ def test_the_steps_of_the_dockerfile_make_a_page_that_answers_and_is_healthy(tmp
             process.terminate()
         assert process.wait() == 0
     assert subprocess.run(check, env=environment, stderr=subprocess.DEVNULL, check=False).returncode == 1
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_pipelines_dockerfile_make_an_environment_that_runs_it(tmp_path: Path) -> None:
+    """In a folder instead of an image, with the packages that are cached here."""
+    (stage,) = stages(ROOT / "Dockerfile.pipeline")
+    copy_project(tmp_path / "project", TINY)
+    own = {"GIT_CONFIG_SYSTEM": str(tmp_path / "gitconfig"), "HOME": str(tmp_path / "home")}
+    cached = {"UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(Path.home() / ".cache" / "uv"))}
+    carry_out(stage, tmp_path, ("/src", "/opt", "/project"), OF_DOCKER | own | cached)
+    environment = OF_DOCKER | own | {"PATH": f"{tmp_path / 'opt' / 'fieldguide' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    assert (tmp_path / "opt" / "fieldguide" / "bin" / "python").exists()
+    command = [*words(stage, "ENTRYPOINT"), *words(stage, "CMD"), "split_check"]
+    ran = subprocess.run(command, cwd=tmp_path / "project", env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "3 classes; 48 train, 12 valid, 12 test" in ran.stdout
+    name = subprocess.run(["git", "config", "user.name"], cwd=tmp_path / "project", env=environment, capture_output=True)
+    assert name.stdout.decode().strip()  # for the commits of DVC's experiments
 
 
 def ask(port: int, method: str, path: str, body: bytes | None = None) -> bytes:
