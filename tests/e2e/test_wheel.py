@@ -193,11 +193,18 @@ def test_the_steps_of_the_dockerfile_make_a_page_that_answers_and_is_healthy(tmp
 
 @pytest.mark.slow
 def test_the_steps_of_the_pipelines_dockerfile_make_an_environment_that_runs_it(tmp_path: Path) -> None:
-    """In a folder instead of an image, with the packages that are cached here."""
+    """In a folder instead of an image, with the packages that `make setup` left in uv's cache."""
     (stage,) = stages(ROOT / "Dockerfile.pipeline")
+    cache = subprocess.run([UV, "cache", "dir"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    install = [UV, "pip", "install", "--quiet", "--offline", "--dry-run", "--reinstall", "--python", sys.executable]
+    pinned = ["--require-hashes", "--build-constraints", ROOT / "requirements.txt", "-r", ROOT / "requirements.txt"]
+    if subprocess.run([*install, *pinned], stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("not all packages are in uv's cache")
+    if os.stat(cache).st_dev != os.stat(tmp_path).st_dev:
+        pytest.skip("uv's cache is on another disk: installing would copy gigabytes")
     copy_project(tmp_path / "project", TINY)
     own = {"GIT_CONFIG_SYSTEM": str(tmp_path / "gitconfig"), "HOME": str(tmp_path / "home")}
-    cached = {"UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(Path.home() / ".cache" / "uv"))}
+    cached = {"UV_CACHE_DIR": cache, "UV_OFFLINE": "1"}
     carry_out(stage, tmp_path, ("/src", "/opt", "/project"), OF_DOCKER | own | cached)
     environment = OF_DOCKER | own | {"PATH": f"{tmp_path / 'opt' / 'fieldguide' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     assert (tmp_path / "opt" / "fieldguide" / "bin" / "python").exists()
