@@ -228,9 +228,10 @@ def test_a_second_interrupt_is_not_swallowed() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_step_that_never_ends(number: signal.Signals) -> None:
     code = f"""if True:
-        import multiprocessing, os, threading, time
+        import multiprocessing, os, signal, threading, time
         from fieldguide.training import resume
         resume.STUCK_SECONDS = 0.5
+        signal.signal({int(number)}, signal.SIG_DFL)  # SIGHUP may be ignored here, as under nohup
         with resume.stop_signals():
             worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
             worker.start()
