@@ -3,7 +3,7 @@
     python benchmarks/neighbours.py [--neighbours 0 2] [--network timm/tf_efficientnet_lite0] [--px 96] [--rounds 3]
 
 A neighbour is a process that counts without end. Each way is a process of its own, which trains on random images; the ways
-take turns, so that a machine that slows down slows all. `passive` and `one thread` are what a user may export before a training.
+take turns, so that a machine that slows down slows all. A user may export `passive` and `one thread` before a training.
 """
 
 import argparse
