@@ -52,7 +52,7 @@ class Fingerprint:
     side_px: int  # the smaller side of the image
 
 
-class Fit(NamedTuple):
+class Alignment(NamedTuple):
     """An alignment of one image with the other."""
 
     similarity: float
@@ -260,7 +260,7 @@ def _judge(fingerprints: Sequence[Fingerprint], greys: dict[int, np.ndarray], ro
     return NearDuplicate(min(i, j), max(i, j), distance, round(fit.similarity, 3), verdict)
 
 
-def _fit(one: np.ndarray, other: np.ndarray, starts: Sequence[Map]) -> Fit:
+def _fit(one: np.ndarray, other: np.ndarray, starts: Sequence[Map]) -> Alignment:
     """The best of the starts, refined; then again only where the images agree, because corners or a bar bias the alignment."""
     details = _detail(one), _detail(other)
     best = max((_similarity(*details, start) for start in starts), key=itemgetter(0))
@@ -291,7 +291,7 @@ def _aligned(one: np.ndarray, other: np.ndarray, start: Map, mask: np.ndarray | 
     return place if stretch[1] >= 1 / MAX_STRETCH and stretch[0] <= MAX_STRETCH else start
 
 
-def _similarity(one: np.ndarray, other: np.ndarray, place: Map) -> Fit:
+def _similarity(one: np.ndarray, other: np.ndarray, place: Map) -> Alignment:
     """Mean over the tiles of the correlation of details.
 
     A tile is weighted by the structure that both images have there, at most as the mean tile: plain background counts little,
@@ -309,7 +309,7 @@ def _similarity(one: np.ndarray, other: np.ndarray, place: Map) -> Fit:
     _, mean_one, mean_other, square_one, square_other, product = means / np.maximum(means[0], 1e-6)
     valid = means[0] > 0.5
     if valid.mean() < 0.5:
-        return Fit(-1.0, place, np.zeros((px, px), np.uint8), 0)
+        return Alignment(-1.0, place, np.zeros((px, px), np.uint8), 0)
     power_one, power_other = (np.maximum(x, 0) + 0.01 for x in (square_one - mean_one**2, square_other - mean_other**2))
     correlation = (product - mean_one * mean_other) / np.sqrt(power_one * power_other)
     structure = np.sqrt(power_one / power_one[valid].mean()), np.sqrt(power_other / power_other[valid].mean())
@@ -317,4 +317,4 @@ def _similarity(one: np.ndarray, other: np.ndarray, place: Map) -> Fit:
     contrary = valid & (np.minimum(*structure) > STRUCTURED) & (correlation < CONTRARY)
     blocks = contrary[1:, 1:] & contrary[1:, :-1] & contrary[:-1, 1:] & contrary[:-1, :-1]
     agree = cv2.resize((valid & (correlation > AGREE)).astype(np.uint8), (px, px), interpolation=cv2.INTER_NEAREST)
-    return Fit(float((weight * correlation).sum() / weight.sum()), place, agree, int(blocks.sum()))
+    return Alignment(float((weight * correlation).sum() / weight.sum()), place, agree, int(blocks.sum()))

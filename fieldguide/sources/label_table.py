@@ -19,7 +19,7 @@ MOST_TABLES = 20  # beside photographs; more are a file per photograph
 
 
 @dataclass(frozen=True)
-class Fit:
+class LabelTable:
     """A table that fits the photographs; `used` are the files of the source that were read for it."""
 
     name: str
@@ -31,12 +31,12 @@ class Fit:
 class Candidates:
     """The tables that fit, and why others do not, by name."""
 
-    fits: tuple[Fit, ...] = ()
+    fits: tuple[LabelTable, ...] = ()
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Source:
+class Contents:
     """Photographs and tables of a folder or archive, by their names in it; `read` gives the bytes of a table."""
 
     where: str
@@ -49,7 +49,7 @@ class Source:
         return read_table(self.read(name), f"{self.where}: {name}")
 
 
-def named_table(source: Source, data: Data, project: Path) -> Fit:
+def named_table(source: Contents, data: Data, project: Path) -> LabelTable:
     """The table `data.table`: a file of the source, or of the disk; raises `UserError` if it is missing or does not fit."""
     wanted = data.table.replace("\\", "/").removeprefix("./")
     ends = [name for name in source.tables if name == wanted or name.endswith(f"/{wanted}")]
@@ -74,7 +74,7 @@ def named_table(source: Source, data: Data, project: Path) -> Fit:
     return replace(fit, used=fit.used - {path.name})
 
 
-def tables_that_fit(source: Source, data: Data) -> Candidates:
+def tables_that_fit(source: Contents, data: Data) -> Candidates:
     """The tables beside or above photographs that have their labels; leaves out examples of submissions and text files."""
     folders = {
         "" if str(parent) == "." else str(parent) for name in source.photographs for parent in PurePosixPath(name).parents
@@ -101,26 +101,26 @@ def _folder(name: str) -> str:
     return "" if parent == "." else parent
 
 
-def _fit(source: Source, name: str, data: Data) -> Fit:
+def _fit(source: Contents, name: str, data: Data) -> LabelTable:
     return _join(source, name, source.table(name), data, _folder(name))
 
 
-def _join(source: Source, name: str, table: Table, data: Data, folder: str) -> Fit:
+def _join(source: Contents, name: str, table: Table, data: Data, folder: str) -> LabelTable:
     """The photographs with the labels of `table`, and with the names of numbered labels if one other table has them."""
     joined = join_labels(table, source.photographs, data.columns, folder)
     others = [other for other in source.tables if other != name]
     numbers = set(joined.rows["class_name"]) - {""}
     if not all(number.isdigit() for number in numbers) or len(others) > MOST_TABLES:
-        return Fit(name, joined, frozenset({name}))
+        return LabelTable(name, joined, frozenset({name}))
     with_names = [(other, found) for other in others if (found := _names_table(source, other, numbers)) is not None]
     if len(with_names) != 1:
-        return Fit(name, joined, frozenset({name}))
+        return LabelTable(name, joined, frozenset({name}))
     other, class_names = with_names[0]
     joined = join_labels(table, source.photographs, data.columns, folder, class_names)
-    return Fit(name, joined, frozenset({name, other}))
+    return LabelTable(name, joined, frozenset({name, other}))
 
 
-def _names_table(source: Source, name: str, numbers: Iterable[str]) -> Table | None:
+def _names_table(source: Contents, name: str, numbers: Iterable[str]) -> Table | None:
     """The table if it names all `numbers`; None also if it cannot be read, because it was not asked for."""
     try:
         table = source.table(name)
@@ -129,7 +129,7 @@ def _names_table(source: Source, name: str, numbers: Iterable[str]) -> Table | N
     return table if names_of_numbers(table, numbers) else None
 
 
-def agrees_with_folders(fit: Fit, classes: Mapping[str, str]) -> bool:
+def agrees_with_folders(fit: LabelTable, classes: Mapping[str, str]) -> bool:
     """Whether every label of the table is one class folder, and the reverse; `classes` are those of the photographs."""
     labelled = fit.joined.rows[fit.joined.rows["class_name"].ne("")]
     pairs = {
@@ -140,7 +140,7 @@ def agrees_with_folders(fit: Fit, classes: Mapping[str, str]) -> bool:
     return len(pairs) == len({label for label, _ in pairs}) == len({folder for _, folder in pairs})
 
 
-def only_in_table(fit: Fit, classes: Mapping[str, str], splits: Mapping[str, str]) -> str:
+def only_in_table(fit: LabelTable, classes: Mapping[str, str], splits: Mapping[str, str]) -> str:
     """What the table has and the folders lack, for a message: labels of other photographs, splits and groups; or ""."""
     rows = fit.joined.rows
     labelled = rows[rows["class_name"].ne("")]
@@ -152,7 +152,7 @@ def only_in_table(fit: Fit, classes: Mapping[str, str], splits: Mapping[str, str
     return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
-def the_only(candidates: Candidates, where: str) -> Fit | None:
+def the_only(candidates: Candidates, where: str) -> LabelTable | None:
     """The table that fits, or None; raises `UserError` if several fit."""
     if len(candidates.fits) > 1:
         names = " and ".join(fit.name for fit in candidates.fits[:3])

@@ -26,8 +26,8 @@ from fieldguide.sources.index import write_labels, write_left_out
 from fieldguide.sources.label_table import (
     NO_TABLE,
     Candidates,
-    Fit,
-    Source,
+    Contents,
+    LabelTable,
     agrees_with_folders,
     named_table,
     only_in_table,
@@ -202,7 +202,7 @@ def pack_photographs(archive: Archive, data: Data) -> RawData:
     """Writes photographs as one zip, and their labels: those of a table, or else of class folders."""
     if data.dataset != "folder":
         return pack_folders(archive, *place_images(archive, data))
-    source = Source(archive.where, archive.names, archive.tables, archive.read)
+    source = Contents(archive.where, archive.names, archive.tables, archive.read)
     if data.table not in ("", NO_TABLE):
         return pack_labelled(archive, named_table(source, data, project_root()))
     candidates = tables_that_fit(source, data) if not data.table else Candidates()
@@ -236,7 +236,7 @@ def _tables_that_do_not_fit(archive: Archive, candidates: Candidates) -> str:
     return f"; if {printable(tables[0])} has the labels, {'' if is_table(tables[0]) else 'save it as CSV and '}set data.table"
 
 
-def pack_labelled(archive: Archive, fit: Fit) -> RawData:
+def pack_labelled(archive: Archive, fit: LabelTable) -> RawData:
     """Writes the photographs that a table labels, and those without labels of a test folder."""
     joined = fit.joined
     for note in joined.notes:

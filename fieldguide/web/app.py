@@ -29,7 +29,7 @@ from fieldguide.tracking.registry import is_registered
 from fieldguide.web.batching import Batcher, Slots
 from fieldguide.web.examples import Examples
 from fieldguide.web.metrics import Metrics
-from fieldguide.web.model import Model, Watched
+from fieldguide.web.model import LoadedModel, Watched
 from fieldguide.web.openapi import description
 from fieldguide.web.problems import MEDIA_TYPE, Problem, code_of
 from fieldguide.web.settings import PREFIX, Settings
@@ -86,7 +86,7 @@ class Guide:
         self.examples = Examples(settings.manifest, settings.raw)
         self.draining = False
 
-    def answers(self, model: Model, uploads: list[Upload], activation: bool = False) -> list[Prediction | Problem]:
+    def answers(self, model: LoadedModel, uploads: list[Upload], activation: bool = False) -> list[Prediction | Problem]:
         """A prediction or a problem for each image, in order."""
         futures = [self.batcher.submit(model.classifier, upload.encoded, activation) for upload in uploads]
         answers = [self._result(future) for future in futures]
@@ -133,7 +133,7 @@ def guide() -> Guide:
     return current_app.extensions["guide"]
 
 
-def model_in_use() -> Model:
+def model_in_use() -> LoadedModel:
     """The model of this request, which does not change during the request."""
     if "model" not in g:
         g.model = guide().watched.current

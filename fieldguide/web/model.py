@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Model:
+class LoadedModel:
     """A classifier and the identity of its file."""
 
     classifier: OnnxClassifier
@@ -28,7 +28,7 @@ class Model:
     modified: str  # of the file, UTC, ISO 8601
 
 
-def load_model(source: Path) -> Model:
+def load_model(source: Path) -> LoadedModel:
     """Loads a model and its hash from the same bytes; raises `UserError`.
 
     The network computes in the calling thread, without a thread pool of its own.
@@ -38,7 +38,7 @@ def load_model(source: Path) -> Model:
         modified = datetime.fromtimestamp(source.stat().st_mtime, UTC).isoformat(timespec="seconds")
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}; create it with: dvc repro") from error
-    model = Model(OnnxClassifier(content, n_threads=1), hashlib.sha256(content).hexdigest(), modified)
+    model = LoadedModel(OnnxClassifier(content, n_threads=1), hashlib.sha256(content).hexdigest(), modified)
     del content
     memory.give_back()
     return model

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,9 @@ def test_no_test_module_imports_another() -> None:
     for file in (ROOT / "tests").rglob("*.py"):
         imported = re.findall(r"(?m)^\s*(?:from|import) ([\w.]+)", file.read_text(encoding="utf-8"))  # scripts in strings too
         assert {part for name in imported for part in name.split(".")}.isdisjoint(modules | {"conftest"}), file
+
+
+def test_no_two_classes_of_the_library_share_a_name() -> None:
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in LIBRARY.rglob("*.py")]
+    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert [name for name, n in names.items() if n > 1] == []
