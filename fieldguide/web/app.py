@@ -88,8 +88,8 @@ class Guide:
 
     def answers(self, model: LoadedModel, uploads: list[Upload], activation: bool = False) -> list[Prediction | Problem]:
         """A prediction or a problem for each image, in order."""
-        futures = [self.batcher.submit(model.classifier, upload.encoded, activation) for upload in uploads]
-        answers = [self._result(future) for future in futures]
+        futures = [self._submit(model, upload, activation) for upload in uploads]
+        answers = [future if isinstance(future, Problem) else self._result(future) for future in futures]
         for answer in answers:
             if isinstance(answer, Problem):
                 self.metrics.refused.labels(answer.code).inc()
@@ -97,13 +97,19 @@ class Guide:
                 self.metrics.images.labels(answer.verdict).inc()
         return answers
 
+    def _submit(self, model: LoadedModel, upload: Upload, activation: bool) -> Future[Prediction] | Problem:
+        try:
+            check_format(upload)
+        except Problem as problem:
+            return problem
+        return self.batcher.submit(model.classifier, upload.encoded, activation)
+
     def pixels(self, encoded: bytes, side: int) -> np.ndarray:
         """The centre square, uint8 `[side, side, 3]`; waits for a free core; raises `Problem`."""
         with self.cores:
             return self._decode(encoded, side)
 
     def _decode(self, encoded: bytes, side: int) -> np.ndarray:
-        check_format(encoded)
         try:
             return decode(encoded, side, self.settings.max_pixels)
         except TooManyPixels as error:

@@ -49,10 +49,10 @@ def read_uploads(request: Request, max_files: int) -> list[Upload]:
     raise Problem("wrong_type", f"Send multipart/form-data with files in {FIELD!r}, or an image as the body with its type.")
 
 
-def check_format(encoded: bytes) -> None:
-    """Raises `Problem` for data that are not an image of a supported format, by their signature."""
-    kind = kind_of(encoded[:HEAD_BYTES])
-    if not encoded:
+def check_format(upload: Upload) -> None:
+    """Raises `Problem` for data that are not an image of a supported format; the name only tells camera RAW from TIFF."""
+    kind = kind_of(upload.encoded[:HEAD_BYTES], upload.name or "")
+    if not upload.encoded:
         raise Problem("not_an_image", "The file is empty.")
     if kind in (TEXT, OTHER):
         raise Problem("not_an_image", f"The data are not an image; send {readable()}.")

@@ -161,6 +161,7 @@ REFUSED = {
     "damaged HEIC": (raw(b"\0\0\0\x18ftypheic" + bytes(40)), 422, "unreadable"),
     "JPEG XL": (raw(b"\xff\x0a" + bytes(40)), 415, "wrong_type"),
     "RAW": (raw(b"II*\0\x10\0\0\0CR" + bytes(40)), 415, "wrong_type"),
+    "RAW that only its name tells": (form((encoded(RED, "TIFF"), "DSC_1.ARW")), 415, "wrong_type"),
     "video": (raw(b"\0\0\0\x18ftypqt  " + bytes(40)), 415, "wrong_type"),
     "SVG": (raw(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 415, "wrong_type"),
     "JSON": (raw(b"{}", "application/json"), 415, "wrong_type"),
