@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleServer]:
         monkeypatch.delenv(name)
     server = KaggleServer()
     server.files = {"photos.zip": packed(PHOTOS)}
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with server.running():
+        yield server
 
 
 def receipt(project: Path) -> dict[str, Any]:

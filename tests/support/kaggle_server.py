@@ -6,8 +6,11 @@ import json
 import threading
 import zipfile
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
 
 GOOD_TOKEN = "KGAT_good_0123456789"
 API = "/api/v1/"
@@ -63,6 +66,19 @@ class KaggleServer(ThreadingHTTPServer):
         self.if_range = True
         self.tells_version = True
         self.released = threading.Event()
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Answers requests in a thread until the block ends."""
+        thread = threading.Thread(target=self.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.released.set()
+            self.shutdown()
+            thread.join()
+            self.server_close()
 
     @property
     def endpoint(self) -> str:

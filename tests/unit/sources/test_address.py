@@ -6,7 +6,6 @@ import os
 import re
 import ssl
 import tarfile
-import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from fieldguide.core.errors import UserError
 from fieldguide.sources import address, transfer
 from support.kaggle_server import HOLD_S, Fault, KaggleServer, packed
 
+pytestmark = pytest.mark.usefixtures("naps")
 NAME = "my photos.zip"
 PHOTOS = packed({f"train/ADONIS/{n}.jpg": bytes([n]) * 100_000 for n in range(8)})
 OTHER = packed({"train/ADONIS/1.jpg": b"other"})
@@ -35,26 +35,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KaggleSe
     server = KaggleServer()
     server.files = {"my%20photos.zip": PHOTOS}
     server.md5 = False
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.released.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.fixture(autouse=True)
-def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that were waited, without waiting them."""
-    naps: list[float] = []
-    monkeypatch.setattr(transfer, "sleep", naps.append)
-    return naps
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "downloads"
+    with server.running():
+        yield server
 
 
 def place(server: KaggleServer, query: str = "") -> str:

@@ -54,11 +54,6 @@ def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "downloads"
-
-
-@pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, int, int]]]:
     """The ranges that are read: name, start and end, by batch."""
     reads: list[list[tuple[str, int, int]]] = []

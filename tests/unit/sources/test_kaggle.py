@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 import zipfile
@@ -28,7 +27,7 @@ from fieldguide.sources import kaggle, transfer
 from support import ROOT
 from support.kaggle_server import GOOD_TOKEN, HOLD_S, Fault, KaggleServer, packed
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("naps")]
 
 SLUG = "gpiosenka/butterfly-images40-species"
 IMAGES = {f"train/ADONIS/{n}.jpg": random.Random(n).randbytes(100_000) for n in range(8)}
@@ -73,26 +72,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleSe
     server.archives = {(SLUG, 1): OLD, (SLUG, 2): NEW}
     server.files = dict(FLOWERS)
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.LOCAL, server.endpoint)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.released.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.fixture(autouse=True)
-def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that were waited, without waiting them."""
-    naps: list[float] = []
-    monkeypatch.setattr(transfer, "sleep", naps.append)
-    return naps
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "downloads"
+    with server.running():
+        yield server
 
 
 def left_over(cache: Path) -> list[str]:
