@@ -90,6 +90,15 @@ class ClassSizes(Part):
     largest: int
 
 
+class CorrectionCounts(Part):
+    """Images by the decision of data/corrections.csv about them, and decisions without an image."""
+
+    keep: int
+    relabel: int
+    drop: int
+    unmatched: int
+
+
 class SplitCheckMetrics(Artifact):
     classes: int
     images: dict[str, int]  # by split, those out of use too
@@ -101,6 +110,7 @@ class SplitCheckMetrics(Artifact):
     missing_classes: dict[str, int]  # by split
     train_images_per_class: ClassSizes | None
     dropped: int
+    corrections: CorrectionCounts
 
 
 # --- train: metrics/train.json ---

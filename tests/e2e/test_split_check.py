@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fieldguide.checks.corrections import apply_corrections
 from fieldguide.checks.duplicates import exact_pairs, photographs
 from fieldguide.checks.inspection import inspect_images
 from fieldguide.checks.policies import Finding, check, number_classes
 from fieldguide.checks.splits import with_hold_out, with_splits
 from fieldguide.checks.summary import class_counts, split_check_metrics
 from fieldguide.core.errors import UserError
+from fieldguide.core.manifest import as_given
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import SplitCheck, read_params
 from fieldguide.sources.archive import pack
@@ -48,7 +50,8 @@ def policy(**values: object) -> SplitCheck:
 def checked(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame, list[Finding], dict[str, Any]]:
     """The table, findings and metrics of data without near duplicates."""
     findings: list[Finding] = []
-    frame, n_conflicts = check(with_photographs(frame), policy, findings)
+    frame = apply_corrections(as_given(with_photographs(frame)), {}, findings)
+    frame, n_conflicts = check(frame, policy, findings)
     return frame, findings, split_check_metrics(frame, copies_in(frame), [], findings, n_conflicts).as_dict()
 
 
@@ -99,6 +102,7 @@ def test_sound_data_are_all_used_and_nothing_is_found() -> None:
         "label_conflicts": 0,
         "missing_classes": {"train": 0, "valid": 0, "test": 0},
         "dropped": 0,
+        "corrections": {"keep": 0, "relabel": 0, "drop": 0, "unmatched": 0},
     }
     assert metrics | expected == metrics  # the keys of the contract at least
     json.dumps(metrics, allow_nan=False)  # plain numbers, no NumPy scalars
@@ -459,6 +463,38 @@ def test_the_command_writes_the_manifest_metrics_and_tables(make_project: MakePr
     assert (project / "metrics/classes.csv").read_text() == (
         'label,class_name,train,valid,test\n0,A,1,1,1\n1,"B, c",1,1,1\n2,C,0,1,0\n'
     )
+
+
+def test_the_command_applies_corrections_and_names_those_without_an_image(make_project: MakeProject) -> None:
+    project = with_raw(make_project(**{"split_check.few_images": 0}), PHOTOS)
+    succeeded(run_stage(project, "split_check"))
+    before = pd.read_csv(project / "data/manifest.csv", keep_default_na=False)
+    corrections = project / "data/corrections.csv"
+    header = "sha256,file,decision,label,reason,by,date\n"
+    digests = [hashlib.sha256(PHOTOS[name]).hexdigest() for name in ("train/A/1.jpg", "test/A/1.jpg")]
+    corrections.write_text(f"{header}{digests[0]},train/A/1.jpg,relabel,no such class,,ada,2026-11-29\n", encoding="utf-8")
+    said = r"data/corrections\.csv, line 2: train/A/1\.jpg is to be 'no such class', which is not a class of the data; .*"
+    failed_in_one_line(run_stage(project, "split_check"), said)
+    corrections.write_text(
+        f'{header}{digests[0]},train/A/1.jpg,relabel,"B, c",,ada,2026-11-29\n'
+        f"{digests[1]},test/A/1.jpg,drop,,blurred,ada,2026-11-29\n{'0' * 64},valid/A/1.jpg,keep,,,ada,2026-11-29\n",
+        encoding="utf-8",
+    )
+    output = succeeded(run_stage(project, "split_check"))
+    assert "corrections: 0 keep, 1 relabel, 1 drop, 1 unmatched: data/corrections.csv" in output
+    after = pd.read_csv(project / "data/manifest.csv", keep_default_na=False)
+    same = [column for column in after if column not in ("label", "class_name", "use", "reason", "decision")]
+    pd.testing.assert_frame_equal(after[same], before[same])
+    assert after["decision"].tolist() == ["relabel", "", "", "", "drop", ""]
+    assert after["class_name"].tolist() == ["B, c"] * 2 + ["A", "B, c"] * 2
+    assert after.loc[4, ["use", "reason"]].tolist() == [False, "correction: drop (blurred)"]
+    assert (project / "metrics/classes.csv").read_text() == 'label,class_name,train,valid,test\n0,A,0,1,0\n1,"B, c",2,1,1\n'
+    assert json.loads((project / "metrics/split_check.json").read_text())["corrections"] == {
+        "keep": 0,
+        "relabel": 1,
+        "drop": 1,
+        "unmatched": 1,
+    }
 
 
 @pytest.mark.parametrize(
