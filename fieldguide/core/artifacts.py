@@ -136,8 +136,22 @@ class TrainMetrics(Artifact):
 # --- evaluate: metrics/evaluate.json and gallery.json ---
 
 
+class CleanMetrics(Part):
+    """Metrics of the images without a fault (in no other split, or as corrected); without any only `n`, and accuracy None."""
+
+    accuracy: float | None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    macro_f1: float | None = None
+    weighted_f1: float | None = None
+    n: int
+
+
 class SplitMetrics(Part):
-    """Metrics of one labelled split; `loss` is in nats. `known`, `sure` and `accuracy_when_sure` are absent for train."""
+    """Metrics of one labelled split; `loss` is in nats. `known`, `sure` and `accuracy_when_sure` are absent for train.
+
+    Valid and test are measured by the labels that the data give, and, if some are corrected, `as_corrected` too.
+    """
 
     accuracy: float
     accuracy_low: float
@@ -159,17 +173,7 @@ class SplitMetrics(Part):
     known: float | None = None
     sure: float | None = None
     accuracy_when_sure: float | None = None  # also None if no prediction is sure
-
-
-class CleanMetrics(Part):
-    """Metrics of the test images that are in no other split; without such images only `n`, and an accuracy of None."""
-
-    accuracy: float | None
-    accuracy_low: float | None = None
-    accuracy_high: float | None = None
-    macro_f1: float | None = None
-    weighted_f1: float | None = None
-    n: int
+    as_corrected: OrNoKey[CleanMetrics] = None
 
 
 class TtaMetrics(Part):

@@ -138,6 +138,11 @@ def unlabelled_rows(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[(frame["split"] == "unlabelled") & frame["use"]].reset_index(drop=True)
 
 
+def is_corrected(rows: pd.DataFrame) -> bool:
+    """Whether a correction changed the label of a row or dropped one."""
+    return bool(rows["decision"].isin(["relabel", "drop"]).any())
+
+
 def leaked(rows: pd.DataFrame) -> np.ndarray:
     """Whether the image of each row is also in train or valid: bool `[N]`."""
     return rows["reason"].str.startswith(LEAK).to_numpy(dtype=bool)

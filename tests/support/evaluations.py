@@ -30,6 +30,9 @@ def evaluation(names: tuple[str, ...] = NAMES, **splits: Answered) -> Evaluation
                 "id": [f"{split}/{n}" for n in range(len(targets))],
                 "sha256": "00",
                 "reason": "",
+                "given_label": pd.array(targets, dtype="Int64"),
+                "given": [names[k] for k in targets],
+                "decision": "",
             }
         )
         logits = np.log(probabilities).astype(np.float32)
