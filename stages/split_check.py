@@ -15,7 +15,7 @@ from fieldguide.checks.duplicates import exact_pairs, photographs
 from fieldguide.checks.gallery import pairs_page
 from fieldguide.checks.inspection import find_near_duplicates, inspect_images
 from fieldguide.checks.policies import Finding, check, findings_table, left_out_findings, number_classes
-from fieldguide.checks.splits import SET_ASIDE, with_hold_out, with_splits
+from fieldguide.checks.splits import SET_ASIDE, with_folds, with_groups, with_hold_out, with_splits
 from fieldguide.checks.summary import INTERNAL, class_counts, pair_table, split_check_metrics
 from fieldguide.core.artifacts import Receipt, SplitCheckMetrics
 from fieldguide.core.corrections import read_numbered
@@ -45,14 +45,16 @@ def main() -> None:
     policy, n_workers = params.split_check, params.runtime.n_workers
     receipt = Receipt.read(RECEIPT)
     findings, corrections = left_out_findings(read_left_out(RAW)), read_numbered(CORRECTIONS)
-    shards = receipt.layout == "tfrecords"
-    frame = number_classes(index_shards(receipt, RAW) if shards else index_folders(IMAGES_ZIP), findings)
-    frame, fingerprints, means = inspect_images(as_given(frame), RAW, policy.max_megapixels, n_workers)
+    frame = index_shards(receipt, RAW) if receipt.layout == "tfrecords" else index_folders(IMAGES_ZIP)
+    frame = with_groups(as_given(number_classes(frame, findings)), policy.group, findings)
+    frame, fingerprints, means = inspect_images(frame, RAW, policy.max_megapixels, n_workers)
     copies = exact_pairs(frame["sha256"].where(frame["reason"].eq(""), ""))
     pairs = find_near_duplicates(frame, fingerprints, RAW, n_workers) if policy.near_duplicates else None
     same = [(pair.i, pair.j) for pair in pairs or [] if pair.is_same]
     frame["photograph"] = photographs(len(frame), [*copies, *same])
-    if receipt.dataset == "folder" or "valid" not in set(frame["split"]):
+    if policy.folds:
+        frame = with_folds(frame, policy, findings)
+    elif receipt.dataset == "folder" or "valid" not in set(frame["split"]):
         frame = with_splits(frame, policy)
     frame, aside = with_hold_out(frame, policy) if policy.hold_out else (frame, frame[:0])
     corrected = apply_corrections(pd.concat([frame, aside]) if len(aside) else frame, corrections, findings)

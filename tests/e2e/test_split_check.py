@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import sys
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -633,3 +633,32 @@ def test_hold_out_through_the_stage(make_project: MakeProject) -> None:
     assert aside["id"].str.startswith("test/").all()
     test = manifest[(manifest["split"] == "test") & manifest["use"]]
     assert len(test) and test["id"].str.startswith("train/").all()
+
+
+@pytest.mark.slow
+def test_folds_and_groups_through_the_stage(make_project: MakeProject) -> None:
+    places = product(("train", "test"), "AB", range(5), (0, 1))
+    names = [f"{split}/{name}/IMG_{number}_burst{frame}.jpg" for split, name, number, frame in places]
+    photos = {name: jpeg((6 * number, 120, number)) for number, name in enumerate(names)}
+    settings = {"split_check.near_duplicates": False, "split_check.group": r"(\w/IMG_\d+)_burst", "split_check.folds": 3}
+    n_test: dict[str, int] = {}
+    for fold in range(3):
+        project = with_raw(make_project(f"fold {fold}", **settings, **{"split_check.fold": fold}), photos)
+        assert f"fold {fold} of 3 drawn with seed 1" in succeeded(run_stage(project, "split_check"))
+        manifest = pd.read_csv(project / "data/manifest.csv", keep_default_na=False)
+        bursts = manifest["id"].str.extract(r"(\w/IMG_\d+)")[0]
+        assert manifest.groupby(bursts)["split"].nunique().eq(1).all()
+        assert manifest["use"].all() and set(manifest["split"]) == set(SPLITS)
+        for name in manifest["id"][manifest["split"] == "test"]:
+            n_test[name] = n_test.get(name, 0) + 1
+    assert n_test == dict.fromkeys(photos, 1)
+
+
+@pytest.mark.slow
+def test_groups_by_name_that_the_data_split_apart_are_found(make_project: MakeProject) -> None:
+    project = with_raw(make_project(**{"split_check.group": r"/(\d)\.jpg", "split_check.few_images": 0}), PHOTOS)
+    succeeded(run_stage(project, "split_check"))
+    findings = pd.read_csv(project / "metrics/findings.csv", keep_default_na=False)
+    assert findings[["kind", "id", "detail"]].to_numpy().tolist() == [
+        ["group in two splits", "1", "2 train, 2 valid, 2 test images; train and test are not independent"]
+    ]
