@@ -218,6 +218,49 @@ class EvaluateMetrics(Artifact):
         return {"train": self.train, "valid": self.valid} | ({"test": self.test} if self.test else {})
 
 
+class FoldScore(CleanMetrics):
+    """Metrics of the images of one fold, by the network that was not trained on them."""
+
+    fold: int
+    experiment: str
+
+
+class ClassScore(Part):
+    class_name: str
+    precision: float
+    recall: float
+    f1: float
+    n: int
+
+
+class ConfusedPair(Part):
+    """`n` of the `n_truth` images of a class were predicted as another."""
+
+    truth: str
+    predicted: str
+    n: int
+    n_truth: int
+
+
+class FoldsMetrics(Artifact):
+    """metrics/folds.json: a cross-validation, all folds together and each; `missing` are numbers of folds."""
+
+    folds: int
+    missing: list[int]
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    macro_f1: float
+    macro_f1_low: float
+    macro_f1_high: float
+    weighted_f1: float
+    n: int
+    as_corrected: OrNoKey[CleanMetrics] = None
+    per_fold: list[FoldScore]
+    worst_classes: list[ClassScore]
+    confused_pairs: list[ConfusedPair]
+
+
 class GalleryPhotograph(Part):
     """A photograph and its activation map (both JPEG in base64; None if the network has no map), with the prediction."""
 
