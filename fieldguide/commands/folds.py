@@ -53,7 +53,7 @@ def folds(args: Namespace) -> int:
             raise UserError(f"{min(unknown)}: no finished experiment of this name has {FOLDS}; see: fieldguide runs")
         found = [fold for fold in found if fold.experiment.name in args.names]
     if not found:
-        command = f"dvc exp run --queue -S '{FOLDS}=5' -S '{FOLD}=range(0,5)', then: dvc queue start"
+        command = f"dvc exp run --queue -S '{FOLDS}=5' -S '{FOLD}=range(0,5)' evaluate, then: dvc queue start"
         raise UserError(f"no finished experiment has {FOLDS}; create them with: {command}")
     check_equal(found)
     chosen, doubles = pick(found)
@@ -246,6 +246,6 @@ def print_summary(metrics: FoldsMetrics, table: pd.DataFrame, doubles: Sequence[
     for text in doubles:
         print(f"warning: {text}", file=sys.stderr)
     if metrics.missing:
-        which = ", ".join(map(str, metrics.missing))
-        command = " ".join(f"-S '{name}={value}'" for name, value in ((FOLDS, metrics.folds), (FOLD, which.replace(" ", ""))))
-        print(f"warning: missing: fold {which} of {metrics.folds}; run: dvc exp run --queue {command}", file=sys.stderr)
+        which, listed = ", ".join(map(str, metrics.missing)), ",".join(map(str, metrics.missing))
+        command = f"dvc exp run --queue -S '{FOLDS}={metrics.folds}' -S '{FOLD}={listed}' evaluate"
+        print(f"warning: missing: fold {which} of {metrics.folds}; run: {command}", file=sys.stderr)
