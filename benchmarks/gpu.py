@@ -101,7 +101,7 @@ def draw(folder: Path) -> None:
     sys.path.insert(0, str(ROOT))
     import pandas as pd
 
-    from fieldguide.core.manifest import COLUMNS, write_manifest
+    from fieldguide.core.manifest import COLUMNS, as_given, write_manifest
     from fieldguide.sources.archive import pack as write_zip
     from fieldguide.sources.archive import stored_members
     from fieldguide.sources.sample import photographs
@@ -115,9 +115,9 @@ def draw(folder: Path) -> None:
         split, species, _ = Path(name).parts
         seal = hashlib.sha256(content[offset : offset + length]).hexdigest()
         rows.append((split, None, species, name, "images.zip", offset, length, 48, 48, seal, "", True, ""))
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame = pd.DataFrame(rows, columns=list(COLUMNS)[: len(rows[0])])
     numbers = {name: number for number, name in enumerate(sorted(frame["class_name"].unique()))}
-    write_manifest(frame.assign(label=frame["class_name"].map(numbers)), folder / "data/manifest.csv")
+    write_manifest(as_given(frame.assign(label=frame["class_name"].map(numbers))), folder / "data/manifest.csv")
 
 
 # --- the tasks; each runs in a process of its own, in the folder of the data ---

@@ -27,7 +27,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fieldguide.core.manifest import COLUMNS, write_manifest
+from fieldguide.core.manifest import COLUMNS, as_given, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 N_CLASSES, N_VALID, SHARD_IMAGES = 20, 200, 10_000
@@ -54,7 +54,7 @@ def draw(folder: Path, n_images: int, image_px: int) -> None:
         lines.append((split, label, f"class {label:02d}", *place, "", True, ""))
         offset += len(content)
     shard.close()
-    write_manifest(pd.DataFrame(lines, columns=list(COLUMNS)), folder / "data" / "manifest.csv")
+    write_manifest(as_given(pd.DataFrame(lines, columns=list(COLUMNS)[: len(lines[0])])), folder / "data" / "manifest.csv")
 
 
 def write_params(folder: Path, devices: int) -> None:

@@ -20,6 +20,7 @@ COMMANDS = {  # the function in fieldguide.commands, which returns the exit stat
     "runs": ("runs:runs", "train"),
     "sync": ("runs:sync", "train"),
     "champion": ("champion:champion", "train"),
+    "folds": ("folds:folds", "train"),
     "search": ("search:search", "search"),
     "recipe": ("recipe:recipe", "train"),
 }
@@ -89,6 +90,14 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument(
             "-A", "--all-commits", action="store_true", help="experiments of all commits; default: of the last one"
         )
+
+    folds = command(
+        "folds",
+        "join the test predictions of a cross-validation's experiments, and list the images that they contradict",
+        "Exit status: 0 success, 1 error, 3 some folds are missing.",
+    )
+    folds.add_argument("names", nargs="*", type=_text, metavar="EXPERIMENT", help="default: all finished ones with folds")
+    folds.add_argument("-A", "--all-commits", action="store_true", help="experiments of all commits; default: of the last one")
 
     champion = command(
         "champion",

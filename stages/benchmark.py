@@ -39,7 +39,7 @@ def main() -> None:
     settings, device = params.benchmark, pick_device(params.runtime.device)
     model, facts = load_checkpoint(CHECKPOINT)
     _, rows = held_out(read_manifest(MANIFEST))
-    pixels, targets = decode_pixels(rows, RAW, facts.image_px, params.runtime.n_workers), facts.classes.targets(rows)
+    pixels, targets = decode_pixels(rows, RAW, facts.image_px, params.runtime.n_workers), facts.classes.given_targets(rows)
     encoded = read_encoded(RAW / rows["file"][0], int(rows["offset"][0]), int(rows["length"][0]))
     backends = load_backends(CHECKPOINT, CALIBRATION, ONNX_FILES, device, settings.compile)
     speeds, throughput = measure_speed(backends, pixels, settings)

@@ -1,14 +1,15 @@
 """Evaluation of the checkpoint on every split in fp32, without augmentation, and its calibration.
 
 Reads models/model.safetensors, data/manifest.csv, data/raw and `evaluate` of params.yaml. Temperature and thresholds are
-fitted on valid, class means on train, nothing on test. Writes models/calibration.safetensors, metrics/evaluate.json,
-metrics/predictions.csv (every image of valid and test with truth, top 5 and verdict), per_class.csv, coverage.csv (accuracy
-by coverage), reliability.csv, confused_pairs.csv, a confusion_*.csv for each split, gallery.json, and,
+fitted on valid, class means on train, nothing on test. Figures of valid and test are by the labels that the data give; where
+some were corrected, `as_corrected` beside them is by the corrected ones. Writes models/calibration.safetensors,
+metrics/evaluate.json, metrics/predictions.csv (every image of valid and test with truth, top 5 and verdict), per_class.csv,
+coverage.csv (accuracy by coverage), reliability.csv, confused_pairs.csv, a confusion_*.csv for each split, gallery.json, and,
 for images without labels, submission.csv. Run it with `dvc repro evaluate`.
 """
 
 from fieldguide.core.errors import run_command
-from fieldguide.core.manifest import read_manifest, rows_of, splits_in_use, unlabelled_rows
+from fieldguide.core.manifest import as_labelled, read_manifest, rows_of, splits_in_use, unlabelled_rows
 from fieldguide.core.params import read_params
 from fieldguide.core.paths import (
     CALIBRATION,
@@ -35,7 +36,7 @@ from fieldguide.tracking.run import stage_run
 def main() -> None:
     params = read_params()
     model, facts = load_checkpoint(CHECKPOINT)
-    manifest = read_manifest(MANIFEST)
+    manifest = as_labelled(read_manifest(MANIFEST))
     rows = {split: rows_of(manifest, split) for split in dict.fromkeys(["train", "valid", *splits_in_use(manifest)])}
     unlabelled = unlabelled_rows(manifest)
     device = pick_device(params.runtime.device)

@@ -46,7 +46,7 @@ def main() -> None:
     split, rows = held_out(manifest)
     reported = reported_accuracy(EVALUATE, split)
     settings, image_px, n_workers = params.export, facts.image_px, params.runtime.n_workers
-    test = Labelled(decode_pixels(rows, RAW, image_px, n_workers), facts.classes.targets(rows))
+    test = Labelled(decode_pixels(rows, RAW, image_px, n_workers), facts.classes.given_targets(rows))
     exported = ExportableNetwork(model, calibration, image_px).eval()
     metadata = onnx_metadata(facts, calibration, reported, params.model, Receipt.read(RECEIPT))
     places = list(rows[["file", "offset", "length"]].itertuples(index=False, name=None))

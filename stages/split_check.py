@@ -1,8 +1,8 @@
 """The manifest of all images, and faults in the data, handled by policies.
 
-Reads data/raw and `split_check` of params.yaml; writes data/manifest.csv, metrics/split_check.json, findings.csv (a line
-per fault), near_duplicates.csv and .html (pairs to inspect), classes.csv (images per class and split) and
-mean_images.npz (the mean image of each split). Run it with `dvc repro split_check`.
+Reads data/raw, data/corrections.csv and `split_check` of params.yaml; writes data/manifest.csv, metrics/split_check.json,
+findings.csv (a line per fault), near_duplicates.csv and .html (pairs to inspect), classes.csv (images per class and split)
+and mean_images.npz (the mean image of each split). Run it with `dvc repro split_check`.
 """
 
 import io
@@ -10,20 +10,23 @@ import io
 import numpy as np
 import pandas as pd
 
+from fieldguide.checks.corrections import apply_corrections
 from fieldguide.checks.duplicates import exact_pairs, photographs
 from fieldguide.checks.gallery import pairs_page
 from fieldguide.checks.inspection import find_near_duplicates, inspect_images
 from fieldguide.checks.policies import Finding, check, findings_table, left_out_findings, number_classes
-from fieldguide.checks.splits import SET_ASIDE, with_hold_out, with_splits
+from fieldguide.checks.splits import SET_ASIDE, with_folds, with_groups, with_hold_out, with_splits
 from fieldguide.checks.summary import INTERNAL, class_counts, pair_table, split_check_metrics
 from fieldguide.core.artifacts import Receipt, SplitCheckMetrics
+from fieldguide.core.corrections import read_numbered
 from fieldguide.core.errors import UserError, run_command
 from fieldguide.core.files import write_bytes
-from fieldguide.core.manifest import write_manifest, write_table
+from fieldguide.core.manifest import as_given, write_manifest, write_table
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import read_params
 from fieldguide.core.paths import (
     CLASSES_CSV,
+    CORRECTIONS,
     FINDINGS_CSV,
     IMAGES_ZIP,
     MANIFEST,
@@ -41,17 +44,21 @@ def main() -> None:
     params = read_params()
     policy, n_workers = params.split_check, params.runtime.n_workers
     receipt = Receipt.read(RECEIPT)
-    findings = left_out_findings(read_left_out(RAW))
-    shards = receipt.layout == "tfrecords"
-    frame = number_classes(index_shards(receipt, RAW) if shards else index_folders(IMAGES_ZIP), findings)
+    findings, corrections = left_out_findings(read_left_out(RAW)), read_numbered(CORRECTIONS)
+    frame = index_shards(receipt, RAW) if receipt.layout == "tfrecords" else index_folders(IMAGES_ZIP)
+    frame = with_groups(as_given(number_classes(frame, findings)), policy.group, findings)
     frame, fingerprints, means = inspect_images(frame, RAW, policy.max_megapixels, n_workers)
     copies = exact_pairs(frame["sha256"].where(frame["reason"].eq(""), ""))
     pairs = find_near_duplicates(frame, fingerprints, RAW, n_workers) if policy.near_duplicates else None
     same = [(pair.i, pair.j) for pair in pairs or [] if pair.is_same]
     frame["photograph"] = photographs(len(frame), [*copies, *same])
-    if receipt.dataset == "folder" or "valid" not in set(frame["split"]):
+    if policy.folds:
+        frame = with_folds(frame, policy, findings)
+    elif receipt.dataset == "folder" or "valid" not in set(frame["split"]):
         frame = with_splits(frame, policy)
     frame, aside = with_hold_out(frame, policy) if policy.hold_out else (frame, frame[:0])
+    corrected = apply_corrections(pd.concat([frame, aside]) if len(aside) else frame, corrections, findings)
+    frame, aside = corrected.loc[frame.index], corrected.loc[aside.index]
     try:
         frame, n_conflicts = check(frame, policy, findings)
     except UserError:
@@ -81,6 +88,9 @@ def print_headline(metrics: SplitCheckMetrics, findings: list[Finding]) -> None:
     print(f"{metrics.classes} classes; {images}, {metrics.unlabelled} unlabelled; {metrics.dropped} dropped")
     if near.across_splits is not None:
         print(f"near duplicates: {near.across_splits} across splits, {near.within_split} within: {NEAR_DUPLICATES_HTML}")
+    if any(metrics.corrections.as_dict().values()):
+        applied = ", ".join(f"{n} {name}" for name, n in metrics.corrections.as_dict().items())
+        print(f"corrections: {applied}: {CORRECTIONS}")
     for kind, n in findings_table(findings)["kind"].value_counts().items():
         print(f"{n} x {kind}: see {FINDINGS_CSV}")
     print(f"-> {MANIFEST} {stage_metrics('split_check')} {CLASSES_CSV} {FINDINGS_CSV} {NEAR_DUPLICATES_CSV}")

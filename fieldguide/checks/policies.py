@@ -10,7 +10,7 @@ import pandas as pd
 
 from fieldguide.checks.duplicates import label_conflicts, leaks
 from fieldguide.core.errors import UserError
-from fieldguide.core.manifest import LEAK, named_tuples
+from fieldguide.core.manifest import DROPPED, LEAK, named_tuples
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import SplitCheck
 from fieldguide.sources.index import united_classes
@@ -78,14 +78,22 @@ def check(frame: pd.DataFrame, policy: SplitCheck, findings: list[Finding]) -> t
     """The table with `use` and `reason`, and the number of photographs with two labels; adds to `findings`.
 
     frame: the manifest's columns without `use`; `reason` says why an image is unreadable; `photograph` is equal for rows that
-    show the same photograph. Raises `UserError` for a fault whose policy is fail.
+    show the same photograph; `correction` says why a person dropped an image. Raises `UserError` for a fault whose policy is
+    fail.
     """
-    unreadable = frame["reason"].ne("")
-    frame = frame.assign(use=~unreadable)
-    faults = _of_images("unreadable", frame[unreadable], frame.loc[unreadable, "reason"], "left out")
+    unreadable, dropped = frame["reason"].ne(""), frame["correction"].ne("")
+    frame = frame.assign(use=~unreadable & ~dropped)
+    left_out = frame[unreadable & ~dropped]
+    faults = _of_images("unreadable", left_out, left_out["reason"], "left out")
     _add_or_stop(findings, faults, policy.unreadable, "unreadable")
     n_conflicts = _act_on_conflicts(frame, policy.label_conflicts, findings)
+    evaluated = dropped & ~unreadable & frame["split"].isin(["valid", "test"])  # as labelled, so their copies are leaks
+    frame["use"] |= evaluated
     _act_on_leaks(frame, policy.leaks, findings)
+    only_dropped = (evaluated & frame["use"]) | (dropped & frame["reason"].eq(""))
+    reasons = zip(frame.loc[only_dropped, "reason"], frame.loc[only_dropped, "correction"], strict=True)
+    frame.loc[only_dropped, "reason"] = ["; ".join(filter(None, both)) for both in reasons]
+    frame["use"] &= ~dropped
     _act_on_missing_classes(frame, policy.missing_classes, findings)
     findings += [*_torn_groups(frame), *_few_images(frame, policy.few_images), *_similar_names(frame), *_odd_sizes(frame)]
     return frame, n_conflicts
@@ -166,11 +174,12 @@ def _act_on_missing_classes(frame: pd.DataFrame, policy: str, findings: list[Fin
         Finding("missing class", split, name, "", "no image in use", ACTIONS[policy])
         for split in SPLITS
         if split in set(labelled["split"])
-        for name in sorted(set(labelled["class_name"]) - used.get(split, set()))
+        for name in sorted(set(labelled["given"]) - used.get(split, set()))
     ]
     _add_or_stop(findings, faults, policy, "missing_classes")
     if policy == "drop":
-        dropped = frame["use"] & frame["class_name"].isin({fault.class_name for fault in faults}) & frame["label"].notna()
+        counted = frame["use"] | frame["reason"].str.contains(DROPPED, regex=False)
+        dropped = counted & frame["class_name"].isin({fault.class_name for fault in faults}) & frame["label"].notna()
         frame.loc[dropped, "reason"] = "class is missing in a split"
         frame.loc[dropped, "use"] = False
 

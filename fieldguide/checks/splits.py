@@ -1,5 +1,6 @@
-"""Random splits and the hold-out, stratified by class; copies of a photograph and groups stay in the same split."""
+"""Random splits, hold-out and folds, stratified by class; copies of a photograph and groups stay in the same split."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 
@@ -7,10 +8,86 @@ import numpy as np
 import pandas as pd
 
 from fieldguide.checks.duplicates import exact_pairs, photographs
+from fieldguide.checks.policies import Finding
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import SplitCheck
 
 SET_ASIDE = "set aside: split_check.hold_out"  # the reason of the rows of test that the hold-out replaces
+
+
+def with_groups(frame: pd.DataFrame, pattern: str, findings: list[Finding]) -> pd.DataFrame:
+    """The table with groups by the ids, joined with those of `group` if the data have them; adds to `findings`.
+
+    pattern: a regular expression; its first group, or the match if it has none, is equal for ids that belong together.
+    """
+    if not pattern:
+        return frame
+    matches = [re.search(pattern, name) for name in frame["id"]]
+    by_name = pd.Series([(match[min(1, match.re.groups)] or "") if match else "" for match in matches], index=frame.index)
+    if not by_name.any():
+        detail = f"split_check.group matches no id, for example not {frame['id'].iloc[0]!r}"
+        findings.append(Finding("group pattern", "", "", pattern, detail, "no group"))
+    if "group" not in frame:
+        return frame.assign(group=by_name)
+    pairs = [*exact_pairs(frame["group"]), *exact_pairs(by_name)]
+    components = pd.Series(photographs(len(frame), pairs), index=frame.index)
+    named = frame["group"].where(frame["group"].ne(""), by_name)
+    names = named[named.ne("")].groupby(components).min()  # two components may have the same name
+    names = names.where(~names.duplicated(keep=False), names + " #" + names.index.astype(str))
+    return frame.assign(group=components.map(names).fillna("").where(named.ne(""), ""))
+
+
+def with_folds(frame: pd.DataFrame, policy: SplitCheck, findings: list[Finding]) -> pd.DataFrame:
+    """All labelled images drawn again: one of `folds` parts is test, valid comes from the others; adds to `findings`.
+
+    Unreadable images, which no later stage uses, go to train.
+    """
+    labelled = frame["label"].notna()
+    pool = frame[labelled & frame["reason"].eq("")]
+    folds = assign_folds(pool, policy.folds, policy.seed)
+    rest = pool[folds != policy.fold]
+    splits = assign_splits(rest, {"valid": policy.valid_fraction}, policy.seed)
+    n_test, n_valid = int((folds == policy.fold).sum()), int((splits == "valid").sum())
+    if not n_test or not n_valid:
+        raise UserError(
+            f"fold {policy.fold} of {policy.folds} has {n_test} test and {n_valid} valid images, but needs both; add images, or"
+            " change split_check.folds, split_check.valid_fraction or the groups"
+        )
+    sizes = kept_together(pool).groupby(pool["class_name"]).nunique()
+    for name, n in sizes[sizes < policy.folds].items():
+        detail = f"{n} photographs or groups for {policy.folds} folds; some folds have none of it in test"
+        findings.append(Finding("fewer than folds", "", str(name), "", detail, "kept"))
+    drawn_text = f"{n_test} of {len(pool)} images for test, {n_valid} for valid"
+    print(f"fold {policy.fold} of {policy.folds} drawn with seed {policy.seed}: {drawn_text}")
+    drawn = splits.reindex(pool.index).fillna("test").reindex(frame.index)
+    return frame.assign(split=drawn.fillna(frame["split"].where(~labelled, "train")))
+
+
+def assign_folds(frame: pd.DataFrame, n_folds: int, seed: int) -> pd.Series:
+    """The fold of every row, int64, from 0; each fold gets about the same number of each class, and of rows.
+
+    frame: as for `assign_splits`. A class with fewer photographs (or groups) than folds is in as many folds as it has of them.
+    The result depends on ids and seed, not on the order of the rows.
+    """
+    units = frame.groupby(kept_together(frame))["id"].transform("min")
+    classes, names = pd.factorize(frame["class_name"], sort=True)
+    sizes = np.bincount(classes, minlength=len(names))
+    contents: dict[str, Counter[int]] = {}
+    for unit, number in sorted(zip(units, classes.tolist(), strict=True)):
+        contents.setdefault(unit, Counter())[number] += 1
+    rank = np.random.Generator(np.random.Philox(key=[seed, 1])).permutation(len(contents)).tolist()
+    order = sorted(zip(contents, rank, strict=True), key=lambda each: (-contents[each[0]].total(), each[1]))
+    per_class, totals = np.zeros((len(names), n_folds)), np.zeros(n_folds, np.int64)  # images in each fold so far
+    chosen: dict[str, int] = {}
+    for unit, _ in order:  # the largest first, each into the fold that has least of its classes
+        content = contents[unit]
+        cost = sum(n * per_class[number] / sizes[number] for number, n in content.items())
+        fold = int(np.lexsort((totals, cost))[0])
+        chosen[unit] = fold
+        totals[fold] += content.total()
+        for number, n in content.items():
+            per_class[number, fold] += n
+    return units.map(chosen).astype("int64")
 
 
 def with_splits(frame: pd.DataFrame, policy: SplitCheck) -> pd.DataFrame:
@@ -29,7 +106,7 @@ def with_splits(frame: pd.DataFrame, policy: SplitCheck) -> pd.DataFrame:
                 n_groups = kept_together(pool).nunique()
                 raise UserError(
                     f"the data have no {split} split, and none of their {n_groups} groups can be drawn for it without a class"
-                    " losing all its train images; set data.columns.group to a finer column, or to none"
+                    " losing all its train images; make the groups smaller (data.columns.group, split_check.group), or none"
                 )
             raise UserError(
                 f"the data have no {split} split, and split_check.{split}_fraction is {fraction}, which is less than one image"

@@ -4,9 +4,12 @@ from collections import Counter
 
 import pandas as pd
 
+from fieldguide.checks.corrections import WITHOUT_IMAGE
 from fieldguide.checks.near_duplicates import NearDuplicate
 from fieldguide.checks.policies import Finding
-from fieldguide.core.artifacts import ClassSizes, NearDuplicateCounts, SplitCheckMetrics
+from fieldguide.core.artifacts import ClassSizes, CorrectionCounts, NearDuplicateCounts, SplitCheckMetrics
+from fieldguide.core.corrections import DECISIONS
+from fieldguide.core.manifest import classes_of
 from fieldguide.core.names import SPLITS
 
 INTERNAL = ["i", "j", "same", "across", "conflict"]  # columns of the table of pairs that are not written
@@ -28,8 +31,9 @@ def split_check_metrics(
         within = len(same) - across
     missing = Counter(finding.split for finding in findings if finding.kind == "missing class")
     per_class = frame[frame["use"] & (frame["split"] == "train")].groupby("class_name").size()
+    decided = Counter(frame["decision"])
     return SplitCheckMetrics(
-        classes=int(frame["label"].nunique()),
+        classes=len(classes_of(frame).names),
         images={split: int((frame["split"] == split).sum()) for split in SPLITS},
         unlabelled=int(frame["label"].isna().sum()),
         unreadable=int(frame["width"].isna().sum()),
@@ -41,6 +45,10 @@ def split_check_metrics(
         if len(per_class)
         else None,
         dropped=int((~frame["use"]).sum()),
+        corrections=CorrectionCounts(
+            **{decision: decided[decision] for decision in DECISIONS},
+            unmatched=sum(finding.kind == WITHOUT_IMAGE for finding in findings),
+        ),
     )
 
 
@@ -61,6 +69,7 @@ def pair_table(frame: pd.DataFrame, pairs: list[NearDuplicate], copies: list[tup
 
 def class_counts(frame: pd.DataFrame) -> pd.DataFrame:
     """Number of images in use: a row per class, a column per split."""
-    labelled = frame[frame["label"].notna()]
+    labelled, classes = frame[frame["label"].notna()], classes_of(frame)
     in_use = {split: (labelled["split"] == split) & labelled["use"] for split in SPLITS}
-    return labelled.assign(**in_use).groupby(["label", "class_name"])[list(SPLITS)].sum().reset_index()
+    sums = labelled.assign(**in_use).groupby("label")[list(SPLITS)].sum().reindex(list(classes.labels), fill_value=0)
+    return pd.DataFrame({"label": classes.labels, "class_name": classes.names}).join(sums, on="label")

@@ -15,7 +15,7 @@ import pandas as pd
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash
-from fieldguide.core.manifest import read_manifest, rows_of
+from fieldguide.core.manifest import as_labelled, read_manifest, rows_of
 from fieldguide.core.paths import MANIFEST, RAW
 from fieldguide.evaluation.metrics import accuracy_interval, paired_difference
 from fieldguide.onnx.classifier import OnnxClassifier
@@ -143,7 +143,7 @@ def champion_predictions(
             " evaluated here; restore it with: dvc exp apply, or dvc checkout"
         )
     file = registry.file(f"{SCHEME}{NAME}/{current.version}")
-    rows, classifier = rows_of(read_manifest(MANIFEST), predictions.split), OnnxClassifier(file)
+    rows, classifier = rows_of(as_labelled(read_manifest(MANIFEST)), predictions.split), OnnxClassifier(file)
     known = OnnxClassifier(registry.model_file(challenger.model)).class_names
     if missing := [name for name in classifier.class_names if name not in known]:
         more = f" and {len(missing) - 1} more of its classes" if missing[1:] else ""
@@ -151,7 +151,7 @@ def champion_predictions(
     print(f"champion   evaluated here: {fault}")
     places = list(rows[["file", "offset", "length"]].itertuples(index=False, name=None))
     answers = np.array(classifier.class_names)[probabilities_alone(file, RAW, places)[-1].argmax(axis=1)]
-    table = pd.DataFrame({"id": rows["id"], "sha256": rows["sha256"], "truth": rows["class_name"], "answer_1": answers})
+    table = pd.DataFrame({"id": rows["id"], "sha256": rows["sha256"], "truth": rows["given"], "answer_1": answers})
     return Predictions(predictions.split, _sort(table))
 
 

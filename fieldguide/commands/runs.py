@@ -170,7 +170,7 @@ def _experiment(name: str, revision: dict[str, Any], state: str) -> Experiment:
     data, rev = revision["data"], revision["rev"]
     if data is None:
         return Experiment(name, rev[:7], state or "failed")
-    stages = _locked(rev)
+    stages = locked_stages(rev)
     outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
     stale = tuple(  # run on another output than the present one
         name
@@ -185,7 +185,7 @@ def _experiment(name: str, revision: dict[str, Any], state: str) -> Experiment:
     return Experiment(name, rev[:9], state or "commit", checkpoint, params, metrics, stale)  # 9: all of "workspace"
 
 
-def _locked(rev: str) -> dict[str, Any]:
+def locked_stages(rev: str) -> dict[str, Any]:
     """The stages in dvc.lock at a revision; empty without such a file."""
     if rev == "workspace":
         file = project_root() / LOCK

@@ -90,6 +90,15 @@ class ClassSizes(Part):
     largest: int
 
 
+class CorrectionCounts(Part):
+    """Images by the decision of data/corrections.csv about them, and decisions without an image."""
+
+    keep: int
+    relabel: int
+    drop: int
+    unmatched: int
+
+
 class SplitCheckMetrics(Artifact):
     classes: int
     images: dict[str, int]  # by split, those out of use too
@@ -101,6 +110,7 @@ class SplitCheckMetrics(Artifact):
     missing_classes: dict[str, int]  # by split
     train_images_per_class: ClassSizes | None
     dropped: int
+    corrections: CorrectionCounts
 
 
 # --- train: metrics/train.json ---
@@ -126,8 +136,22 @@ class TrainMetrics(Artifact):
 # --- evaluate: metrics/evaluate.json and gallery.json ---
 
 
+class CleanMetrics(Part):
+    """Metrics of the images without a fault (in no other split, or as corrected); without any only `n`, and accuracy None."""
+
+    accuracy: float | None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    macro_f1: float | None = None
+    weighted_f1: float | None = None
+    n: int
+
+
 class SplitMetrics(Part):
-    """Metrics of one labelled split; `loss` is in nats. `known`, `sure` and `accuracy_when_sure` are absent for train."""
+    """Metrics of one labelled split; `loss` is in nats. `known`, `sure` and `accuracy_when_sure` are absent for train.
+
+    Valid and test are measured by the labels that the data give, and, if some are corrected, `as_corrected` too.
+    """
 
     accuracy: float
     accuracy_low: float
@@ -149,17 +173,7 @@ class SplitMetrics(Part):
     known: float | None = None
     sure: float | None = None
     accuracy_when_sure: float | None = None  # also None if no prediction is sure
-
-
-class CleanMetrics(Part):
-    """Metrics of the test images that are in no other split; without such images only `n`, and an accuracy of None."""
-
-    accuracy: float | None
-    accuracy_low: float | None = None
-    accuracy_high: float | None = None
-    macro_f1: float | None = None
-    weighted_f1: float | None = None
-    n: int
+    as_corrected: OrNoKey[CleanMetrics] = None
 
 
 class TtaMetrics(Part):
@@ -202,6 +216,49 @@ class EvaluateMetrics(Artifact):
     def splits(self) -> dict[str, SplitMetrics]:
         """By name, in the order train, valid, test."""
         return {"train": self.train, "valid": self.valid} | ({"test": self.test} if self.test else {})
+
+
+class FoldScore(CleanMetrics):
+    """Metrics of the images of one fold, by the network that was not trained on them."""
+
+    fold: int
+    experiment: str
+
+
+class ClassScore(Part):
+    class_name: str
+    precision: float
+    recall: float
+    f1: float
+    n: int
+
+
+class ConfusedPair(Part):
+    """`n` of the `n_truth` images of a class were predicted as another."""
+
+    truth: str
+    predicted: str
+    n: int
+    n_truth: int
+
+
+class FoldsMetrics(Artifact):
+    """metrics/folds.json: a cross-validation, all folds together and each; `missing` are numbers of folds."""
+
+    folds: int
+    missing: list[int]
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    macro_f1: float
+    macro_f1_low: float
+    macro_f1_high: float
+    weighted_f1: float
+    n: int
+    as_corrected: OrNoKey[CleanMetrics] = None
+    per_fold: list[FoldScore]
+    worst_classes: list[ClassScore]
+    confused_pairs: list[ConfusedPair]
 
 
 class GalleryPhotograph(Part):

@@ -7,7 +7,7 @@ import csv
 import fcntl
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -34,7 +34,12 @@ class Correction(NamedTuple):
 
 
 def read_corrections(source: Path) -> dict[str, Correction]:
-    """The decisions by SHA-256, in the order of the file; none if there is no file.
+    """The decisions by SHA-256, in the order of the file; none if there is no file. Raises what `read_numbered` does."""
+    return {correction.sha256: correction for correction in read_numbered(source).values()}
+
+
+def read_numbered(source: Path) -> dict[int, Correction]:
+    """The decisions by the number of their first line; none if there is no file.
 
     Raises `UserError`, which names the line, for any fault; then no decision counts.
     """
@@ -50,7 +55,7 @@ def read_corrections(source: Path) -> dict[str, Correction]:
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}; restore the file or fix its permissions") from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    found: dict[str, Correction] = {}
+    found: dict[int, Correction] = {}
     lines: dict[str, int] = {}
     try:
         header = next(reader, list(Correction._fields))
@@ -67,14 +72,14 @@ def read_corrections(source: Path) -> dict[str, Correction]:
                         f"{source}, line {start}: a second decision about {correction.file}, whose content line {other}"
                         " decided; remove one of them"
                     )
-                found[correction.sha256], lines[correction.sha256] = correction, start
+                found[start], lines[correction.sha256] = correction, start
             start = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{source}, line {reader.line_num}: not CSV ({error}); correct the line") from error
     return found
 
 
-def _checked(values: list[str], where: str) -> Correction:
+def _checked(values: Sequence[str], where: str) -> Correction:
     """A line as a correction; raises `UserError`, whose text begins with `where`."""
     if len(values) != len(Correction._fields):
         raise UserError(
@@ -91,20 +96,23 @@ def _checked(values: list[str], where: str) -> Correction:
         must = "needs a class in the column label" if correction.decision == "relabel" else "has no label"
         raise UserError(f"{where}: decision {correction.decision} {must}, got {correction.label!r}")
     try:
-        date.fromisoformat(correction.date)
-    except ValueError as error:
-        raise UserError(f"{where}: date is {correction.date!r}; it must be a day such as 2026-11-29") from error
+        is_day = date.fromisoformat(correction.date).isoformat() == correction.date  # else 20261129 or a week's day
+    except ValueError:
+        is_day = False
+    if not is_day:
+        raise UserError(f"{where}: date is {correction.date!r}; it must be a day such as 2026-11-29")
     return correction
 
 
 def decide(target: Path, corrections: Iterable[Correction], withdrawn: Iterable[str] = ()) -> dict[str, Correction]:
     """Adds decisions, of which a later one replaces an earlier one about the same image, and removes the `withdrawn` (SHA-256).
 
-    Returns all decisions that are then on disk. Other processes that decide at the same time lose nothing.
+    Returns all decisions that are then on disk. Other processes that decide at the same time lose nothing. Raises `UserError`
+    for a decision that could not be read again, and for a file that cannot be read or written; then nothing has changed.
     """
     with changing(target) as decided:
         for correction in corrections:
-            decided[correction.sha256] = correction
+            decided[correction.sha256] = _checked(correction, f"decision about {correction.file}")
         for sha256 in withdrawn:
             decided.pop(sha256, None)
     return decided
@@ -113,9 +121,13 @@ def decide(target: Path, corrections: Iterable[Correction], withdrawn: Iterable[
 @contextmanager
 def changing(target: Path) -> Iterator[dict[str, Correction]]:
     """The decisions on disk, written again when the block ends without an error; no other process writes them meanwhile."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     lock = target.with_name(f".{target.name}.lock")
-    with lock.open("w") as held:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        held = lock.open("w")
+    except OSError as error:
+        raise UserError(f"{lock}: {error.strerror}; fix the permissions of the folder") from error
+    with held:
         fcntl.flock(held, fcntl.LOCK_EX)
         decided = read_corrections(target)
         yield decided

@@ -14,6 +14,7 @@ from fieldguide.core.names import SPLITS
 from fieldguide.core.paths import MANIFEST
 
 LEAK = "leak: "  # prefix of the reason of a leaked row
+DROPPED = "correction: drop"  # in the reason of a row that a correction dropped
 COLUMNS = {
     "split": "string",  # train | valid | test | unlabelled
     "label": "Int64",  # class number; empty where the split is unlabelled
@@ -28,7 +29,11 @@ COLUMNS = {
     "phash": "string",  # perceptual hash, 64 bits in hexadecimal; empty for an unreadable image
     "use": "bool",  # whether later stages use the row
     "reason": "string",  # why the row is not used, or its fault
+    "given_label": "Int64",  # as the data give it; label and class_name are corrected
+    "given": "string",  # class name as the data give it
+    "decision": "string",  # of data/corrections.csv: keep | relabel | drop; empty without one
 }
+NUMBERS = ("label", "given_label", "width", "height")  # columns that may be empty
 
 
 def write_table(frame: pd.DataFrame, target: Path) -> None:
@@ -48,9 +53,7 @@ def named_tuples(frame: pd.DataFrame) -> Iterator[Any]:
 def read_manifest(source: Path) -> pd.DataFrame:
     """The table with typed columns; raises `UserError` if it is missing or has other columns."""
     try:
-        frame = pd.read_csv(
-            source, dtype=COLUMNS, keep_default_na=False, na_values={"label": [""], "width": [""], "height": [""]}
-        )
+        frame = pd.read_csv(source, dtype=COLUMNS, keep_default_na=False, na_values={column: [""] for column in NUMBERS})
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}; create it with: dvc repro split_check") from error
     except ValueError as error:
@@ -79,11 +82,29 @@ class Classes:
                 )
         return np.searchsorted(np.array(self.labels), labels)
 
+    def given_targets(self, rows: pd.DataFrame) -> np.ndarray:
+        """As `targets`, by the labels that the data give."""
+        return self.targets(rows.assign(label=rows["given_label"], class_name=rows["given"]))
+
+
+def as_given(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with the columns of corrections, before any: what the data give is `label` and `class_name`."""
+    return frame.assign(given_label=frame["label"], given=frame["class_name"], decision="")
+
 
 def classes_of(frame: pd.DataFrame) -> Classes:
-    """All classes of the table in ascending order of label, also of rows not in use, so that outputs are never renumbered."""
-    labelled = frame[frame["label"].notna()].drop_duplicates("label").sort_values("label")
-    return Classes(tuple(labelled["class_name"]), tuple(int(label) for label in labelled["label"]))
+    """All classes that the data give, in ascending order of label, so that outputs are never renumbered.
+
+    Includes classes whose rows are not in use, or were all corrected to another class.
+    """
+    labelled = frame[frame["given_label"].notna()].drop_duplicates("given_label").sort_values("given_label")
+    return Classes(tuple(labelled["given"]), tuple(int(label) for label in labelled["given_label"]))
+
+
+def as_labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table for an evaluation by given labels: rows of valid and test that only a correction dropped are in use."""
+    dropped = frame["decision"].eq("drop") & frame["reason"].str.contains(DROPPED, regex=False)
+    return frame.assign(use=frame["use"] | (dropped & frame["split"].isin(["valid", "test"])))
 
 
 def rows_of(frame: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -106,7 +127,8 @@ def held_out_split(splits: Collection[str]) -> str:
 
 
 def held_out(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The split on which a finished network is evaluated, and its rows."""
+    """The split on which a finished network is evaluated, and its rows, those of `as_labelled`."""
+    frame = as_labelled(frame)
     split = held_out_split(splits_in_use(frame))
     return split, rows_of(frame, split)
 
@@ -114,6 +136,11 @@ def held_out(frame: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 def unlabelled_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """The unlabelled rows in use; may be empty."""
     return frame[(frame["split"] == "unlabelled") & frame["use"]].reset_index(drop=True)
+
+
+def is_corrected(rows: pd.DataFrame) -> bool:
+    """Whether a correction changed the label of a row or dropped one."""
+    return bool(rows["decision"].isin(["relabel", "drop"]).any())
 
 
 def leaked(rows: pd.DataFrame) -> np.ndarray:

@@ -100,6 +100,9 @@ class SplitCheck(Section):
     valid_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     hold_out: Annotated[float, Field(ge=0, lt=0.5)]
+    group: str
+    folds: Literal[0] | Annotated[int, Field(ge=2, le=100)]
+    fold: Annotated[int, Field(ge=0, le=99)]
     seed: Seed
 
 
@@ -291,8 +294,16 @@ def allowed(key: str) -> dict[str, Any]:
 
 
 def _contradiction(params: Params) -> str:
-    """A message about two keys that contradict each other, or an empty string."""
-    train = params.train
+    """A message about a key that cannot be, or two that contradict each other, or an empty string."""
+    train, check = params.train, params.split_check
+    try:
+        re.compile(check.group)
+    except re.error as error:
+        return f"split_check.group is not a regular expression ({error}), got {check.group!r}"
+    if check.folds and check.hold_out:
+        return f"split_check.hold_out is {check.hold_out}, but split_check.folds is {check.folds}; set one of them to 0"
+    if check.fold and check.fold >= check.folds:
+        return f"split_check.fold ({check.fold}) must be less than split_check.folds ({check.folds})"
     if train.head_epochs and params.model.weights == "none":
         return f"train.head_epochs is {train.head_epochs}, but model.weights is none; set weights, or set head_epochs to 0"
     if train.head_epochs > train.epochs:

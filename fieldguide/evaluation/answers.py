@@ -75,9 +75,12 @@ def answer_all(
 ) -> tuple[dict[str, Answers], dict[str, np.ndarray], Calibration]:
     """Predictions for each table of rows, known scores of out-of-distribution images by kind, and the calibration.
 
-    The calibration is fitted on train (class means) and valid (temperature, thresholds). Train has no known scores.
+    The calibration is fitted on train (class means) and valid (temperature, thresholds), both as corrected. Train has no known
+    scores.
     """
-    evaluate, targets = network.evaluate, {split: network.facts.classes.targets(rows[split]) for split in ("train", "valid")}
+    evaluate, kept = network.evaluate, rows["valid"]["decision"].ne("drop").to_numpy(dtype=bool)
+    fitted_on = {"train": rows["train"], "valid": rows["valid"][kept]}
+    targets = {split: network.facts.classes.targets(table) for split, table in fitted_on.items()}
     moments = Moments(len(network.facts.class_names), network.model.head.in_features)
     batches = iter(torch.from_numpy(targets["train"]).split(evaluate.batch_size))
 
@@ -96,7 +99,7 @@ def answer_all(
         kind: answer(network, Resident(images.to(network.device)), kind, known_score).known
         for kind, images in ood_images(network.facts.image_px, N_NOISE).items()
     }
-    valid = answers["valid"]
+    valid = Answers(*(each[kept] for each in (answers["valid"].logits, answers["valid"].first_view, answers["valid"].known)))
     temperature = fit_temperature(valid.logits, targets["valid"])
     right = valid.predicted == targets["valid"]
     confidence = valid.probabilities(temperature).max(axis=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fieldguide.core.artifacts import CleanMetrics, EvaluateMetrics, SplitMetrics, Thresholds, TtaMetrics
-from fieldguide.core.manifest import held_out_split, leaked
+from fieldguide.core.manifest import Classes, held_out_split, is_corrected, leaked
 from fieldguide.core.params import Evaluate
 from fieldguide.evaluation.answers import Answers
 from fieldguide.evaluation.metrics import accuracy_metrics, ood_metrics, split_metrics
@@ -24,7 +24,7 @@ class LabelledSplit:
     name: str
     class_names: np.ndarray
     rows: pd.DataFrame
-    targets: np.ndarray  # int64 [N]
+    targets: np.ndarray  # int64 [N]; in valid and test of the labels that the data give
     answers: Answers
     calibration: Calibration
 
@@ -65,11 +65,12 @@ class Evaluation:
 
     @cached_property
     def splits(self) -> dict[str, LabelledSplit]:
-        names, targets = np.array(self.facts.class_names, dtype=object), self.facts.classes.targets
-        return {
-            split: LabelledSplit(split, names, rows, targets(rows), self.answers[split], self.calibration)
-            for split, rows in self.rows.items()
-        }
+        names, classes = np.array(self.facts.class_names, dtype=object), self.facts.classes
+        splits = {}
+        for name, rows in self.rows.items():
+            targets = classes.targets(rows) if name == "train" else classes.given_targets(rows)
+            splits[name] = LabelledSplit(name, names, rows, targets, self.answers[name], self.calibration)
+        return splits
 
     @property
     def unseen(self) -> list[LabelledSplit]:
@@ -84,7 +85,10 @@ def evaluate_metrics(evaluation: Evaluation, ood: dict[str, np.ndarray], evaluat
     gains: dict[str, float] = {}
     for name, split in splits.items():
         figures = split_metrics(split.answers.logits, split.targets, calibration.temperature, evaluate.ece_bins)
-        metrics[name] = SplitMetrics(**figures | (verdict_metrics(split) if name != "train" else {}))
+        further: dict[str, Any] = {} if name == "train" else verdict_metrics(split)
+        if name != "train" and is_corrected(split.rows):
+            further["as_corrected"] = corrected_metrics(split, evaluation.facts.classes)
+        metrics[name] = SplitMetrics(**figures | further)
         if calibration.tta != "none":
             gains[f"{name}_accuracy_gain"] = figures["accuracy"] - float((split.answers.first_view == split.targets).mean())
     if "test" in splits:
@@ -105,9 +109,17 @@ def evaluate_metrics(evaluation: Evaluation, ood: dict[str, np.ndarray], evaluat
 def clean_metrics(test: LabelledSplit) -> CleanMetrics:
     """Metrics of the test images that are in no other split."""
     clean = ~leaked(test.rows)
-    if not clean.any():
-        return CleanMetrics(accuracy=None, n=0)
-    return CleanMetrics(**accuracy_metrics(test.targets[clean], test.answers.predicted[clean]))
+    return _metrics_of(test.targets[clean], test.answers.predicted[clean])
+
+
+def corrected_metrics(split: LabelledSplit, classes: Classes) -> CleanMetrics:
+    """Metrics of a split by its corrected labels, without the images that were dropped."""
+    kept = split.rows["decision"].ne("drop").to_numpy(dtype=bool)
+    return _metrics_of(classes.targets(split.rows[kept]), split.answers.predicted[kept])
+
+
+def _metrics_of(targets: np.ndarray, predicted: np.ndarray) -> CleanMetrics:
+    return CleanMetrics(**accuracy_metrics(targets, predicted)) if len(targets) else CleanMetrics(accuracy=None, n=0)
 
 
 def verdict_metrics(split: LabelledSplit) -> dict[str, float | None]:
@@ -122,7 +134,7 @@ def verdict_metrics(split: LabelledSplit) -> dict[str, float | None]:
 
 
 def headline(metrics: EvaluateMetrics, split: str) -> str:
-    """Accuracy and calibration of a split, in two lines."""
+    """Accuracy and calibration of a split, in two lines, and a third if labels were corrected."""
     figures, fitted = metrics.splits[split], metrics.calibration
     right = "" if figures.accuracy_when_sure is None else f" (accuracy {figures.accuracy_when_sure:.2%})"
     return (
@@ -131,4 +143,15 @@ def headline(metrics: EvaluateMetrics, split: str) -> str:
         + (f"; valid accuracy {metrics.valid.accuracy:.2%}" if split != "valid" else "")
         + f"\ntemperature {fitted.temperature:.3f}: calibration error {figures.ece_uncalibrated:.4f} -> {figures.ece:.4f};"
         f" sure {figures.sure:.1%}{right}; accepted as known {figures.known:.1%}"
+        + (f"\nas corrected: {split} {in_words(figures.as_corrected)}" if figures.as_corrected else "")
+    )
+
+
+def in_words(figures: CleanMetrics) -> str:
+    """Accuracy with interval and n, and macro F1."""
+    if figures.accuracy is None or figures.accuracy_low is None or figures.accuracy_high is None:
+        return "no image"
+    return (
+        f"accuracy {figures.accuracy:.2%}, 95 % interval {figures.accuracy_low:.1%} to {figures.accuracy_high:.1%}"
+        f" (n={figures.n}); macro F1 {figures.macro_f1:.4f}"
     )

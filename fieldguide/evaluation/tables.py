@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_fscore_support
 
-from fieldguide.core.manifest import write_table
+from fieldguide.core.manifest import is_corrected, write_table
 from fieldguide.core.names import SPLITS
 from fieldguide.core.paths import (
     CONFUSED_PAIRS_CSV,
@@ -32,7 +32,8 @@ def save_submission(answers: Answers, facts: Checkpoint, rows: pd.DataFrame) -> 
 def save_tables(evaluation: Evaluation, ece_bins: int) -> None:
     """Writes all tables except the submission."""
     splits, unseen = evaluation.splits, evaluation.unseen
-    write_table(pd.concat(predictions(split) for split in unseen), PREDICTIONS_CSV)
+    corrected = any(is_corrected(split.rows) for split in unseen)
+    write_table(pd.concat(predictions(split, corrected) for split in unseen), PREDICTIONS_CSV)
     write_table(pd.concat(per_class(split) for split in unseen), PER_CLASS_CSV)
     write_table(coverage(unseen), COVERAGE_CSV)
     for name in SPLITS:
@@ -43,14 +44,19 @@ def save_tables(evaluation: Evaluation, ece_bins: int) -> None:
     write_table(pairs.assign(truth=names[pairs["truth"]], predicted=names[pairs["predicted"]]), CONFUSED_PAIRS_CSV)
 
 
-def predictions(split: LabelledSplit) -> pd.DataFrame:
-    """Every image in the manifest's order; with fewer than five classes some cells are empty."""
+def predictions(split: LabelledSplit, corrected: bool = False) -> pd.DataFrame:
+    """Every image in the manifest's order; with fewer than five classes some cells are empty.
+
+    `truth` is the class that the data give; with `corrected` a column has the corrected one, empty for a dropped image.
+    """
     names = np.append(split.class_names, "")
     best = np.argsort(-split.answers.logits, axis=1, kind="stable")[:, :N_ANSWERS]
     largest = np.take_along_axis(split.probabilities, best, axis=1)
     missing = ((0, 0), (0, N_ANSWERS - best.shape[1]))
     best, largest = np.pad(best, missing, constant_values=-1), np.pad(largest, missing, constant_values=np.nan)
     columns = {"split": split.name, "id": split.rows["id"], "sha256": split.rows["sha256"], "truth": names[split.targets]}
+    if corrected:
+        columns["corrected"] = split.rows["class_name"].where(split.rows["decision"].ne("drop"), "")
     columns |= {f"answer_{place + 1}": names[best[:, place]] for place in range(N_ANSWERS)}
     columns |= {f"probability_{place + 1}": largest[:, place].round(6) for place in range(N_ANSWERS)}
     return pd.DataFrame(columns | {"known_score": split.answers.known, "verdict": split.verdict})

@@ -105,6 +105,7 @@ def data_section(facts: Facts) -> dict[str, Any]:
     check, classes, receipt = facts.split_check, facts.tables["classes"], facts.receipt
     near = check.near_duplicates
     keys = ("dataset", "home", "licence", "source", "version", "release", "layout")
+    decided = check.corrections.as_dict()
     out = f"{count(check.dropped)} of them are excluded" if check.dropped else "all are in use"
     total = sum(check.images.values()) + check.unlabelled
     return {
@@ -122,6 +123,7 @@ def data_section(facts: Facts) -> dict[str, Any]:
             ("images with conflicting labels", count(check.label_conflicts)),
             *((f"classes without images in {split}", count(check.missing_classes[split])) for split in SPLITS),
             ("images excluded", count(check.dropped)),
+            *((f"decisions about images: {name}", count(n)) for name, n in decided.items() if n),
         ],
         "searched": near.across_splits is not None,
         "origin": [
@@ -173,9 +175,11 @@ def training_text(facts: Facts) -> str:
 def results_section(facts: Facts) -> dict[str, Any]:
     """The figures of every split, and of every class of the held-out one."""
     metrics = facts.evaluate
-    clean = {"test_without_leaks": metrics.test_without_leaks} if metrics.test_without_leaks else {}
-    measured: dict[str, SplitMetrics | CleanMetrics] = metrics.splits | clean
-    used = {*COLUMNS, *(f"{key}_{end}" for key in COLUMNS for end in ("low", "high"))}
+    measured: dict[str, SplitMetrics | CleanMetrics] = {}
+    for name, figures in metrics.splits.items():
+        measured |= {name: figures} | ({f"{name}_as_corrected": figures.as_corrected} if figures.as_corrected else {})
+    measured |= {"test_without_leaks": metrics.test_without_leaks} if metrics.test_without_leaks else {}
+    used = {*COLUMNS, *(f"{key}_{end}" for key in COLUMNS for end in ("low", "high")), "as_corrected"}
     further = {
         name: {key: value for key, value in figures.items() if name not in measured or key not in used}
         for name, figures in metrics.as_dict().items()
@@ -202,7 +206,12 @@ def result_text(facts: Facts) -> str:
     figures = facts.measured
     right = f"{count(round(figures.accuracy * figures.n))} of {count(figures.n)} images of {facts.held_out}"
     accuracy = f"{percent(figures.accuracy)}, 95\u00a0% interval {interval(figures, 'accuracy')}\u00a0%"
-    return f"{right} are classified correctly: {accuracy}."
+    text = f"{right} are classified correctly: {accuracy}."
+    if (corrected := figures.as_corrected) and corrected.accuracy is not None:
+        accuracy = f"{percent(corrected.accuracy)}, 95\u00a0% interval {interval(corrected, 'accuracy')}\u00a0%"
+        text += " These are the labels of the data. By the corrected labels the accuracy is"
+        text += f" {accuracy}, on {count(corrected.n)} images."
+    return text
 
 
 def per_class(facts: Facts) -> list[dict[str, Any]]:

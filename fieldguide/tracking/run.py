@@ -145,7 +145,17 @@ def stage_run(stage: str, section: Section | None, checkpoint: Path) -> Iterator
 
 
 @contextmanager
-def _run(stage: str, tags: dict[str, str], params: dict[str, Any], of: str = "", key: str = "") -> Iterator[Run]:
+def folds_run(params: dict[str, Any], experiments: dict[str, str], key: str) -> Iterator[Run]:
+    """The run of a cross-validation, with the name of the experiment of each fold; the same `key` finds it again."""
+    tags = {f"fieldguide.fold_{fold}": name for fold, name in experiments.items()}
+    with _run("folds", tags, params, key=key, name="folds") as run:
+        yield run
+
+
+@contextmanager
+def _run(
+    stage: str, tags: dict[str, str], params: dict[str, Any], of: str = "", key: str = "", name: str = ""
+) -> Iterator[Run]:
     """A new or resumed run and its sender, which gets a little time at the end."""
     with ExitStack() as stack:
         run = Run(stage, of)
@@ -153,7 +163,7 @@ def _run(stage: str, tags: dict[str, str], params: dict[str, Any], of: str = "",
             run = Run(stage, of, _journal(key, stack))
         except (OSError, UserError) as error:
             warn(f"{error}; tracking is off for this run")
-        origin, name = _origin(), os.environ.get("DVC_EXP_NAME") or _commit()[:7]
+        origin, name = _origin(), name or os.environ.get("DVC_EXP_NAME") or _commit()[:7]
         digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
         tags = {STAGE_TAG: stage, PARAMS_TAG: digest} | tags | origin
         parent = {"name": name or "restored", "tags": origin}

@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 from fieldguide.core.artifacts import Gallery
 from fieldguide.core.errors import UserError
 from fieldguide.core.images import decode
-from fieldguide.core.manifest import LEAK, write_manifest
+from fieldguide.core.manifest import DROPPED, LEAK, as_given, write_manifest
 from fieldguide.core.params import Evaluate, read_params
 from fieldguide.core.paths import (
     CALIBRATION,
@@ -89,7 +89,7 @@ class Case:
 
     def run(self, **changes: str) -> dict[str, dict[str, float]]:
         """metrics/evaluate.json of the stage with these values of `evaluate`."""
-        write_manifest(self.table, MANIFEST)
+        write_manifest(self.table if "given" in self.table else as_given(self.table), MANIFEST)
         start, end = self.params.index("\nevaluate:"), self.params.index("\nexport:")
         section = self.params[start:end]
         for key, value in changes.items():
@@ -304,6 +304,40 @@ def test_leaked_test_images_are_left_out_of_the_figures_without_leaks(case: Case
     assert metrics["test_without_leaks"]["n"] == clean.sum()
     assert metrics["test_without_leaks"]["accuracy"] == pytest.approx(right.mean())
     assert metrics["test"]["n"] == 23
+
+
+def test_corrections_leave_the_headline_as_labelled_and_stand_beside_it(case: Case) -> None:
+    case.write(SIZES, 4)
+    without = case.run()
+    assert "as_corrected" not in without["test"] and "corrected" not in pd.read_csv(PREDICTIONS_CSV)
+    case.table = as_given(case.table)
+    given, test, valid = case.targets("test"), case.rows("test"), case.rows("valid")
+    predicted = case.logits("test").argmax(1)
+    dropped, relabelled = test[::5], test[1::5]
+    case.table.loc[dropped, ["use", "decision", "reason"]] = [False, "drop", f"{DROPPED} (blurred)"]
+    case.table.loc[relabelled, "decision"] = "relabel"
+    case.table.loc[relabelled, "label"] = 10 * predicted[1::5]  # every one of them becomes right
+    case.table.loc[relabelled, "class_name"] = [f"species {k}" for k in predicted[1::5]]
+    case.table.loc[valid[::7], ["use", "decision", "reason"]] = [False, "drop", DROPPED]
+    metrics = case.run()
+    kept = np.arange(len(test)) % 5 != 0
+    truth = np.where(np.arange(len(test)) % 5 == 1, predicted, given)[kept]
+    for split in ("valid", "test"):
+        for key in ("accuracy", "macro_f1", "n", "top5_accuracy"):
+            assert metrics[split][key] == without[split][key]
+    corrected = metrics["test"]["as_corrected"]
+    assert corrected["n"] == kept.sum()
+    assert corrected["accuracy"] == pytest.approx(accuracy_score(truth, predicted[kept]))
+    assert corrected["macro_f1"] == pytest.approx(f1_score(truth, predicted[kept], average="macro"))
+    assert corrected["accuracy_low"] < corrected["accuracy"] < corrected["accuracy_high"]
+    assert metrics["valid"]["as_corrected"]["n"] == len(valid) - len(valid[::7])
+    assert "as_corrected" not in metrics["train"]
+    table = pd.read_csv(PREDICTIONS_CSV, keep_default_na=False)
+    table = table[table["split"] == "test"]
+    assert table["truth"].tolist() == [f"species {k}" for k in given]
+    assert table["corrected"].eq("").tolist() == (~kept).tolist()
+    assert table["corrected"][kept].tolist() == [f"species {k}" for k in truth]
+    assert metrics["calibration"] != without["calibration"]  # fitted on valid without the dropped images
 
 
 def test_where_every_test_image_is_a_leak_there_is_no_accuracy_without(case: Case) -> None:

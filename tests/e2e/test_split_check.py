@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import sys
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fieldguide.checks.corrections import apply_corrections
 from fieldguide.checks.duplicates import exact_pairs, photographs
 from fieldguide.checks.inspection import inspect_images
 from fieldguide.checks.policies import Finding, check, number_classes
 from fieldguide.checks.splits import with_hold_out, with_splits
 from fieldguide.checks.summary import class_counts, split_check_metrics
 from fieldguide.core.errors import UserError
+from fieldguide.core.manifest import as_given
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import SplitCheck, read_params
 from fieldguide.sources.archive import pack
@@ -48,7 +50,8 @@ def policy(**values: object) -> SplitCheck:
 def checked(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame, list[Finding], dict[str, Any]]:
     """The table, findings and metrics of data without near duplicates."""
     findings: list[Finding] = []
-    frame, n_conflicts = check(with_photographs(frame), policy, findings)
+    frame = apply_corrections(as_given(with_photographs(frame)), {}, findings)
+    frame, n_conflicts = check(frame, policy, findings)
     return frame, findings, split_check_metrics(frame, copies_in(frame), [], findings, n_conflicts).as_dict()
 
 
@@ -99,6 +102,7 @@ def test_sound_data_are_all_used_and_nothing_is_found() -> None:
         "label_conflicts": 0,
         "missing_classes": {"train": 0, "valid": 0, "test": 0},
         "dropped": 0,
+        "corrections": {"keep": 0, "relabel": 0, "drop": 0, "unmatched": 0},
     }
     assert metrics | expected == metrics  # the keys of the contract at least
     json.dumps(metrics, allow_nan=False)  # plain numbers, no NumPy scalars
@@ -461,6 +465,38 @@ def test_the_command_writes_the_manifest_metrics_and_tables(make_project: MakePr
     )
 
 
+def test_the_command_applies_corrections_and_names_those_without_an_image(make_project: MakeProject) -> None:
+    project = with_raw(make_project(**{"split_check.few_images": 0}), PHOTOS)
+    succeeded(run_stage(project, "split_check"))
+    before = pd.read_csv(project / "data/manifest.csv", keep_default_na=False)
+    corrections = project / "data/corrections.csv"
+    header = "sha256,file,decision,label,reason,by,date\n"
+    digests = [hashlib.sha256(PHOTOS[name]).hexdigest() for name in ("train/A/1.jpg", "test/A/1.jpg")]
+    corrections.write_text(f"{header}{digests[0]},train/A/1.jpg,relabel,no such class,,ada,2026-11-29\n", encoding="utf-8")
+    said = r"data/corrections\.csv, line 2: train/A/1\.jpg is to be 'no such class', which is not a class of the data; .*"
+    failed_in_one_line(run_stage(project, "split_check"), said)
+    corrections.write_text(
+        f'{header}{digests[0]},train/A/1.jpg,relabel,"B, c",,ada,2026-11-29\n'
+        f"{digests[1]},test/A/1.jpg,drop,,blurred,ada,2026-11-29\n{'0' * 64},valid/A/1.jpg,keep,,,ada,2026-11-29\n",
+        encoding="utf-8",
+    )
+    output = succeeded(run_stage(project, "split_check"))
+    assert "corrections: 0 keep, 1 relabel, 1 drop, 1 unmatched: data/corrections.csv" in output
+    after = pd.read_csv(project / "data/manifest.csv", keep_default_na=False)
+    same = [column for column in after if column not in ("label", "class_name", "use", "reason", "decision")]
+    pd.testing.assert_frame_equal(after[same], before[same])
+    assert after["decision"].tolist() == ["relabel", "", "", "", "drop", ""]
+    assert after["class_name"].tolist() == ["B, c"] * 2 + ["A", "B, c"] * 2
+    assert after.loc[4, ["use", "reason"]].tolist() == [False, "correction: drop (blurred)"]
+    assert (project / "metrics/classes.csv").read_text() == 'label,class_name,train,valid,test\n0,A,0,1,0\n1,"B, c",2,1,1\n'
+    assert json.loads((project / "metrics/split_check.json").read_text())["corrections"] == {
+        "keep": 0,
+        "relabel": 1,
+        "drop": 1,
+        "unmatched": 1,
+    }
+
+
 @pytest.mark.parametrize(
     ("settings", "extra", "said"),
     [
@@ -597,3 +633,32 @@ def test_hold_out_through_the_stage(make_project: MakeProject) -> None:
     assert aside["id"].str.startswith("test/").all()
     test = manifest[(manifest["split"] == "test") & manifest["use"]]
     assert len(test) and test["id"].str.startswith("train/").all()
+
+
+@pytest.mark.slow
+def test_folds_and_groups_through_the_stage(make_project: MakeProject) -> None:
+    places = product(("train", "test"), "AB", range(5), (0, 1))
+    names = [f"{split}/{name}/IMG_{number}_burst{frame}.jpg" for split, name, number, frame in places]
+    photos = {name: jpeg((6 * number, 120, number)) for number, name in enumerate(names)}
+    settings = {"split_check.near_duplicates": False, "split_check.group": r"(\w/IMG_\d+)_burst", "split_check.folds": 3}
+    n_test: dict[str, int] = {}
+    for fold in range(3):
+        project = with_raw(make_project(f"fold {fold}", **settings, **{"split_check.fold": fold}), photos)
+        assert f"fold {fold} of 3 drawn with seed 1" in succeeded(run_stage(project, "split_check"))
+        manifest = pd.read_csv(project / "data/manifest.csv", keep_default_na=False)
+        bursts = manifest["id"].str.extract(r"(\w/IMG_\d+)")[0]
+        assert manifest.groupby(bursts)["split"].nunique().eq(1).all()
+        assert manifest["use"].all() and set(manifest["split"]) == set(SPLITS)
+        for name in manifest["id"][manifest["split"] == "test"]:
+            n_test[name] = n_test.get(name, 0) + 1
+    assert n_test == dict.fromkeys(photos, 1)
+
+
+@pytest.mark.slow
+def test_groups_by_name_that_the_data_split_apart_are_found(make_project: MakeProject) -> None:
+    project = with_raw(make_project(**{"split_check.group": r"/(\d)\.jpg", "split_check.few_images": 0}), PHOTOS)
+    succeeded(run_stage(project, "split_check"))
+    findings = pd.read_csv(project / "metrics/findings.csv", keep_default_na=False)
+    assert findings[["kind", "id", "detail"]].to_numpy().tolist() == [
+        ["group in two splits", "1", "2 train, 2 valid, 2 test images; train and test are not independent"]
+    ]

@@ -30,6 +30,9 @@ def evaluation(names: tuple[str, ...] = NAMES, **splits: Answered) -> Evaluation
                 "id": [f"{split}/{n}" for n in range(len(targets))],
                 "sha256": "00",
                 "reason": "",
+                "given_label": pd.array(targets, dtype="Int64"),
+                "given": [names[k] for k in targets],
+                "decision": "",
             }
         )
         logits = np.log(probabilities).astype(np.float32)
@@ -40,7 +43,7 @@ def evaluation(names: tuple[str, ...] = NAMES, **splits: Answered) -> Evaluation
 
 def evaluate_metrics(**accuracies: tuple[float, int]) -> EvaluateMetrics:
     """metrics/evaluate.json in which splits have the given accuracy and number of images."""
-    keys = set(SplitMetrics.model_fields) - {"accuracy", "n", "known", "sure", "accuracy_when_sure"}
+    keys = set(SplitMetrics.model_fields) - {"accuracy", "n", "known", "sure", "accuracy_when_sure", "as_corrected"}
     splits = {
         split: SplitMetrics(accuracy=accuracy, n=n, **dict.fromkeys(keys, 0.5))
         for split, (accuracy, n) in ({"train": (0.5, 4), "valid": (0.5, 4)} | accuracies).items()

@@ -88,6 +88,7 @@ def write_run(name: str) -> None:
         "label_conflicts": 0,
         "missing_classes": {"train": 0, "valid": 0, "test": 0},
         "dropped": 3,
+        "corrections": {"keep": 0, "relabel": 0, "drop": 0, "unmatched": 0},
     }
     check["train_images_per_class"] = {"smallest": 3, "largest": 5}
     train = {"epochs": 3, "best_epoch": 2, "train": {"loss": 1.0, "accuracy": 0.5}, "valid": {"loss": 1.1, "accuracy": 0.5}}

@@ -59,7 +59,7 @@ def test_deps_are_the_packages_that_a_stage_imports(stage: str) -> None:
 
 DATA_DEPS = {
     "download": set(),
-    "split_check": {"data/raw"},
+    "split_check": {"data/raw", "data/corrections.csv"},
     "train": {"data/raw", "data/manifest.csv"},
     "evaluate": {"data/raw", "data/manifest.csv", "models/model.safetensors"},
     "export_onnx": {
@@ -81,6 +81,7 @@ DATA_DEPS = {
 }
 ARTIFACTS = {
     "RAW": "data/raw",
+    "CORRECTIONS": "data/corrections.csv",
     "MANIFEST": "data/manifest.csv",
     "CHECKPOINT": "models/model.safetensors",
     "CALIBRATION": "models/calibration.safetensors",

@@ -11,7 +11,10 @@ import pytest
 from fieldguide.core.errors import UserError
 from fieldguide.core.manifest import (
     COLUMNS,
+    DROPPED,
     LEAK,
+    NUMBERS,
+    as_labelled,
     classes_of,
     held_out,
     leaked,
@@ -20,6 +23,7 @@ from fieldguide.core.manifest import (
     splits_in_use,
     write_manifest,
 )
+from fieldguide.core.names import SPLITS
 
 NAMES = [
     "PAPER KITE",
@@ -72,12 +76,13 @@ def row(**values: Any) -> dict[str, Any]:
         "use": True,
         "reason": "",
     }
+    usual |= {"given_label": values.get("label", 0), "given": values.get("class_name", "A"), "decision": ""}
     assert values.keys() <= usual.keys()
     return usual | values
 
 
 def table(*rows: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype({"label": "Int64", "width": "Int64", "height": "Int64"})
+    return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(dict.fromkeys(NUMBERS, "Int64"))
 
 
 def round_trip(frame: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
@@ -114,8 +119,8 @@ def test_the_file_is_plain_csv_in_the_stated_order(tmp_path: Path) -> None:
     extra = table(row(class_name="A,B", width=None)).assign(more=1)
     write_manifest(extra[sorted(extra.columns)], tmp_path / "manifest.csv")
     assert (tmp_path / "manifest.csv").read_text(encoding="utf-8") == (
-        "split,label,class_name,id,file,offset,length,width,height,sha256,phash,use,reason\n"
-        f'train,0,"A,B",train/A/1.jpg,images.zip,41,3,,5,{"0" * 64},{"f" * 16},True,\n'
+        "split,label,class_name,id,file,offset,length,width,height,sha256,phash,use,reason,given_label,given,decision\n"
+        f'train,0,"A,B",train/A/1.jpg,images.zip,41,3,,5,{"0" * 64},{"f" * 16},True,,0,"A,B",\n'
     )
     assert stat.S_IMODE((tmp_path / "manifest.csv").stat().st_mode) == 0o644
 
@@ -189,6 +194,25 @@ def test_dropping_a_class_does_not_renumber_the_others() -> None:
     rows = [row(label=label, class_name=name) for label, name in enumerate("ABC")]
     rows[1]["use"] = False
     assert classes_of(table(*rows)).names == ("A", "B", "C")
+
+
+def test_a_class_whose_images_were_all_corrected_keeps_its_number_and_its_output() -> None:
+    rows = [row(label=2, class_name="A"), row(label=7, class_name="C", given_label=5, given="B"), row(label=7, class_name="C")]
+    classes = classes_of(table(*rows))
+    assert (classes.names, classes.labels) == (("A", "B", "C"), (2, 5, 7))
+    assert classes.targets(table(*rows)).tolist() == [0, 2, 2]
+    assert classes.given_targets(table(*rows)).tolist() == [0, 1, 2]
+
+
+def test_an_evaluation_as_labelled_includes_what_only_a_correction_dropped_from_valid_and_test() -> None:
+    dropped = {"use": False, "decision": "drop", "reason": f"{DROPPED} (blurred)"}
+    rows = [row(split=split, **dropped) for split in SPLITS]
+    rows += [row(split="test", **dropped | {"reason": reason}) for reason in ("unreadable: x", "leak: same bytes as test x")]
+    rows += [row(split="test", **dropped | {"reason": f"{LEAK}same bytes as train x; {DROPPED}"}), row(split="test", use=False)]
+    frame = table(*rows, row(split="test"))
+    assert as_labelled(frame)["use"].tolist() == [False, True, True, False, False, True, False, True]
+    assert len(held_out(frame)[1]) == 3
+    assert len(rows_of(frame, "test")) == 1
 
 
 def test_no_labels_are_no_classes() -> None:

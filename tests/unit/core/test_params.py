@@ -219,6 +219,16 @@ def test_the_ends_of_a_range_are_taken(written: Callable[[str], Path], key: str,
             "train.weight_decay must be in [0, 0.1] with train.optimizer adam, which adds it to the gradient,"
             " got 1.0; 0.0005 is usual, and adapt train.lr to the optimizer",
         ),
+        (
+            {"split_check.group": "'(IMG'"},
+            "split_check.group is not a regular expression (missing ), unterminated subpattern at position 0), got '(IMG'",
+        ),
+        (
+            {"split_check.folds": "5", "split_check.hold_out": "0.2"},
+            "split_check.hold_out is 0.2, but split_check.folds is 5; set one of them to 0",
+        ),
+        ({"split_check.folds": "5", "split_check.fold": "5"}, "split_check.fold (5) must be less than split_check.folds (5)"),
+        ({"split_check.fold": "1"}, "split_check.fold (1) must be less than split_check.folds (0)"),
     ],
 )
 def test_keys_that_contradict_each_other_are_named(written: Callable[[str], Path], changes: dict[str, str], said: str) -> None:
@@ -235,6 +245,7 @@ def test_keys_that_contradict_each_other_are_named(written: Callable[[str], Path
         {"model.weights": "imagenet", "train.freeze": "0.5"},
         {"model.weights": "imagenet", "train.freeze": "blocks.2"},
         {"train.warmup": "0.5", "train.hold": "0.5"},
+        {"split_check.folds": "2", "split_check.fold": "1", "split_check.group": "'(IMG_[0-9]+)_burst'"},
     ],
 )
 def test_keys_that_just_agree_are_taken(written: Callable[[str], Path], changes: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fieldguide.core.manifest import COLUMNS, write_manifest, write_table
+from fieldguide.core.manifest import COLUMNS, as_given, write_manifest, write_table
 from fieldguide.core.names import SPLITS
 from fieldguide.core.paths import CLASSES_CSV, CLASSES_PNG, MANIFEST, MEAN_IMAGES, RAW, SAMPLES_PNG, SIZES_PNG
 from fieldguide.report import plots
@@ -30,7 +30,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_jpeg) -> Path:
             rows.append((split, label, CLASSES[label], *place, *known))
             content += photo
     (RAW / "images.zip").write_bytes(content)
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame = as_given(pd.DataFrame(rows, columns=list(COLUMNS)[: len(rows[0])]))
     write_manifest(frame, MANIFEST)
     used = frame[frame["use"]]
     counts = {split: [int(((used["split"] == split) & (used["label"] == k)).sum()) for k in range(3)] for split in SPLITS}

@@ -169,6 +169,28 @@ def test_without_labelled_test_images_valid_takes_their_place(folder: Path) -> N
 
 
 @pytest.mark.slow
+def test_figures_by_corrected_labels_stand_beside_those_by_the_labels_of_the_data(folder: Path) -> None:
+    write_run("Papilio machaon")
+    assert "corrected" not in render_card(read_facts(PARAMS))
+    content = json.loads(stage_metrics("evaluate").read_text())
+    corrected = {"accuracy": 0.875, "accuracy_low": 0.5, "accuracy_high": 0.975, "macro_f1": 0.8125, "weighted_f1": 0.8, "n": 3}
+    content["test"]["as_corrected"] = corrected
+    stage_metrics("evaluate").write_text(json.dumps(content))
+    check = json.loads(stage_metrics("split_check").read_text())
+    check["corrections"] = {"keep": 0, "relabel": 2, "drop": 0, "unmatched": 1}
+    stage_metrics("split_check").write_text(json.dumps(check))
+    facts = read_facts(PARAMS)
+    said = (
+        "These are the labels of the data. By the corrected labels the accuracy is 87.5\u00a0%, 95\u00a0% interval 50.0 to 97.5"
+    )
+    assert said in page.result_text(facts)
+    card = render_card(facts)
+    assert said in card
+    assert "| test as corrected | 3 | 87.5\u00a0% (50.0 to 97.5) |" in card
+    assert "- decisions about images: relabel: 2\n- decisions about images: unmatched: 1\n" in card
+    assert not any(name.startswith("as_corrected") for _, rows in page.results_section(facts)["further"] for name, _ in rows)
+
+
 def test_a_class_called_na_keeps_its_name(folder: Path) -> None:
     write_run("NA")
     facts = read_facts(PARAMS)
