@@ -15,7 +15,7 @@ from fieldguide.checks.duplicates import exact_pairs, photographs
 from fieldguide.checks.gallery import pairs_page
 from fieldguide.checks.inspection import find_near_duplicates, inspect_images
 from fieldguide.checks.policies import Finding, check, findings_table, left_out_findings, number_classes
-from fieldguide.checks.splits import SET_ASIDE, with_folds, with_groups, with_hold_out, with_splits
+from fieldguide.checks.splits import SET_ASIDE, kept_together, with_folds, with_groups, with_hold_out, with_splits
 from fieldguide.checks.summary import INTERNAL, class_counts, pair_table, split_check_metrics
 from fieldguide.core.artifacts import Receipt, SplitCheckMetrics
 from fieldguide.core.corrections import read_numbered
@@ -69,7 +69,7 @@ def main() -> None:
         raise UserError(f"{RAW}: no image in use (the first: {frame['reason'].iloc[0]}); fix the data")
 
     table = pair_table(frame, pairs or [], copies)
-    write_manifest(frame, MANIFEST)
+    write_manifest(frame.assign(unit=kept_together(frame)), MANIFEST)
     write_table(class_counts(frame), CLASSES_CSV)
     write_table(findings_table(findings), FINDINGS_CSV)
     write_table(table.drop(columns=INTERNAL), NEAR_DUPLICATES_CSV)

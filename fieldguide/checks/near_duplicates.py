@@ -176,11 +176,30 @@ def near_duplicates(fingerprints: Sequence[Fingerprint], read_rgb: ReadRgb, n_wo
     differ only in noise; pass byte-identical files once. Two frames of a burst are different photographs unless nothing moved,
     and so are two specimens mounted alike.
     """
+    return _judged(fingerprints, _candidates(fingerprints), read_rgb, n_workers)
+
+
+def compare_pairs(
+    fingerprints: Sequence[Fingerprint], pairs: np.ndarray, read_rgb: ReadRgb, n_workers: int
+) -> list[NearDuplicate]:
+    """As `near_duplicates`, of given pairs, int64 `[M, 2]`, however far apart their hashes are."""
+    candidates = []
+    for i, j in pairs.tolist():
+        distances = np.bitwise_count(fingerprints[i].hashes ^ fingerprints[j].hashes[0])
+        for mirrored in (False, True):
+            probe = int(np.where(MIRRORED == mirrored, distances, 255).argmin())
+            candidates.append((i, j, probe, int(distances[probe])))
+    return _judged(fingerprints, np.array(candidates, np.int32).reshape(-1, 4), read_rgb, n_workers)
+
+
+def _judged(
+    fingerprints: Sequence[Fingerprint], candidates: np.ndarray, read_rgb: ReadRgb, n_workers: int
+) -> list[NearDuplicate]:
+    """The verdicts on candidates, rows as in `Candidate`, that small thumbnails do not reject."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # many small images: threads over images gain more
     try:
         with ThreadPoolExecutor(n_workers) as pool:
-            candidates = _candidates(fingerprints)
             starts = range(0, len(candidates), BLOCK_PAIRS)
             blocks = (candidates[start : start + BLOCK_PAIRS] for start in starts)
             possible = [pair for part in pool.map(lambda block: _possible(fingerprints, block), blocks) for pair in part]

@@ -27,6 +27,7 @@ COLUMNS = {
     "height": "Int64",
     "sha256": "string",  # of the encoded bytes
     "phash": "string",  # perceptual hash, 64 bits in hexadecimal; empty for an unreadable image
+    "unit": "int64",  # equal for images that stay in one split: copies of a photograph, and those of one group
     "use": "bool",  # whether later stages use the row
     "reason": "string",  # why the row is not used, or its fault
     "given_label": "Int64",  # as the data give it; label and class_name are corrected

@@ -111,7 +111,7 @@ class LabelCheck(Section):
 
     enabled: bool
     network: NetworkName
-    weights: Annotated[str, Field(min_length=1, pattern="^(?!none$)")]
+    weights: Annotated[str, Field(min_length=1)]
     image_px: ImagePx
 
 

@@ -1,0 +1,190 @@
+"""How probable each label is, by images that do not share its fold.
+
+Two judges that fail differently are pooled: linear discriminants (one covariance for all classes), and the similarity to the
+nearest images of a class, which knows that a class has undersides and upper sides. Their temperatures are fitted together with
+a rate of wrong labels, as if a wrong label were any other class with equal probability, so that wrong labels neither blunt the
+judges nor count as their mistakes. The rate turns probabilities of classes into the probability that a label is wrong.
+
+Memory is that of the embeddings, and of some numbers per image and per class; never images times classes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import minimize
+from scipy.sparse import csr_array
+from scipy.special import log_expit, log_softmax, logit
+
+from fieldguide.checks.splits import assign_folds
+
+N_FOLDS, SEED = 5, 1
+SHRINKAGE = 0.1  # of the covariance towards a multiple of the identity; 0.03 to 0.3 find the same planted errors
+N_CANDIDATES = 10  # most probable classes beside the given one that are judged further
+N_NEAREST = 3
+N_REFERENCES = 2000  # images of a class that others are compared with
+N_FITTED = 20_000  # images; enough for two numbers
+LEAST_RATE = 0.02  # of wrong labels: natural ones are between similar classes, which the fitted rate counts as mistakes
+CLOSE = 0.9  # cosine similarity of possible copies; of 335 copies in the butterflies 90 % are closer
+MAX_CLOSE = 50_000  # pairs
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One entry per image, but for `close`.
+
+    given_probability, suggested_probability: of the given class and of the most probable other one, `suggested` (int64);
+    wrong: the probability that the label is wrong and `suggested` right; similarity: to its nearest images, cosine; judged: False
+    for an image whose class no other fold has; close: pairs of rows, int64 `[M, 2]`, that may be copies, the closest first.
+    """
+
+    given_probability: np.ndarray
+    suggested: np.ndarray
+    suggested_probability: np.ndarray
+    wrong: np.ndarray
+    similarity: np.ndarray
+    judged: np.ndarray
+    close: np.ndarray
+    error_rate: float  # fitted
+
+    @property
+    def agrees(self) -> np.ndarray:
+        """Whether the given class is the most probable one: bool `[N]`."""
+        return self.given_probability >= self.suggested_probability
+
+
+def judge(vectors: np.ndarray, rows: pd.DataFrame) -> Judgement:
+    """Judges the labels of `rows` of the manifest by their embeddings, `[N, F]`; needs at least two classes.
+
+    Images of one `unit` are in one fold. Independent of the order of the rows but for rounding.
+    """
+    names, targets = np.unique(rows["class_name"].to_numpy(str), return_inverse=True)
+    units = rows["unit"].to_numpy()
+    folds = assign_folds(rows.assign(photograph=rows["unit"]).drop(columns="group", errors="ignore"), N_FOLDS, SEED).to_numpy()
+    classes, linear = _discriminant_scores(vectors, targets, folds, len(names))
+    nearest, close = _similarities(vectors, targets, units, classes)
+    judged = np.isfinite(linear[:, 0]) & (nearest[:, 0] > -1)
+    some = np.flatnonzero(judged)[:: 1 + judged.sum() // N_FITTED]
+    pooled = sum(log_softmax(scores / _fit(scores[some], len(names))[0], axis=1) for scores in (linear, nearest))
+    temperature, rate = _fit(pooled[some], len(names))
+    probability = np.exp(log_softmax(pooled / temperature, axis=1))
+    given, best = probability[:, 0], 1 + probability[:, 1:].argmax(axis=1)
+    suggested = probability[np.arange(len(rows)), best]
+    share = max(rate, LEAST_RATE) / (len(names) - 1)  # of the wrong labels that name a certain class
+    wrong = suggested * share / (given * (1 - max(rate, LEAST_RATE)) + (1 - given) * share)
+    return Judgement(
+        given_probability=given,
+        suggested=classes[np.arange(len(rows)), best],
+        suggested_probability=suggested,
+        wrong=np.where(judged, wrong, 0.0),
+        similarity=nearest.max(axis=1),
+        judged=judged,
+        close=close,
+        error_rate=rate,
+    )
+
+
+def unit_vectors(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some embeddings, divided by their length: float32 `[M, F]`."""
+    some = vectors[rows].astype(np.float32)
+    return some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-12)
+
+
+def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), CHUNK):
+        yield rows[start : start + CHUNK]
+
+
+def _discriminant_scores(
+    vectors: np.ndarray, targets: np.ndarray, folds: np.ndarray, n_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Classes int64 `[N, 1 + C]` (the given one, then the most probable others) and their scores, float64, up to a constant.
+
+    Of linear discriminants that were fitted on the other folds; a class that these lack has -inf.
+    """
+    size = vectors.shape[1]
+    products = np.zeros((N_FOLDS, size, size))
+    sums = np.zeros((N_FOLDS, n_classes, size), np.float32)
+    counts = np.zeros((N_FOLDS, n_classes))
+    for fold in range(N_FOLDS):
+        for chunk in _chunks(np.flatnonzero(folds == fold)):
+            some = unit_vectors(vectors, chunk)
+            products[fold] += some.T @ some
+            members = csr_array((np.ones(len(chunk), np.float32), (targets[chunk], np.arange(len(chunk)))), (n_classes, len(chunk)))
+            sums[fold] += members @ some
+            counts[fold] += np.bincount(targets[chunk], minlength=n_classes)
+    n_others = min(N_CANDIDATES, n_classes - 1)
+    classes = np.empty((len(targets), 1 + n_others), np.int64)
+    scores = np.empty(classes.shape)
+    for fold in range(N_FOLDS):
+        weights, bias = _discriminants(products.sum(0) - products[fold], sums.sum(0) - sums[fold], counts.sum(0) - counts[fold])
+        for chunk in _chunks(np.flatnonzero(folds == fold)):
+            values = unit_vectors(vectors, chunk) @ weights.T + bias
+            here = np.arange(len(chunk))
+            classes[chunk, 0], scores[chunk, 0] = targets[chunk], values[here, targets[chunk]]
+            values[here, targets[chunk]] = -np.inf
+            others = np.argpartition(-values, n_others - 1, axis=1)[:, :n_others]
+            classes[chunk, 1:], scores[chunk, 1:] = others, np.take_along_axis(values, others, axis=1)
+    return classes, scores
+
+
+def _discriminants(products: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `[K, F]` and bias `[K]` of the log posterior of normal classes with one covariance."""
+    n, size = counts.sum(), len(products)
+    means = sums / np.maximum(counts, 1)[:, None]
+    covariance = (products - (means * counts[:, None]).T @ means) / max(n, 1)
+    scale = max(np.trace(covariance) / size, 1e-9)
+    covariance *= 1 - SHRINKAGE
+    covariance[np.diag_indices(size)] += SHRINKAGE * scale
+    weights = cho_solve(cho_factor(covariance), means.T.astype(np.float64)).T
+    prior = np.where(counts > 0, np.log(np.maximum(counts, 1) / max(n, 1)), -np.inf)
+    return weights.astype(np.float32), prior - (means * weights).sum(axis=1) / 2
+
+
+def _similarities(
+    vectors: np.ndarray, targets: np.ndarray, units: np.ndarray, classes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean cosine similarity to the nearest images of other units in each class, `[N, 1 + C]`, -1 if there are none; close pairs."""
+    nearest = np.full(classes.shape, -1.0)
+    pairs, similarity = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
+    order = np.argsort(classes.ravel(), kind="stable")
+    starts = np.searchsorted(classes.ravel()[order], np.arange(targets.max() + 2))
+    random = np.random.Generator(np.random.Philox(key=[SEED, 2]))
+    for number in range(len(starts) - 1):
+        members = np.flatnonzero(targets == number)
+        if len(members) > N_REFERENCES:
+            members = np.sort(random.choice(members, N_REFERENCES, replace=False))
+        references = unit_vectors(vectors, members)
+        for places in _chunks(order[starts[number] : starts[number + 1]]):
+            asking = places // classes.shape[1]
+            cosine = unit_vectors(vectors, asking) @ references.T
+            cosine[units[asking][:, None] == units[members]] = -2
+            best = -np.partition(-cosine, min(N_NEAREST, len(members)) - 1, axis=1)[:, :N_NEAREST]
+            found = best > -1.5
+            means = np.where(found, best, 0).sum(axis=1) / np.maximum(found.sum(axis=1), 1)
+            nearest.ravel()[places] = np.where(found.any(axis=1), means, -1.0)
+            one, other = np.nonzero(cosine > CLOSE)
+            pairs.append(np.sort(np.stack([asking[one], members[other]], axis=1), axis=1))
+            similarity.append(cosine[one, other])
+    found_pairs, first = np.unique(np.concatenate(pairs), axis=0, return_index=True)
+    return nearest, found_pairs[np.argsort(-np.concatenate(similarity)[first], kind="stable")[:MAX_CLOSE]]
+
+
+def _fit(scores: np.ndarray, n_classes: int) -> tuple[float, float]:
+    """Temperature of scores `[N, 1 + C]`, and the rate of wrong labels, by maximum likelihood of the given class (column 0)."""
+    finite = scores[np.isfinite(scores)]
+    if len(scores) == 0 or not np.ptp(finite):
+        return 1.0, 0.0
+
+    def loss(values: np.ndarray) -> float:
+        given = log_softmax(scores / np.exp(values[0]), axis=1)[:, 0]
+        others = np.log1p(-np.minimum(np.exp(given), 1 - 1e-12)) - np.log(n_classes - 1)
+        return -float(np.logaddexp(log_expit(-values[1]) + given, log_expit(values[1]) + others).mean())
+
+    start = [np.log(finite.std() / 3), logit(LEAST_RATE)]
+    bounds = [(start[0] - 7, start[0] + 7), (logit(1e-6), logit(0.5))]
+    found = minimize(loss, start, method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-3, "fatol": 1e-7})
+    return float(np.exp(found.x[0])), float(1 / (1 + np.exp(-found.x[1])))
