@@ -1,34 +1,21 @@
-"""Decodes every image once, for size, hashes, fingerprint and mean image, and finds near duplicates."""
+"""Decodes every image of unknown content once, for size, hashes, fingerprint and mean image, and finds near duplicates."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from fieldguide.checks.inspected import MEAN_PX, Inspected, InspectedCache, inspected_images
 from fieldguide.checks.near_duplicates import Fingerprint, NearDuplicate, fingerprint, near_duplicates
 from fieldguide.core.images import TooManyPixels, UnreadableImage, inspect, read_encoded, resize
 from fieldguide.core.names import SPLITS
 
 INSPECTED_PX = 256  # a larger JPEG is decoded at a smaller scale with at least this side; enough for all comparisons
-MEAN_PX = 64
 
 Place = tuple[str, int, int]  # file under data/raw, offset and length of the encoded bytes
-
-
-class Inspected(NamedTuple):
-    """The facts about an image; `reason` says why it could not be decoded."""
-
-    width: int | None
-    height: int | None
-    sha256: str
-    phash: str
-    reason: str
-    fingerprint: Fingerprint | None
-    small: np.ndarray | None  # uint8 [MEAN_PX, MEAN_PX, 3]
 
 
 def inspect_images(
@@ -42,8 +29,8 @@ def inspect_images(
     rows, fingerprints = [], []
     sums = {split: np.zeros((MEAN_PX, MEAN_PX, 3)) for split in dict.fromkeys(frame["split"])}
     counts = dict.fromkeys(sums, 0)
-    with ThreadPoolExecutor(n_workers) as pool:
-        results = pool.map(lambda place: _inspect_one(raw, place, max_megapixels), places)
+    with inspected_images(max_megapixels) as cache, ThreadPoolExecutor(n_workers) as pool:
+        results = pool.map(lambda place: _inspect_one(raw, place, max_megapixels, cache), places)
         progress = tqdm(results, total=len(places), unit="image", disable=None)
         for split, image in zip(frame["split"], progress, strict=True):
             rows.append(image[:5])
@@ -65,17 +52,21 @@ def _places(frame: pd.DataFrame) -> list[Place]:
     return list(zip(frame["file"], frame["offset"], frame["length"], strict=True))
 
 
-def _inspect_one(raw: Path, place: Place, max_megapixels: int) -> Inspected:
+def _inspect_one(raw: Path, place: Place, max_megapixels: int, cache: InspectedCache) -> Inspected:
     file, offset, length = place
     encoded = read_encoded(raw / file, offset, length)
     digest = hashlib.sha256(encoded).hexdigest()
+    if known := cache.get(digest):
+        return known
     try:
         (width, height), rgb = inspect(encoded, INSPECTED_PX, max_megapixels * 1_000_000)
     except UnreadableImage as error:
         remedy = "; raise split_check.max_megapixels" if isinstance(error, TooManyPixels) else ""
         return Inspected(None, None, digest, "", f"unreadable: {error}{remedy}", None, None)
     prints = fingerprint(rgb)
-    return Inspected(width, height, digest, f"{prints.hashes[0]:016x}", "", prints, resize(rgb, MEAN_PX))
+    image = Inspected(width, height, digest, f"{prints.hashes[0]:016x}", "", prints, resize(rgb, MEAN_PX))
+    cache.put(image)
+    return image
 
 
 def read_rgb(raw: Path, place: Place) -> np.ndarray:

@@ -100,7 +100,7 @@ class SplitCheck(Section):
     valid_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     hold_out: Annotated[float, Field(ge=0, lt=0.5)]
-    group: str
+    group: Text
     folds: Literal[0] | Annotated[int, Field(ge=2, le=100)]
     fold: Annotated[int, Field(ge=0, le=99)]
     seed: Seed

@@ -97,6 +97,11 @@ def download_cache() -> Path:
     return project_root() / ".fieldguide" / "downloads"
 
 
+def inspected_cache() -> Path:
+    """What the split check found in images, by content."""
+    return project_root() / ".fieldguide" / "inspected"
+
+
 def models_cache() -> Path:
     """Cache of models of the registry, each named by its hash."""
     return project_root() / ".fieldguide" / "models"

@@ -658,7 +658,7 @@ def test_folds_and_groups_through_the_stage(make_project: MakeProject) -> None:
 def test_groups_by_name_that_the_data_split_apart_are_found(make_project: MakeProject) -> None:
     project = with_raw(make_project(**{"split_check.group": r"/(\d)\.jpg", "split_check.few_images": 0}), PHOTOS)
     succeeded(run_stage(project, "split_check"))
-    findings = pd.read_csv(project / "metrics/findings.csv", keep_default_na=False)
+    findings = pd.read_csv(project / "metrics/findings.csv", keep_default_na=False, dtype=str)
     assert findings[["kind", "id", "detail"]].to_numpy().tolist() == [
         ["group in two splits", "1", "2 train, 2 valid, 2 test images; train and test are not independent"]
     ]

@@ -1,0 +1,162 @@
+"""What the inspection found in each image, kept by content, so that unchanged images are not decoded again.
+
+An SQLite file below `.fieldguide/inspected` for each state of the code, the libraries that decode, and `max_megapixels`.
+Results are the same bytes with and without it; a file that is damaged, locked or not writable is not used.
+"""
+
+import hashlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fieldguide.checks.near_duplicates import PROBES, SMALL_PX, Fingerprint
+from fieldguide.core.imports import import_closure
+from fieldguide.core.paths import inspected_cache
+
+MEAN_PX = 64
+MAX_BYTES = 2_000_000_000  # of all files; 140,000 images: a guess
+MAX_WAITING = 1000  # images that are not yet written
+LOCK_SECONDS = 30.0  # to wait for another process that writes
+DECODERS = ("numpy", "opencv-contrib-python-headless", "pillow", "pillow-heif")
+TABLE = (
+    "create table if not exists images (sha256 text primary key, width integer, height integer, side_px integer,"
+    " content blob, digest blob)"
+)
+
+
+class Inspected(NamedTuple):
+    """The facts about an image; `reason` says why it could not be decoded."""
+
+    width: int | None
+    height: int | None
+    sha256: str
+    phash: str
+    reason: str
+    fingerprint: Fingerprint | None
+    small: np.ndarray | None  # uint8 [MEAN_PX, MEAN_PX, 3]
+
+
+class InspectedCache:
+    """Readable images by SHA-256. After an error of the file it holds nothing, and the file is removed if it is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, threading.Lock()  # threads share the connection
+        self.connection: sqlite3.Connection | None = None
+        self.waiting: dict[str, Inspected] = {}
+        with self._guarded():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.connection = sqlite3.connect(path, LOCK_SECONDS, check_same_thread=False)
+            self.connection.execute(TABLE)
+
+    def get(self, sha256: str) -> Inspected | None:
+        """What is known of these bytes; None if nothing is, or if it is damaged."""
+        row = None
+        with self._guarded():
+            if self.connection is not None:
+                row = self.connection.execute("select * from images where sha256 = ?", [sha256]).fetchone()
+        return _from_row(row) if row else None
+
+    def put(self, image: Inspected) -> None:
+        """Keeps a readable image; an unreadable one may be readable with another extra."""
+        if image.reason:
+            return
+        with self.lock:
+            self.waiting[image.sha256] = image
+            is_full = len(self.waiting) >= MAX_WAITING
+        if is_full:
+            self.write()
+
+    def write(self) -> None:
+        """Writes what is waiting, all or nothing, unless the file is full."""
+        with self._guarded():
+            rows = [_as_row(image) for image in self.waiting.values()]
+            self.waiting.clear()
+            if self.connection is not None and rows and self.path.stat().st_size < MAX_BYTES:
+                with self.connection:
+                    self.connection.executemany("insert or replace into images values (?, ?, ?, ?, ?, ?)", rows)
+
+    def close(self) -> None:
+        self.write()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = None
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        with self.lock:
+            try:
+                yield
+            except (sqlite3.Error, OSError) as error:
+                self._disconnect()
+                if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                    _remove(self.path)
+
+
+@contextmanager
+def inspected_images(max_megapixels: int) -> Iterator[InspectedCache]:
+    """The cache of this code and these libraries; removes the oldest others if all together are too large."""
+    folder = inspected_cache()
+    cache = InspectedCache(folder / f"{_key(max_megapixels)}.db")
+    with suppress(OSError):
+        os.utime(cache.path)
+        files = sorted(folder.glob("*.db"), key=lambda file: file.stat().st_mtime)
+        for file in files[:-1]:
+            if sum(each.stat().st_size for each in folder.glob("*.db")) >= MAX_BYTES:
+                _remove(file)
+    try:
+        yield cache
+    finally:
+        cache.close()
+
+
+def _key(max_megapixels: int) -> str:
+    """A hash of all on which the results depend but the image."""
+    root = Path(__file__).parents[2]
+    code = sorted(import_closure(root / "fieldguide" / "checks" / "inspection.py", root))
+    digest = hashlib.sha256(f"{max_megapixels}".encode())
+    for file in code:
+        digest.update(f"\n{file.relative_to(root)}\n".encode() + file.read_bytes())
+    for package in DECODERS:
+        with suppress(PackageNotFoundError):
+            digest.update(f"\n{package} {version(package)}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _remove(file: Path) -> None:
+    for each in (file, file.with_name(f"{file.name}-journal")):
+        with suppress(OSError):
+            each.unlink(missing_ok=True)
+
+
+def _as_row(image: Inspected) -> tuple[object, ...]:
+    assert image.fingerprint is not None and image.small is not None
+    prints = image.fingerprint
+    content = prints.hashes.tobytes() + prints.thumbnail.tobytes() + image.small.tobytes()
+    facts = (image.sha256, image.width, image.height, prints.side_px)
+    return (*facts, content, _digest(facts, content))
+
+
+def _from_row(row: tuple[Any, ...]) -> Inspected | None:
+    """The image of a row; None if the row is not as it was written."""
+    *facts, content, digest = row
+    if digest != _digest(tuple(facts), content):
+        return None
+    sha256, width, height, side_px = facts
+    hashes = np.frombuffer(content, np.uint64, len(PROBES)).copy()  # without the content, which would stay in memory
+    thumbnail = np.frombuffer(content, np.uint8, SMALL_PX * SMALL_PX, hashes.nbytes).reshape(SMALL_PX, SMALL_PX).copy()
+    small = np.frombuffer(content, np.uint8, offset=hashes.nbytes + thumbnail.nbytes).reshape(MEAN_PX, MEAN_PX, 3)
+    return Inspected(width, height, sha256, f"{hashes[0]:016x}", "", Fingerprint(hashes, thumbnail, side_px), small)
+
+
+def _digest(facts: tuple[object, ...], content: bytes) -> bytes:
+    return hashlib.blake2b(repr(facts).encode() + content, digest_size=16).digest()

@@ -1,0 +1,158 @@
+"""The cache of inspected images: the same results with and without it, whatever happened to its file."""
+
+import hashlib
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fieldguide.checks import inspected, inspection
+from fieldguide.checks.inspected import Inspected, InspectedCache, inspected_images
+from fieldguide.checks.inspection import inspect_images
+from fieldguide.core.paths import inspected_cache
+
+N = 6
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_jpeg: Callable[..., bytes]) -> pd.DataFrame:
+    """Images of train and test in a file, of which one is unreadable; the current folder is a project."""
+    monkeypatch.chdir(tmp_path)
+    images = [*(make_jpeg(seed, 60 + seed, 50) for seed in range(N)), b"no image"]
+    Path("all.bin").write_bytes(b"".join(images))
+    lengths = np.array([len(image) for image in images])
+    split = ["train", "test"] * 3 + ["train"]
+    return pd.DataFrame({"split": split, "file": "all.bin", "offset": np.cumsum(lengths) - lengths, "length": lengths})
+
+
+def results(table: pd.DataFrame) -> list[object]:
+    """Everything that the inspection returns, as bytes."""
+    frame, prints, means = inspect_images(table, Path(), 10, 2)
+    known = [(one.hashes.tobytes(), one.thumbnail.tobytes(), one.side_px) if one else None for one in prints]
+    return [frame.to_csv(), known, {split: mean.tobytes() for split, mean in means.items()}]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the images that were decoded."""
+    lengths: list[int] = []
+    inspect = inspection.inspect
+    monkeypatch.setattr(inspection, "inspect", lambda encoded, *rest: lengths.append(len(encoded)) or inspect(encoded, *rest))
+    return lengths
+
+
+def database() -> Path:
+    (file,) = inspected_cache().glob("*.db")
+    return file
+
+
+def test_an_unchanged_image_is_not_decoded_again_and_the_results_are_the_same(table: pd.DataFrame, decoded: list[int]) -> None:
+    first = results(table)
+    assert len(decoded) == N + 1
+    assert results(table) == first
+    assert results(table.iloc[::-1].reset_index(drop=True))[1] == first[1][::-1]
+    assert len(decoded) == N + 3  # the unreadable one each time
+
+
+def test_a_new_image_is_decoded_and_kept(table: pd.DataFrame, decoded: list[int]) -> None:
+    results(table.head(4))
+    results(table.head(6))
+    assert len(decoded) == 6
+    results(table.head(6))
+    assert len(decoded) == 6
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(b"no database" * 1000),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+        lambda file: file.write_bytes(file.read_bytes()[:4096] + bytes(file.stat().st_size - 4096)),
+    ],
+    ids=["other file", "empty", "cut off", "zeros"],
+)
+def test_a_damaged_file_is_computed_again(table: pd.DataFrame, decoded: list[int], damage: Callable[[Path], None]) -> None:
+    expected = results(table)
+    damage(database())
+    for _ in range(3):
+        assert results(table) == expected
+    assert len(decoded) <= 3 * (N + 1) + 1  # at the third time at the latest it is whole again
+
+
+@pytest.mark.parametrize("column", ["width", "side_px", "content"])
+def test_a_changed_value_is_computed_again(table: pd.DataFrame, column: str) -> None:
+    expected = results(table)
+    value = "zeroblob(length(content))" if column == "content" else f"{column} + 1"
+    connection = sqlite3.connect(database())
+    with connection:
+        connection.execute(f"update images set {column} = {value}")
+    connection.close()
+    assert results(table) == expected
+
+
+def test_a_folder_that_cannot_be_made_is_no_error(table: pd.DataFrame) -> None:
+    expected = results(table)
+    inspected_cache().rename("elsewhere")
+    inspected_cache().write_text("a file")
+    assert results(table) == expected
+
+
+def test_a_file_that_another_process_holds_is_no_error(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = results(table.head(2))
+    monkeypatch.setattr(inspected, "LOCK_SECONDS", 0.01)
+    connection = sqlite3.connect(database(), isolation_level=None)
+    connection.execute("begin exclusive")
+    assert results(table.head(2)) == expected
+    connection.close()
+
+
+def test_other_code_limits_and_libraries_have_a_file_of_their_own(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {inspected._key(10), inspected._key(11)}
+    monkeypatch.setattr(inspected, "version", lambda package: "another")
+    keys.add(inspected._key(10))
+    monkeypatch.setattr(inspected, "import_closure", lambda script, root: {script})
+    keys.add(inspected._key(10))
+    assert len(keys) == 4
+
+
+def test_the_files_together_are_bounded(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    inspected_cache().mkdir(parents=True)
+    for name in ("old", "older"):
+        (inspected_cache() / f"{name}.db").write_bytes(bytes(30_000))
+    monkeypatch.setattr(inspected, "MAX_BYTES", 60_000)
+    with inspected_images(10) as cache:
+        pass
+    assert len(list(inspected_cache().glob("*.db"))) == 2
+    monkeypatch.setattr(inspected, "MAX_BYTES", 1000)
+    results(table)
+    assert database() == cache.path
+    connection = sqlite3.connect(database())
+    assert connection.execute("select count(*) from images").fetchone() == (0,)  # full
+    connection.close()
+
+
+def test_threads_share_a_cache(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspected, "MAX_WAITING", 7)
+    results(table)
+    with closing(InspectedCache(database())) as first:
+        image = first.get(hashlib.sha256(Path("all.bin").read_bytes()[: table["length"][0]]).hexdigest())
+    assert image
+    cache = InspectedCache(inspected_cache() / "threads.db")
+
+    def use(number: int) -> Inspected | None:
+        cache.put(image._replace(sha256=f"{number}"))
+        return cache.get(f"{number - 20}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(use, range(200)))
+    cache.close()
+    again = InspectedCache(cache.path)
+    found = [again.get(f"{number}") for number in range(200)]
+    again.close()
+    assert all(one and one.width == image.width for one in found)
