@@ -19,7 +19,7 @@ from typing import IO
 from fieldguide.core.corrections import SHA256, Correction
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import write_bytes
-from fieldguide.review.items import Item, Place, Refusal, Suggestion, Suspicion, check_version
+from fieldguide.review.items import Item, ManifestImage, NotStored, Suggestion, Suspicion, check_version
 from fieldguide.review.labels import Images, today
 from fieldguide.sources.layout import class_key, class_name, is_split, is_system, is_unlabelled, splits_among
 from fieldguide.sources.members import READ_ERRORS, is_writable
@@ -84,7 +84,7 @@ class AdditionDesk:
         """The copy is written before the journal, so that a decision in the journal has its copy."""
         photograph = self.photographs[sha256]
         if decision not in DECISIONS:
-            raise Refusal(f"{decision!r} is not a decision about a new photograph; name its class, or drop it.")
+            raise NotStored(f"{decision!r} is not a decision about a new photograph; name its class, or drop it.")
         target = self._target(photograph, class_name) if decision == "relabel" else None
         content = _content(photograph) if target else b""
         with self._changing() as (known, journal):
@@ -111,7 +111,7 @@ class AdditionDesk:
             raise KeyError(sha256)
         return self.images.encoded(sha256)
 
-    def examples(self, class_name: str, item: Item) -> list[Place]:
+    def examples(self, class_name: str, item: Item) -> list[ManifestImage]:
         return self.images.examples(class_name, "", {item.sha256}) if self.images else []
 
     @contextmanager
@@ -132,11 +132,11 @@ class AdditionDesk:
         return [path.name for path in self.into.iterdir() if path.is_dir()] if self.into.is_dir() else []
 
     def _target(self, photograph: NewPhotograph, class_name: str) -> Path:
-        """The path of the copy; raises `Refusal` for an unknown class and for one whose name no folder can have."""
+        """The path of the copy; raises `NotStored` for an unknown class and for one whose name no folder can have."""
         if class_name not in self.class_names:
-            raise Refusal(f"There is no class {class_name!r}; choose one of the list.")
+            raise NotStored(f"There is no class {class_name!r}; choose one of the list.")
         if not is_class_folder(class_name):
-            raise Refusal(f"The class {class_name!r} cannot be the name of a folder; rename it in your data.")
+            raise NotStored(f"The class {class_name!r} cannot be the name of a folder; rename it in your data.")
         key = class_key(class_name)
         folder = next((name for name in sorted(self._folders()) if class_key(name) == key), class_name)
         return self.into / folder / copy_name(photograph)
@@ -151,13 +151,13 @@ class AdditionDesk:
 
 
 def _content(photograph: NewPhotograph) -> bytes:
-    """The bytes that the model saw; raises `Refusal`."""
+    """The bytes that the model saw; raises `NotStored`."""
     try:
         content = photograph.read()
     except READ_ERRORS as error:
-        raise Refusal(f"The photograph cannot be read any more ({error}); start fieldguide review again.") from error
+        raise NotStored(f"The photograph cannot be read any more ({error}); start fieldguide review again.") from error
     if hashlib.sha256(content).hexdigest() != photograph.sha256:
-        raise Refusal("The file has changed since the model saw it; start fieldguide review again.")
+        raise NotStored("The file has changed since the model saw it; start fieldguide review again.")
     return content
 
 
@@ -173,8 +173,8 @@ def copy_name(photograph: NewPhotograph) -> str:
 def is_class_folder(name: str) -> bool:
     """Whether `download` reads a folder of this name as the class of this name."""
     return (
-        name == class_name(name) != ""
-        and "/" not in name
+        name == class_name(name)
+        and PurePosixPath(name).parts == (name,)
         and is_writable(name)
         and len(name.encode()) <= NAME_BYTES
         and not (is_system(name) or is_split(name) or is_unlabelled(name))

@@ -26,7 +26,7 @@ from fieldguide.core.formats import MAX_PIXELS
 from fieldguide.core.images import UnreadableImage, encode_jpeg, inspect
 from fieldguide.core.machine import n_cores
 from fieldguide.core.names import common_name
-from fieldguide.review.items import KINDS, Desk, Item, Place, Refusal, Stale, in_words, last_decision, version_of
+from fieldguide.review.items import KINDS, Desk, Item, ManifestImage, NotStored, Stale, in_words, last_decision, version_of
 from fieldguide.web.app import HEADERS, YEAR_S, asset_address, bare_host, day, percent, refuse_other_sites, wants_page
 from fieldguide.web.problems import MEDIA_TYPE, Problem, code_of
 from fieldguide.web.settings import Settings
@@ -36,7 +36,7 @@ HOSTS = frozenset(map(bare_host, LOOPBACK))
 LARGE_PX, SMALL_PX = 1280, 320  # larger side of the photograph and of an example
 N_LARGE, N_SMALL = 16, 512  # kept in memory
 SETTINGS = Settings(max_images=8, max_body_bytes=1 << 16)  # of the server: a form is small
-N_KEYS = 5  # suggestions with a number key
+N_KEYS, N_COMPARED = 5, 3  # suggestions with a number key, and with examples
 pages = Blueprint("pages", __name__)
 
 
@@ -156,7 +156,7 @@ def decide() -> BaseResponse:
     class_name = class_of(class_name or request.form.get("label", "")) if decision == "relabel" else ""
     try:
         desk.decide(item.sha256, decision, class_name, request.form.get("version", ""))
-    except Refusal as refusal:
+    except NotStored as refusal:
         return page(taken, item, notice=str(refusal), status=409 if isinstance(refusal, Stale) else 400)
     review().count(decision)
     following = next_open(taken, item, desk.decisions())
@@ -171,7 +171,7 @@ def undo() -> BaseResponse:
     item = item_of(request.form.get("sha256", ""))
     try:
         desk.withdraw(item.sha256, request.form.get("version", ""))
-    except Refusal as refusal:
+    except NotStored as refusal:
         return page(taken, item, notice=str(refusal), status=409 if isinstance(refusal, Stale) else 400)
     review().count("withdrawn")
     return redirect(address(taken, at=item.sha256, last=item.sha256), 303)
@@ -253,7 +253,9 @@ def page(taken: Filter, item: Item | None, last: Item | None = None, notice: str
         item=item,
         decision=decisions.get(item.sha256) if item else None,
         choices=choices_of(item) if item else [],
+        copies=copies_of(item) if item else [],
         compared=compared(item) if item else [],
+        decisions=decisions,
         following=following,
         before=before,
         after=after,
@@ -291,14 +293,20 @@ def choices_of(item: Item) -> list[Choice]:
     return [Choice("k", "keep", "Keep", item.given), *relabel, drop]
 
 
-def compared(item: Item) -> list[tuple[str, str, list[Place]]]:
+def copies_of(item: Item) -> list[ManifestImage]:
+    """The other images of which it is a copy."""
+    others = [each.other for each in item.suspicions if each.other]
+    return list({other.id: other for other in others}.values())
+
+
+def compared(item: Item) -> list[tuple[str, str, list[ManifestImage]]]:
     """What the photograph is to be compared with: a heading, a class and images of it."""
     desk = review().desk
-    others = [each.other for each in item.suspicions if each.other]
-    names = {item.given: "Given", item.suggested: "Suggested"} if desk.is_of_labels else {}
-    names |= {each.class_name: f"Answer {place}" for place, each in enumerate(item.suggestions[:2], 1)}
-    shown = [("Other copy", other.class_name, [other]) for other in {other.id: other for other in others}.values()]
-    return shown + [(text, name, desk.examples(name, item)) for name, text in names.items() if name]
+    if desk.is_of_labels:
+        names = {item.given: "Given"} | ({item.suggested: "Suggested"} if item.suggested != item.given else {})
+    else:
+        names = {each.class_name: f"Answer {place}" for place, each in enumerate(item.suggestions[:N_COMPARED], 1)}
+    return [(text, name, desk.examples(name, item)) for name, text in names.items() if name]
 
 
 def progress_by_kind(decisions: Mapping[str, Correction]) -> list[tuple[str, int, int]]:

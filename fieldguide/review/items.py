@@ -19,7 +19,7 @@ KINDS = {  # how the page calls them, in the order in which they are offered
 }
 
 
-class Place(NamedTuple):
+class ManifestImage(NamedTuple):
     """Where the bytes of an image lie below data/raw, and what the manifest says of it."""
 
     sha256: str
@@ -38,7 +38,7 @@ class Suspicion(NamedTuple):
     kind: str  # of `KINDS`
     suggested: str = ""  # class name
     score: float | None = None
-    other: Place | None = None  # the image of which it is a copy
+    other: ManifestImage | None = None  # the image of which it is a copy
 
 
 class Suggestion(NamedTuple):
@@ -75,11 +75,11 @@ class Item:
         return (named | {self.suggestions[0].class_name} if self.suggestions else named) - {""}
 
 
-class Refusal(Exception):
+class NotStored(Exception):
     """An answer that is not stored; the text says why and what to do."""
 
 
-class Stale(Refusal):
+class Stale(NotStored):
     """Somebody else has decided about the image since the page was shown."""
 
 
@@ -96,7 +96,7 @@ class Desk(Protocol):
         """What is decided and on disk, by SHA-256; the last decision is the last."""
 
     def decide(self, sha256: str, decision: str, class_name: str, version: str) -> None:
-        """Stores a decision; it is on disk on return. Raises `Refusal`, and `Stale` if `version` is not that on disk."""
+        """Stores a decision; it is on disk on return. Raises `NotStored`, and `Stale` if `version` is not that on disk."""
 
     def withdraw(self, sha256: str, version: str) -> None:
         """Removes a decision; it is off the disk on return. Raises as `decide` does."""
@@ -104,7 +104,7 @@ class Desk(Protocol):
     def encoded(self, sha256: str) -> bytes:
         """The encoded bytes of an image that the page shows; raises `KeyError` for others and `OSError`."""
 
-    def examples(self, class_name: str, item: Item) -> list[Place]:
+    def examples(self, class_name: str, item: Item) -> list[ManifestImage]:
         """Images that show the class, for comparison with the item."""
 
 

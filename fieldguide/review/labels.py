@@ -17,7 +17,7 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.images import read_encoded
 from fieldguide.core.names import SPLITS
 from fieldguide.core.paths import CORRECTIONS, FINDINGS_CSV, LABEL_ERRORS_CSV, MANIFEST, NEAR_DUPLICATES_CSV, RAW
-from fieldguide.review.items import Item, Place, Refusal, Suspicion, check_version
+from fieldguide.review.items import Item, ManifestImage, NotStored, Suspicion, check_version
 from fieldguide.web.model import file_stamp
 
 N_EXAMPLES = 4  # of a class, on the page
@@ -46,9 +46,9 @@ class Images:
     """The images of the manifest that the page may show."""
 
     raw: Path
-    by_sha256: dict[str, Place] = field(default_factory=dict)
-    by_name: dict[Name, Place] = field(default_factory=dict)
-    by_class: dict[str, dict[str, list[Place]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    by_sha256: dict[str, ManifestImage] = field(default_factory=dict)
+    by_name: dict[Name, ManifestImage] = field(default_factory=dict)
+    by_class: dict[str, dict[str, list[ManifestImage]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
     def encoded(self, sha256: str) -> bytes:
         """The bytes as the manifest places them; raises `KeyError` for an unknown image, and `OSError`."""
@@ -58,7 +58,7 @@ class Images:
             raise KeyError(sha256)
         return read_encoded(self.raw / path, place.offset, place.length)
 
-    def examples(self, class_name: str, split: str, avoided: set[str]) -> list[Place]:
+    def examples(self, class_name: str, split: str, avoided: set[str]) -> list[ManifestImage]:
         """Images of the class, those of other splits first."""
         splits = self.by_class.get(class_name, {})
         ordered = chain.from_iterable(splits[name] for name in sorted(splits, key=lambda name: (name == split, name)))
@@ -110,9 +110,9 @@ class LabelDesk:
     def decide(self, sha256: str, decision: str, class_name: str, version: str) -> None:
         item = self.items[sha256]
         if decision not in DECISIONS:
-            raise Refusal(f"{decision!r} is not a decision; use {', '.join(DECISIONS)}.")
+            raise NotStored(f"{decision!r} is not a decision; use {', '.join(DECISIONS)}.")
         if decision == "relabel" and class_name not in self.class_names:
-            raise Refusal(f"There is no class {class_name!r}; choose one of the list.")
+            raise NotStored(f"There is no class {class_name!r}; choose one of the list.")
         label = class_name if decision == "relabel" else ""
         self._store(self._correction(item, decision, label, reason_of(item), self.by), version)
 
@@ -158,7 +158,7 @@ class LabelDesk:
     def encoded(self, sha256: str) -> bytes:
         return self.images.encoded(sha256)
 
-    def examples(self, class_name: str, item: Item) -> list[Place]:
+    def examples(self, class_name: str, item: Item) -> list[ManifestImage]:
         wrong = {sha256 for sha256, each in self.decisions().items() if each.decision != "keep"}
         copies = {each.other.sha256 for each in item.suspicions if each.other}
         return self.images.examples(class_name, item.split, wrong | copies | {item.sha256})
@@ -240,7 +240,7 @@ def read_images(project: Path, tables: Tables) -> tuple[Images, set[str]]:
     images, class_names = Images(project / RAW), set()
     try:
         for row in read_table(project / MANIFEST, MANIFEST, PLACES):
-            place = Place(
+            place = ManifestImage(
                 *(row["sha256"], row["id"], row["split"], row["class_name"], row["file"]),
                 *(int(row["offset"]), int(row["length"]), row["use"] == "True"),
             )
@@ -268,7 +268,7 @@ def items_of(tables: Tables, images: Images, class_names: set[str]) -> tuple[dic
     by_id = {place.id: place for place in images.by_name.values()}
     unknown: set[str] = set()
 
-    def add(place: Place, given: str, suspicion: Suspicion) -> None:
+    def add(place: ManifestImage, given: str, suspicion: Suspicion) -> None:
         item = items.setdefault(place.sha256, Item(place.sha256, place.id, place.split, given, ()))
         if suspicion.kind not in item.kinds:
             items[place.sha256] = replace(item, suspicions=(*item.suspicions, suspicion))
@@ -298,7 +298,7 @@ def items_of(tables: Tables, images: Images, class_names: set[str]) -> tuple[dic
     return items, len(unknown)
 
 
-def _pairs(tables: Tables, images: Images) -> Iterator[tuple[Place, Place, bool]]:
+def _pairs(tables: Tables, images: Images) -> Iterator[tuple[ManifestImage, ManifestImage, bool]]:
     """The two images of each pair, and whether it is a label conflict."""
     for row in tables.pairs:
         one, other = (images.by_name.get((row[f"{side}_split"], row[f"{side}_id"])) for side in ("one", "other"))
@@ -306,6 +306,6 @@ def _pairs(tables: Tables, images: Images) -> Iterator[tuple[Place, Place, bool]
             yield one, other, row["conflict"] == "True"
 
 
-def _spared(place: Place) -> int:
+def _spared(place: ManifestImage) -> int:
     """Of two copies that of train is offered, so that valid and test stay what they are."""
     return SPLITS.index(place.split) if place.split in SPLITS else len(SPLITS)
