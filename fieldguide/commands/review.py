@@ -96,7 +96,11 @@ def addition_desk(args: argparse.Namespace, by: str, stack: ExitStack) -> Additi
     if "-" in args.sources:
         raise UserError("-: standard input cannot be read again for the page; save it to a file")
     left_out: list[LeftOut] = []
-    photos = [photo for source in args.sources for photo in photos_in(source, stack, left_out)]
+    into: Path = args.into or ADDITIONS
+    found = [photo for source in args.sources for photo in photos_in(source, stack, left_out)]
+    photos = [photo for photo in found if not Path(photo.name).resolve().is_relative_to(into.resolve())]
+    if n_copies := len(found) - len(photos):
+        print(f"{n_copies} photographs are in {into} and not offered again")
     if not photos:
         raise UserError(f"{' '.join(args.sources)}: no photograph that is read ({readable()})")
     many = len(photos) > BATCH
@@ -114,7 +118,7 @@ def addition_desk(args: argparse.Namespace, by: str, stack: ExitStack) -> Additi
     if left_out:
         print(f"left out: {counted(file.kind for file in left_out)}")
     print(f"{len(photos)} photographs: {', '.join(f'{n} {verdict}' for verdict, n in sorted(verdicts.items())) or 'none read'}")
-    return AdditionDesk(list(offered.values()), classifier.class_names, args.into or ADDITIONS, by, project_images())
+    return AdditionDesk(list(offered.values()), classifier.class_names, into, by, project_images())
 
 
 def new_photograph(photo: Photo, prediction: Prediction) -> NewPhotograph:

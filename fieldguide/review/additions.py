@@ -91,7 +91,7 @@ class AdditionDesk:
             check_version(version, known.get(sha256))
             if target:
                 write_bytes(target, content)
-            self._remove_copies(sha256, target)
+            self._remove_copies(sha256, known.get(sha256), target)
             file = target.relative_to(self.into).as_posix() if target else photograph.name
             label = class_name if target else ""
             _append(journal, Correction(sha256, file, decision, label, f"answer: {photograph.verdict}", self.by, today()))
@@ -102,7 +102,7 @@ class AdditionDesk:
         with self._changing() as (known, journal):
             check_version(version, known.get(sha256))
             _append(journal, Correction(sha256, photograph.name, WITHDRAWN, "", "", self.by, today()))
-            self._remove_copies(sha256)
+            self._remove_copies(sha256, known.get(sha256))
 
     def encoded(self, sha256: str) -> bytes:
         if photograph := self.photographs.get(sha256):
@@ -141,12 +141,14 @@ class AdditionDesk:
         folder = next((name for name in sorted(self._folders()) if class_key(name) == key), class_name)
         return self.into / folder / copy_name(photograph)
 
-    def _remove_copies(self, sha256: str, but: Path | None = None) -> None:
-        """Removes the copies of a photograph that are still as this page wrote them, except one."""
+    def _remove_copies(self, sha256: str, former: Correction | None = None, but: Path | None = None) -> None:
+        """Removes the copies of a photograph that are still as this page wrote them, except one; `former` may name another."""
         name = copy_name(self.photographs[sha256])
-        for folder in self._folders():
-            path = self.into / folder / name
-            if path != but and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+        paths = {self.into / folder / name for folder in self._folders()}
+        if former and former.label and ".." not in (file := PurePosixPath(former.file)).parts and not file.is_absolute():
+            paths.add(self.into / file)
+        for path in paths - {but}:
+            if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
                 path.unlink()
 
 

@@ -130,10 +130,10 @@ def test_the_focus_stays_and_typing_is_no_key(open_page: Callable[..., Page], ru
     page.keyboard.press("Enter")
     expect(name_of(page)).to_have_text("valid/1/0.jpg")
     expect(keep).to_be_focused()
-    page.get_by_role("switch", name="Keys").uncheck()
+    page.get_by_role("switch", name="Keyboard shortcuts").uncheck()
     page.keyboard.press("d")
     page.reload()
-    expect(page.get_by_role("switch", name="Keys")).not_to_be_checked()
+    expect(page.get_by_role("switch", name="Keyboard shortcuts")).not_to_be_checked()
     assert "valid/1/0.jpg" not in decided(project)
 
 

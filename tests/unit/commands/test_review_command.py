@@ -16,7 +16,7 @@ from fieldguide.core.corrections import BY_RULE, read_corrections
 from fieldguide.core.errors import run_command
 from support import ROOT
 from support.app_server import png, write_model
-from support.archives import write_zip
+from support.archives import write_folder, write_zip
 from support.reviews import field, reviewing, write_reviewed
 
 
@@ -147,6 +147,14 @@ def test_new_photographs_of_which_the_model_is_not_sure_are_offered_and_copied(p
     assert json.loads((added / ".review.jsonl").read_text(encoding="utf-8"))["label"] == "GREEN"
     with reviewing(project, str(archive), "--model", str(model), "--all") as running:
         assert running.said[1].startswith("1 of 3 decided; ")
+
+
+def test_copies_in_the_folder_are_not_offered_again(project: Path, tmp_path: Path) -> None:
+    walk = write_folder(tmp_path / "walk", {"new.png": png((128, 128, 128)), "added/RED/old.png": png((120, 120, 120))})
+    options = ["--model", str(write_model(tmp_path)), "--into", str(walk / "added")]
+    with reviewing(project, str(walk), *options) as running:
+        assert running.said[0].startswith("1 photographs are in ")
+        assert running.said[2].startswith("0 of 1 decided; ")
 
 
 @pytest.mark.parametrize(

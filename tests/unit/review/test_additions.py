@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,14 @@ def test_another_decision_moves_the_copy_and_a_drop_or_undo_removes_it(
     desk.decide(one.sha256, "relabel", "GREEN", version())
     desk.withdraw(one.sha256, version())
     assert (files(into), dict(desk.decisions())) == ([], {})
+
+
+def test_the_copy_under_another_name_is_found(desk: AdditionDesk, photographs: list[NewPhotograph], into: Path) -> None:
+    one = photographs[0]
+    desk.decide(one.sha256, "relabel", "RED", "")
+    again = AdditionDesk([replace(one, name="renamed.jpg")], NAMES, into, "Ann")
+    again.decide(one.sha256, "relabel", "BLUE", version_of(again.decisions()[one.sha256]))
+    assert files(into) == [f"BLUE/renamed-{one.sha256[:12]}.jpg"]
 
 
 def test_a_copy_that_somebody_has_changed_is_left(desk: AdditionDesk, photographs: list[NewPhotograph], into: Path) -> None:
