@@ -7,6 +7,7 @@ import csv
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -117,15 +118,24 @@ class LabelDesk:
         self._store(self._correction(item, decision, label, reason_of(item), self.by), version)
 
     def withdraw(self, sha256: str, version: str) -> None:
-        with changing(self.target) as decided:
+        with self._changing() as decided:
             check_version(version, decided.get(sha256))
             decided.pop(sha256, None)
 
     def _store(self, correction: Correction, version: str) -> None:
         """As `corrections.decide`, but only if nobody has decided since `version`; the last decision becomes the last line."""
-        with changing(self.target) as decided:
+        with self._changing() as decided:
             check_version(version, decided.pop(correction.sha256, None))
             decided[correction.sha256] = correction
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Correction]]:
+        """As `corrections.changing`; raises `UserError` also for a folder in which nothing can be locked."""
+        try:
+            with changing(self.target) as decided:
+                yield decided
+        except OSError as error:
+            raise UserError(f"{self.target}: {error.strerror}; fix the permissions of its folder") from error
 
     def accept_above(self, score: float) -> tuple[Counter[str], Counter[str]]:
         """Relabels suspected labels with a higher score without a person; people's decisions stay.
@@ -134,7 +144,7 @@ class LabelDesk:
         """
         relabelled: Counter[str] = Counter()
         left: Counter[str] = Counter()
-        with changing(self.target) as decided:
+        with self._changing() as decided:
             for item in self.items.values():
                 suspicion = next((each for each in item.suspicions if each.kind == "label"), None)
                 if suspicion is None or suspicion.score is None or not suspicion.score > score:

@@ -296,6 +296,14 @@ def test_a_spoilt_file_of_corrections_is_named_and_left_alone(client: FlaskClien
     assert target.read_text(encoding="utf-8") == "spoilt\n"
 
 
+def test_a_folder_that_cannot_be_written_is_told(client: FlaskClient, project: Path) -> None:
+    page = client.get("/").text
+    (project / "data" / ".corrections.csv.lock").mkdir()
+    answer = choose(client, page, "keep")
+    assert answer.status_code == 500
+    assert "Nothing was stored." in answer.text and "Is a directory; fix the permissions of its folder" in answer.text
+
+
 @pytest.mark.slow
 def test_a_kill_after_the_answer_loses_nothing(project: Path, hashes: dict[str, str]) -> None:
     for number, one in enumerate(ORDER[:3], 1):
