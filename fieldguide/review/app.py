@@ -290,6 +290,8 @@ def choices_of(item: Item) -> list[Choice]:
         best = enumerate(item.suggestions[:N_KEYS], 1)
         return [*(Choice(str(n), f"relabel {one.class_name}", "", *one) for n, one in best), drop]
     relabel = [Choice("r", f"relabel {item.suggested}", "Relabel as", item.suggested)] if item.suggested else []
+    if any(copy.sha256 == item.sha256 for copy in copies_of(item)):  # a decision is about both: to keep would decide nothing
+        return [Choice("k", f"relabel {item.given}", "All copies are", item.given), *relabel, drop]
     return [Choice("k", "keep", "Keep", item.given), *relabel, drop]
 
 

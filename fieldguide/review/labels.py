@@ -255,8 +255,8 @@ def read_images(project: Path, tables: Tables) -> tuple[Images, set[str]]:
                 *(int(row["offset"]), int(row["length"]), row["use"] == "True"),
             )
             name = place.split, place.id
-            if place.class_name:
-                class_names.add(place.class_name)
+            if name_of_class := row.get("given") or place.class_name:  # corrections make no class, and none vanish by them
+                class_names.add(name_of_class)
             is_suspect = place.sha256 in hashes or name in names
             if is_suspect or place.id in ids:
                 images.by_name[name] = place
@@ -302,7 +302,7 @@ def items_of(tables: Tables, images: Images, class_names: set[str]) -> tuple[dic
         named = found._replace(id=row["file"], split=row["split"])  # of several copies
         add(named, row["given"], Suspicion(row["kind"], row["suggested"], score, copy))
     for one, other, is_conflict in pairs:
-        if one.use and other.use and not is_conflict:
+        if one.use and other.use and not is_conflict and one.sha256 != other.sha256:  # a decision is about equal bytes
             first, second = sorted((one, other), key=_spared)
             add(first, first.class_name, Suspicion("duplicate", "", None, second))
     return items, len(unknown)

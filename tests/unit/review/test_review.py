@@ -137,6 +137,30 @@ def test_a_duplicate_is_offered_by_its_copy_in_train(project: Path) -> None:
     assert (last.name, last.suspicions[0].kind, last.suspicions[0].other.id) == ("train/1/2.jpg", "duplicate", "test/1/0.jpg")
 
 
+def test_of_equal_bytes_under_two_classes_one_class_is_decided_for_both(project: Path, hashes: dict[str, str]) -> None:
+    one, other = hashes["train/0/2.jpg"], hashes["train/1/2.jpg"]
+    manifest = project / "data" / "manifest.csv"
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    place = next(line for line in lines if one in line).split(",")
+    copy = next(number for number, line in enumerate(lines) if other in line)
+    lines[copy] = ",".join([*lines[copy].split(",")[:5], *place[5:]])
+    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with (project / "metrics" / "near_duplicates.csv").open("a", encoding="utf-8") as stream:
+        stream.write(f"0,1.0,identical,train,{NAMES[0]},train/0/2.jpg,train,{NAMES[1]},train/1/2.jpg,True,False,True\n")
+        stream.write(f"0,1.0,identical,train,{NAMES[0]},train/0/2.jpg,train,{NAMES[0]},train/1/2.jpg,True,False,False\n")
+    client = client_of(project)
+    page = client.get(f"/?at={one}").text
+    assert re.findall(r'value="([^"]+)" data-key="[krd]"', page) == [f"relabel {NAMES[0]}", f"relabel {NAMES[1]}", "drop"]
+    assert [item.kinds for item in LabelDesk(project, "Ann").items.values() if item.sha256 == one] == [{"conflict"}]
+
+
+def test_classes_are_those_of_the_data_before_corrections(project: Path) -> None:
+    path = project / "data" / "manifest.csv"
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([f"{header},given,decision", *(f"{line},OLD," for line in lines)]) + "\n", encoding="utf-8")
+    assert LabelDesk(project, "Ann").class_names == ("OLD",)
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "line"),
     [
@@ -301,7 +325,7 @@ def test_a_folder_that_cannot_be_written_is_told(client: FlaskClient, project: P
     (project / "data" / ".corrections.csv.lock").mkdir()
     answer = choose(client, page, "keep")
     assert answer.status_code == 500
-    assert "Nothing was stored." in answer.text and "Is a directory; fix the permissions of its folder" in answer.text
+    assert "Nothing was stored." in answer.text and "Is a directory; fix the permissions of" in answer.text
 
 
 @pytest.mark.slow
