@@ -252,6 +252,7 @@ def page(taken: Filter, item: Item | None, last: Item | None = None, notice: str
         desk=desk,
         item=item,
         decision=decisions.get(item.sha256) if item else None,
+        question=question_about(item) if item else "",
         choices=choices_of(item) if item else [],
         copies=copies_of(item) if item else [],
         compared=compared(item) if item else [],
@@ -284,11 +285,19 @@ class Choice:
     probability: float | None = None
 
 
+def question_about(item: Item) -> str:
+    if item.kinds == {"duplicate"}:
+        return "Is this a copy of the other one?"
+    return f"Is this {common_name(item.given)}?" if item.given else "Which class is this?"
+
+
 def choices_of(item: Item) -> list[Choice]:
     drop = Choice("d", "drop", "Drop")
     if not review().desk.is_of_labels:
         best = enumerate(item.suggestions[:N_KEYS], 1)
         return [*(Choice(str(n), f"relabel {one.class_name}", "", *one) for n, one in best), drop]
+    if item.kinds == {"duplicate"}:
+        return [Choice("k", "keep", "Keep both"), Choice("d", "drop", "Drop this one")]
     relabel = [Choice("r", f"relabel {item.suggested}", "Relabel as", item.suggested)] if item.suggested else []
     if any(copy.sha256 == item.sha256 for copy in copies_of(item)):  # a decision is about both: to keep would decide nothing
         return [Choice("k", f"relabel {item.given}", "All copies are", item.given), *relabel, drop]

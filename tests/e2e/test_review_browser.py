@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -206,6 +207,9 @@ def test_all_can_use_it(open_page: Callable[..., Page], running: Reviewing, devi
     assert violations(page) == [] and fits(page)
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every((part) => part < 60)")
     assert dark == (scheme == "dark")
+    page.goto(f"http://127.0.0.1:{running.port}/?kind=label&class={quote(NAMES[2])}")
+    expect(page.locator('[data-key="r"]')).to_contain_text("Xxxx")
+    assert violations(page) == [] and fits(page)
     page.goto(f"http://127.0.0.1:{running.port}/?kind=unsure")
     assert violations(page) == [] and fits(page)
     page.goto(f"http://127.0.0.1:{running.port}/nothing")

@@ -14,7 +14,7 @@ from pathlib import Path
 from support import ROOT
 from support.app_server import Served
 
-NAMES = ("BLUE_MORPHO", "MONARCH", 'RED <ADMIRAL> & "CO"')
+NAMES = ("BLUE_MORPHO", "MONARCH", 'RED <ADMIRAL> & "CO" ' + 60 * "X")  # the last one is markup, and too long for a phone
 PER_CLASS = {"train": 4, "valid": 2, "test": 2}
 PLACES = (
     "split",

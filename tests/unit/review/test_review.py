@@ -263,6 +263,15 @@ def test_a_later_decision_is_the_one_that_undo_withdraws(client: FlaskClient, pr
     assert [one.file for one in corrections(project).values()] == [CONFLICT[1]]
 
 
+def test_of_two_copies_both_are_kept_or_one_is_dropped(client: FlaskClient, hashes: dict[str, str]) -> None:
+    page = client.get(f"/?at={hashes['train/2/2.jpg']}").text
+    assert "Is this a copy of the other one?" in page and "test/2/1.jpg" in page
+    assert re.findall(r'value="(\w+)" data-key="[kd]".*?<span>([^<]+)</span>', page) == [
+        ("keep", "Keep both"),
+        ("drop", "Drop this one"),
+    ]
+
+
 def test_every_key_has_a_visible_button(client: FlaskClient, hashes: dict[str, str]) -> None:
     page = client.get(choose(client, client.get("/").text, "keep").location).text
     keys = re.findall(r'data-key="(\w+)"[^>]*><kbd>([^<]+)</kbd>', page)
