@@ -17,6 +17,7 @@ from fieldguide.web.settings import MIB, PREFIX, Settings
 COMMANDS = {  # the function in fieldguide.commands, which returns the exit status, and the extra that it needs
     "predict": ("predict:predict", ""),
     "serve": ("serve:serve", "serve"),
+    "review": ("review:review", "serve"),
     "runs": ("runs:runs", "train"),
     "sync": ("runs:sync", "train"),
     "champion": ("champion:champion", "train"),
@@ -82,6 +83,25 @@ def parser() -> argparse.ArgumentParser:
     _option(serve, "--max-images", Settings.max_images, count, "maximum images in the server at a time; further ones get 503")
     _option(serve, "--max-batch", Settings.max_batch, count, "images per run of the network")
     _option(serve, "--workers", Settings.n_workers, _integer(0), "batches decoded and computed at a time; 0 = one per core")
+
+    review = command(
+        "review",
+        "decide about suspected labels, or about new photographs, on a page for this machine only",
+        "Decisions about labels go into data/corrections.csv, which dvc repro applies. With PHOTOS: the photographs of which"
+        " the model is not sure; those whose class you name are copied into folders of classes.",
+    )
+    review.add_argument("sources", nargs="*", type=_text, metavar="PHOTOS", help="photograph, folder or archive, as of predict")
+    _option(review, "--host", "127.0.0.1", _text, "loopback address to listen on")
+    _option(review, "--port", 8001, _integer(0, 65_535), "port; 0 = any free port")
+    review.add_argument("--by", type=_text, metavar="NAME", help="who decides; default: git's user.name, or your login")
+    review.add_argument("--open", action="store_true", help="open the page in the browser")
+    accept_text = "without the page: relabel each suspected label whose score is above N; decisions of people stay"
+    review.add_argument("--accept-above", type=_share, metavar="N", help=accept_text)
+    review.add_argument("--model", type=_path, metavar="FILE|models:/…", help=f"for PHOTOS: {model_text}; default: {ONNX}")
+    review.add_argument("--into", type=_path, metavar="DIR", help="for PHOTOS: folder of the copies; default: data/additions")
+    review.add_argument("--all", action="store_true", help="for PHOTOS: also those of which the model is sure")
+    _option(review, "--max-megapixels", MAX_MEGAPIXELS, _integer(1, MAX_PIXELS // 1_000_000), pixels_text, metavar="N")
+    review.set_defaults(default_model=ONNX, top=5, annotate=None, heatmap=False)  # of predict
 
     runs = command("runs", "list DVC's experiments with their MLflow runs, and the differences")
     _option(runs, "--format", "table", str, "form of the output", choices=("table", "json", "csv"))
@@ -162,6 +182,17 @@ def _prefix(text: str) -> str:
     if path and not re.fullmatch(PREFIX, path, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} must be a path such as /guide, of letters, digits and . _ ~ -")
     return path
+
+
+def _share(text: str) -> float:
+    """A number in (0, 1]."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a number in (0, 1]")
+    return number
 
 
 def _integer(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -187,7 +187,7 @@ def compare_pairs(
     for i, j in pairs.tolist():
         distances = np.bitwise_count(fingerprints[i].hashes ^ fingerprints[j].hashes[0])
         for mirrored in (False, True):
-            probe = int(np.where(MIRRORED == mirrored, distances, 255).argmin())
+            probe = int(np.where(mirrored == MIRRORED, distances, 255).argmin())
             candidates.append((i, j, probe, int(distances[probe])))
     return _judged(fingerprints, np.array(candidates, np.int32).reshape(-1, 4), read_rgb, n_workers)
 

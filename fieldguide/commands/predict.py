@@ -73,7 +73,7 @@ def predict(args: Namespace) -> int:
     n_threads = args.threads or n_cores()
     with ExitStack() as stack:
         left_out: list[LeftOut] = []
-        photos = [photo for source in args.sources for photo in _photos(source, stack, left_out)]
+        photos = [photo for source in args.sources for photo in photos_in(source, stack, left_out)]
         if not photos:
             kinds = counted(file.kind for file in left_out)
             found = f"contains {kinds}, but no" if kinds else "contains no"
@@ -87,7 +87,7 @@ def predict(args: Namespace) -> int:
         known = {class_key(name): name for name in classifier.class_names}
         photos = [replace(photo, truth=_truth(photo.folders, known)) for photo in photos]
         counts: Counter[str] = Counter()
-        outcomes = _counted(photos, _outcomes(classifier, photos, n_threads if many else 1, args), counts)
+        outcomes = counted_outcomes(photos, outcomes_of(classifier, photos, n_threads if many else 1, args), counts)
         if args.format == "table":
             _write_table(outcomes, min(max(len(printable(photo.name)) for photo in photos), 60))
         elif args.format == "csv":
@@ -114,7 +114,7 @@ def _truth(folders: tuple[str, ...], known: dict[str, str]) -> str:
     return ""
 
 
-def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, args: Namespace) -> Iterator[Outcome]:
+def outcomes_of(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, args: Namespace) -> Iterator[Outcome]:
     """The outcomes of all photographs, in their order."""
 
     def load(photo: Photo) -> tuple[bytes, np.ndarray] | str:
@@ -149,7 +149,7 @@ def _outcomes(classifier: OnnxClassifier, photos: list[Photo], n_workers: int, a
             pool.shutdown(cancel_futures=True)  # the reader of the output may have left
 
 
-def _counted(photos: list[Photo], outcomes: Iterator[Outcome], counts: Counter[str]) -> Outcomes:
+def counted_outcomes(photos: list[Photo], outcomes: Iterator[Outcome], counts: Counter[str]) -> Outcomes:
     """Photographs and outcomes; counts failed, known and right ones, and prints errors and progress to standard error."""
     began = last = time.monotonic()
     shows_progress, n_photos = sys.stderr.isatty() and not sys.stdout.isatty(), len(photos)
@@ -168,7 +168,7 @@ def _counted(photos: list[Photo], outcomes: Iterator[Outcome], counts: Counter[s
             print(f"\r{number}/{n_photos} photographs, {number / (now - began):.0f}/s ", end=end, file=sys.stderr, flush=True)
 
 
-def _photos(source: str, stack: ExitStack, left_out: list[LeftOut]) -> Iterator[Photo]:
+def photos_in(source: str, stack: ExitStack, left_out: list[LeftOut]) -> Iterator[Photo]:
     """The photographs of one argument; adds what is not read to `left_out`. `stack` closes archives."""
     path = Path(source)
     if source == "-":

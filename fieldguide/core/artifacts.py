@@ -113,6 +113,35 @@ class SplitCheckMetrics(Artifact):
     corrections: CorrectionCounts
 
 
+# --- label_check: metrics/label_check.json ---
+
+
+class ClassPair(Part):
+    """Two classes: `confused` of their `images` are taken for the other one."""
+
+    one: str
+    other: str
+    confused: int
+    images: int
+
+
+class LabelCheckMetrics(Artifact):
+    """Findings without a decision, by kind; everything but `enabled` is 0 or empty if the check is off."""
+
+    enabled: bool
+    images: int  # judged
+    not_judged: int  # of classes that no other fold has
+    accuracy: float  # share of the judged images whose given class is the most probable one, out of fold
+    accuracy_low: float
+    accuracy_high: float
+    suspected: dict[str, int]  # wrong labels by split, with a probability of 0.2 or more
+    doubtful: int  # labels with a lower one, from 0.02
+    atypical: int  # images of none of the classes
+    missed_copies: int  # pairs that the search for near duplicates did not find
+    decided: int  # findings of images about which data/corrections.csv has a decision
+    inseparable: list[ClassPair]  # classes that the embeddings cannot tell apart
+
+
 # --- train: metrics/train.json ---
 
 

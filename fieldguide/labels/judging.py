@@ -37,8 +37,9 @@ class Judgement:
     """One entry per image, but for `close`.
 
     given_probability, suggested_probability: of the given class and of the most probable other one, `suggested` (int64);
-    wrong: the probability that the label is wrong and `suggested` right; similarity: to its nearest images, cosine; judged: False
-    for an image whose class no other fold has; close: pairs of rows, int64 `[M, 2]`, that may be copies, the closest first.
+    wrong: the probability that the label is wrong and `suggested` right; similarity: cosine, to its nearest images;
+    judged: False for an image whose class no other fold has; close: pairs of rows, int64 `[M, 2]`, that may be copies, the
+    closest first.
     """
 
     given_probability: np.ndarray
@@ -57,11 +58,14 @@ class Judgement:
 
 
 def judge(vectors: np.ndarray, rows: pd.DataFrame) -> Judgement:
-    """Judges the labels of `rows` of the manifest by their embeddings, `[N, F]`; needs at least two classes.
+    """Judges the labels of `rows` of the manifest by their embeddings, `[N, F]`; none if there are fewer than two classes.
 
     Images of one `unit` are in one fold. Independent of the order of the rows but for rounding.
     """
     names, targets = np.unique(rows["class_name"].to_numpy(str), return_inverse=True)
+    if len(names) < 2:
+        nothing = np.zeros(len(rows))
+        return Judgement(nothing, targets, nothing, nothing, nothing, nothing > 0, np.empty((0, 2), np.int64), 0.0)
     units = rows["unit"].to_numpy()
     folds = assign_folds(rows.assign(photograph=rows["unit"]).drop(columns="group", errors="ignore"), N_FOLDS, SEED).to_numpy()
     classes, linear = _discriminant_scores(vectors, targets, folds, len(names))
@@ -113,8 +117,8 @@ def _discriminant_scores(
         for chunk in _chunks(np.flatnonzero(folds == fold)):
             some = unit_vectors(vectors, chunk)
             products[fold] += some.T @ some
-            members = csr_array((np.ones(len(chunk), np.float32), (targets[chunk], np.arange(len(chunk)))), (n_classes, len(chunk)))
-            sums[fold] += members @ some
+            ones, columns = np.ones(len(chunk), np.float32), np.arange(len(chunk))
+            sums[fold] += csr_array((ones, (targets[chunk], columns)), (n_classes, len(chunk))) @ some
             counts[fold] += np.bincount(targets[chunk], minlength=n_classes)
     n_others = min(N_CANDIDATES, n_classes - 1)
     classes = np.empty((len(targets), 1 + n_others), np.int64)
@@ -147,7 +151,7 @@ def _discriminants(products: np.ndarray, sums: np.ndarray, counts: np.ndarray) -
 def _similarities(
     vectors: np.ndarray, targets: np.ndarray, units: np.ndarray, classes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean cosine similarity to the nearest images of other units in each class, `[N, 1 + C]`, -1 if there are none; close pairs."""
+    """Mean cosine similarity to the nearest images of other units in each class, `[N, 1 + C]`, or -1, and close pairs."""
     nearest = np.full(classes.shape, -1.0)
     pairs, similarity = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
     order = np.argsort(classes.ravel(), kind="stable")

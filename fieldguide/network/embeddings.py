@@ -41,9 +41,8 @@ class ImageEmbeddings:
         own = {digest.tobytes(): row for row, digest in enumerate(self.sha256)}
         rows = np.array([own.get(bytes.fromhex(digest), -1) for digest in table["sha256"]], np.int64)
         if len(missing := np.flatnonzero(rows < 0)):
-            raise UserError(
-                f"{table['id'].iloc[missing[0]]} has no embedding ({len(missing)} images); compute them with: dvc repro -f embed"
-            )
+            name = table["id"].iloc[missing[0]]
+            raise UserError(f"{name} has no embedding ({len(missing)} images); compute them with: dvc repro -f embed")
         return rows
 
 

@@ -276,7 +276,6 @@ def _fill_from_timm(features: nn.Module, settings: Model, where: str) -> str:
             features.load_state_dict(timm_features(settings.name, settings.image_px, pretrained=True).state_dict())
     except (*FAILED, *DAMAGED) as error:
         raise UserError(
-            f"{where}, but {file} could not be downloaded ({_reason(error)}); download it elsewhere and set weights "
-            "to its path"
+            f"{where}, but {file} could not be downloaded ({_reason(error)}); download it elsewhere and set weights to its path"
         ) from error
     return f"published weights of timm, {published.hf_hub_id or published.url}"

@@ -197,11 +197,16 @@ def check_sender() -> None:
         raise Problem("bad_request", "Unknown Host header; allow it with --allowed-host.")
     if request.root_path.strip("/") and not re.fullmatch(PREFIX, request.root_path.rstrip("/"), re.ASCII):
         raise Problem("bad_request", "X-Forwarded-Prefix must be a path such as /guide.")
+    refuse_other_sites(settings.trusted_proxies > 0)
+
+
+def refuse_other_sites(behind_proxy: bool) -> None:
+    """Raises `Problem` for a request that changes something and comes from a page of another site."""
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is None:  # an older browser, or no browser
-        own = origin is None or is_same_host(origin, request.host, settings.trusted_proxies > 0)
+        own = origin is None or is_same_host(origin, request.host, behind_proxy)
         site = "none" if own else "cross-site"
     if site not in ("same-origin", "none"):
         raise Problem("cross_site", "Requests from other sites are refused; behind a proxy, see --trusted-proxy.")
@@ -387,10 +392,10 @@ def answer_fault(error: Exception) -> Response:
     return answer_problem(Problem("internal", "Internal server error; see the server's log."))
 
 
-def asset_address(folder: Path) -> Callable[[str], str]:
-    """`asset(name)`: the URL of a static file with a hash of its content, so that it can be cached forever."""
+def asset_address(folder: Path, endpoint: str = "static") -> Callable[[str], str]:
+    """`asset(name)`: the URL of a static file of that endpoint with a hash of its content, so that it can be cached forever."""
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in folder.iterdir() if path.is_file()}
-    return lambda name: url_for("static", filename=name, v=digests[name])
+    return lambda name: url_for(endpoint, filename=name, v=digests[name])
 
 
 def percent(share: float) -> str:

@@ -132,6 +132,7 @@ def test_prediction_needs_three_packages_and_what_these_bring(base: Installed) -
     ("command", "line"),
     [
         (["serve"], "fieldguide serve needs PACKAGE; install it with: pip install 'fieldguide[serve]'"),
+        (["review"], "fieldguide review needs PACKAGE; install it with: pip install 'fieldguide[serve]'"),
         (["runs"], "fieldguide runs needs PACKAGE; install it with: pip install 'fieldguide[train]'"),
         (["sync"], "fieldguide sync needs PACKAGE; install it with: pip install 'fieldguide[train]'"),
         (["champion"], "fieldguide champion needs PACKAGE; install it with: pip install 'fieldguide[train]'"),

@@ -15,7 +15,10 @@ PACKAGES = {  # each with the packages that it may import, besides core and itse
     "benchmark": {"network", "onnx"},
     "report": {"evaluation", "onnx"},
     "web": {"onnx", "tracking"},
-    "commands": {"sources", "checks", "network", "tracking", "onnx", "training", "evaluation", "benchmark", "report", "web"},
+    "review": {"sources", "web"},
+    "commands": {
+        *("sources", "checks", "network", "tracking", "onnx", "training", "evaluation", "benchmark", "report", "web", "review"),
+    },
 }
 
 

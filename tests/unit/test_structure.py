@@ -25,7 +25,7 @@ OWNERS = {  # the only modules that import a heavy library
     "pillow_heif": {"core/images.py"},
     "cv2": {"checks/near_duplicates.py"},
     "optuna": {"commands/search.py"},
-    "flask": {"web/app.py", "web/uploads.py"},
+    "flask": {"web/app.py", "web/uploads.py", "review/app.py"},
 }
 LIBRARY = ROOT / "fieldguide"
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

@@ -115,6 +115,7 @@ def test_predict_names_files_that_the_terminal_cannot_say_and_goes_on(
 BLANK = {
     "predict": [[""], ["a.jpg", " "], ["a.jpg", "--model", ""], ["a.jpg", "--annotate", "\t"]],
     "serve": [["--model", ""], ["--raw", " "], ["--manifest", ""], ["--host", ""], ["--allowed-host", ""]],
+    "review": [[""], ["--by", " "], ["a", "--into", ""], ["a", "--model", ""], ["--host", ""]],
     "champion": [[""], [" "]],
     "search": [["--name", ""], ["-S", ""]],
 }
