@@ -138,6 +138,7 @@ class LabelCheckMetrics(Artifact):
     doubtful: int  # labels with a lower one, from 0.02
     atypical: int  # images of none of the classes
     missed_copies: int  # pairs that the search for near duplicates did not find
+    missed_leaks: int  # of them across splits
     decided: int  # findings of images about which data/corrections.csv has a decision
     inseparable: list[ClassPair]  # classes that the embeddings cannot tell apart
 

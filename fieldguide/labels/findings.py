@@ -84,6 +84,8 @@ def label_check_metrics(rows: pd.DataFrame, judgement: Judgement, table: pd.Data
     undecided = table[table["verdict"].eq("")]
     labels = undecided[undecided["kind"].eq("label")]
     suspected = labels[labels["score"] >= SUSPECTED]
+    copies = undecided[undecided["kind"].eq("duplicate")]
+    splits = rows.set_index("id")["split"]
     return LabelCheckMetrics(
         enabled=enabled,
         images=int(judged.sum()),
@@ -94,7 +96,8 @@ def label_check_metrics(rows: pd.DataFrame, judgement: Judgement, table: pd.Data
         suspected={split: int((suspected["split"] == split).sum()) for split in SPLITS},
         doubtful=len(labels) - len(suspected),
         atypical=int(undecided["kind"].eq("atypical").sum()),
-        missed_copies=int(undecided["kind"].eq("duplicate").sum()),
+        missed_copies=len(copies),
+        missed_leaks=int((copies["split"] != copies["other"].map(splits)).sum()),
         decided=len(table) - len(undecided),
         inseparable=inseparable(rows, judgement),
     )

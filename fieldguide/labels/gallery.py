@@ -11,7 +11,7 @@ from fieldguide.core.manifest import named_tuples
 from fieldguide.core.paths import LABEL_ERRORS_CSV
 from fieldguide.labels.judging import Judgement
 
-MAX_SHOWN = 100  # findings of each kind; the table has all
+MAX_SHOWN = 60  # findings of each kind; the table has all
 N_EXAMPLES = 2  # of each class
 
 
