@@ -166,13 +166,14 @@ def _similarities(
             asking = places // classes.shape[1]
             cosine = unit_vectors(vectors, asking) @ references.T
             cosine[units[asking][:, None] == units[members]] = -2
-            best = -np.partition(-cosine, min(N_NEAREST, len(members)) - 1, axis=1)[:, :N_NEAREST]
+            nearby = np.argpartition(-cosine, min(N_NEAREST, len(members)) - 1, axis=1)[:, :N_NEAREST]
+            best = np.take_along_axis(cosine, nearby, axis=1)
             found = best > -1.5
             means = np.where(found, best, 0).sum(axis=1) / np.maximum(found.sum(axis=1), 1)
             nearest.ravel()[places] = np.where(found.any(axis=1), means, -1.0)
-            one, other = np.nonzero(cosine > CLOSE)
-            pairs.append(np.sort(np.stack([asking[one], members[other]], axis=1), axis=1))
-            similarity.append(cosine[one, other])
+            one, place = np.nonzero(best > CLOSE)
+            pairs.append(np.sort(np.stack([asking[one], members[nearby[one, place]]], axis=1), axis=1))
+            similarity.append(best[one, place])
     found_pairs, first = np.unique(np.concatenate(pairs), axis=0, return_index=True)
     return nearest, found_pairs[np.argsort(-np.concatenate(similarity)[first], kind="stable")[:MAX_CLOSE]]
 
