@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from fieldguide.core.params import read_params
-from fieldguide.sources.sample_faults import Fault, change_copy, faults_csv, plant
+from fieldguide.sources.sample_faults import UNCHANGED, Fault, faults_csv, plant
 
-JPEG_QUALITY = 90
+JPEG_QUALITY, COPY_QUALITY = 90, 60  # of a photograph, and of a re-compressed copy
+CUT, SHRUNK = 0.06, 0.75  # share of the side that a cropped copy lacks, and that a resized one has
 CHUNK_IMAGES = 16  # one job of a worker process
 BATCH_CHUNKS = 32  # jobs of each worker before all wait for each other, which bounds the memory
 DRAWN_PX = 128  # smaller photographs are drawn at least this large and averaged down
@@ -31,7 +32,7 @@ SPECIES_PER_GENUS = 4  # those with the same colours in the same roles: only the
 SISTER_EVERY = 6  # a species that is hard to tell from the one before it
 CANDIDATE_PATTERNS = 400
 SPLITS = ("test", "train", "valid")  # the position is part of each seed: append only
-ORDER, PATTERN, NAME, HABIT, INDIVIDUAL, _, PLANTED = range(7)  # what a seed is for; 5 is that of sample_faults.py: append only
+ORDER, PATTERN, NAME, HABIT, INDIVIDUAL, FAULTS, PLANTED = range(7)  # what a seed is for: append only
 
 # First words of the names; main colour, dark colour and accent in sRGB 0..255.
 PALETTES = (
@@ -134,7 +135,7 @@ def photographs(
 
 def planted_faults(n_species: int, counts: Mapping[str, int], seed: int) -> list[Fault]:
     """What is planted in a sample with so many species and, of each, so many images by split."""
-    return plant([species.name for species in sorted(_catalogue(n_species, seed))], counts, seed)
+    return plant([species.name for species in sorted(_catalogue(n_species, seed))], counts, default_rng([seed, FAULTS]))
 
 
 def _shot(member: str, fault: Fault | None, species: Mapping[str, Species], seed: int) -> Shot:
@@ -210,6 +211,24 @@ def _photograph(member: str, shot: Shot, px: int) -> tuple[str, bytes]:
     jpeg = io.BytesIO()
     _image(np.asarray(photo) + rng.uniform(1, 5) * (2 if dusk else 1) * noise).save(jpeg, "JPEG", quality=JPEG_QUALITY)
     return member, change_copy(jpeg.getvalue(), shot.change) if shot.change else jpeg.getvalue()
+
+
+def change_copy(jpeg: bytes, change: str) -> bytes:
+    """A copy of a square photograph, changed as one of `sample_faults.CHANGES` says."""
+    if change == UNCHANGED:
+        return jpeg
+    image: Image.Image = Image.open(io.BytesIO(jpeg))
+    px, cut = image.width, max(1, round(CUT * image.width))
+    match change:
+        case "cropped":
+            image = image.crop((cut, cut // 2, px, px - cut + cut // 2))
+        case "mirrored":
+            image = ImageOps.mirror(image)
+        case "resized":
+            image = image.resize((round(SHRUNK * px),) * 2, Image.Resampling.BICUBIC)
+    copy = io.BytesIO()
+    image.save(copy, "JPEG", quality=COPY_QUALITY if change == "re-compressed" else JPEG_QUALITY)
+    return copy.getvalue()
 
 
 def _behind_grass(rng: Generator, scene: np.ndarray, n_blades: int) -> np.ndarray:

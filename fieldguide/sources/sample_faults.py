@@ -10,10 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import NamedTuple
 
-from numpy.random import default_rng
-from PIL import Image, ImageOps
+from numpy.random import Generator
 
-FAULTS = 5  # what a seed is for, beside those of sample.py
 FEWEST_IMAGES = 8  # of each species in a split; with fewer nothing is planted there
 WRONG_LABEL, COPY, CONFLICT, NO_SPECIES = "wrong label", "copy", "label conflict", "no species"
 WRONG_LABELS = {"train": 40, "valid": 80}  # one for that many images of the split
@@ -22,8 +20,6 @@ COPIES = {("train", "test"): 60, ("train", "valid"): 120, ("valid", "test"): 120
 UNCHANGED = "same bytes"
 CHANGES = (UNCHANGED, "re-compressed", "cropped", "mirrored", "resized")
 PICTURES = ("leaf", "stone", "empty")
-CUT, SHRUNK = 0.06, 0.75  # share of the side that a cropped copy lacks, and that a resized one has
-COPY_QUALITY = 60  # of a re-compressed copy
 
 
 class Fault(NamedTuple):
@@ -37,9 +33,8 @@ class Fault(NamedTuple):
     detail: str  # one of CHANGES for a copy, one of PICTURES for what is no species
 
 
-def plant(names: Sequence[str], counts: Mapping[str, int], seed: int) -> list[Fault]:
+def plant(names: Sequence[str], counts: Mapping[str, int], rng: Generator) -> list[Fault]:
     """The faults of a sample with these species and numbers of images of each, by split; spread evenly over the species."""
-    rng = default_rng([seed, FAULTS])
     turns = cycle(rng.permutation(names).tolist())
     changes, pictures = cycle(CHANGES), cycle(PICTURES)
     n_images = {split: count * len(names) if count >= FEWEST_IMAGES else 0 for split, count in counts.items()}
@@ -65,24 +60,6 @@ def plant(names: Sequence[str], counts: Mapping[str, int], seed: int) -> list[Fa
         given = next(turns)
         faults.append(Fault(take("train", given), NO_SPECIES, given, "", "", next(pictures)))
     return sorted(faults)
-
-
-def change_copy(jpeg: bytes, change: str) -> bytes:
-    """A copy of a square photograph, changed as one of `CHANGES` says."""
-    if change == UNCHANGED:
-        return jpeg
-    image: Image.Image = Image.open(io.BytesIO(jpeg))
-    px, cut = image.width, max(1, round(CUT * image.width))
-    match change:
-        case "cropped":
-            image = image.crop((cut, cut // 2, px, px - cut + cut // 2))
-        case "mirrored":
-            image = ImageOps.mirror(image)
-        case "resized":
-            image = image.resize((round(SHRUNK * px),) * 2, Image.Resampling.BICUBIC)
-    copy = io.BytesIO()
-    image.save(copy, "JPEG", quality=COPY_QUALITY if change == "re-compressed" else 90)
-    return copy.getvalue()
 
 
 def faults_csv(faults: Iterable[Fault]) -> str:
