@@ -47,9 +47,8 @@ def print_headline(metrics: LabelCheckMetrics) -> None:
     )
     by_split = ", ".join(f"{n} {split}" for split, n in metrics.suspected.items())
     print(f"suspected wrong labels: {by_split}; {metrics.doubtful} doubtful; {metrics.atypical} atypical images")
-    print(
-        f"{metrics.missed_copies} copies that no hash found, {metrics.missed_leaks} of them across splits; {metrics.decided} findings decided"
-    )
+    copies = f"{metrics.missed_copies} copies that no hash found, {metrics.missed_leaks} of them across splits"
+    print(f"{copies}; {metrics.decided} findings decided")
     for pair in metrics.inseparable:
         print(f"hardly told apart: {pair.one} and {pair.other} ({pair.confused} of {pair.images} images)")
     print(f"look at {LABEL_ERRORS_HTML}, decide with: fieldguide review")

@@ -57,38 +57,68 @@ class Judgement:
         return self.given_probability >= self.suggested_probability
 
 
+@dataclass(frozen=True)
+class OutOfFold:
+    """Probabilities of the classes of each image, by images that do not share its fold.
+
+    classes: int64 `[N, 1 + C]`, the given one, then the most probable others; probability: float64 `[N, 1 + C]`, 0 if not
+    judged; the other fields are those of `Judgement`.
+    """
+
+    classes: np.ndarray
+    probability: np.ndarray
+    similarity: np.ndarray
+    judged: np.ndarray
+    close: np.ndarray
+    error_rate: float
+
+
 def judge(vectors: np.ndarray, rows: pd.DataFrame) -> Judgement:
     """Judges the labels of `rows` of the manifest by their embeddings, `[N, F]`; none if there are fewer than two classes.
 
-    Images of one `unit` are in one fold. Independent of the order of the rows but for rounding.
+    Images of one `unit` are in one fold. Independent of the order of the rows but for rounding, and for which images are
+    compared where a class has more than `N_REFERENCES`.
     """
-    names, targets = np.unique(rows["class_name"].to_numpy(str), return_inverse=True)
-    if len(names) < 2:
+    n_classes = rows["class_name"].nunique()
+    if n_classes < 2:
         nothing = np.zeros(len(rows))
-        return Judgement(nothing, targets, nothing, nothing, nothing, nothing > 0, np.empty((0, 2), np.int64), 0.0)
-    units = rows["unit"].to_numpy()
+        labels = np.zeros(len(rows), np.int64)
+        return Judgement(nothing, labels, nothing, nothing, nothing, nothing > 0, np.empty((0, 2), np.int64), 0.0)
+    found = out_of_fold(vectors, rows)
+    images, best = np.arange(len(rows)), 1 + found.probability[:, 1:].argmax(axis=1)
+    return Judgement(
+        given_probability=found.probability[:, 0],
+        suggested=found.classes[images, best],
+        suggested_probability=found.probability[images, best],
+        wrong=wrong_probability(found.probability, found.error_rate, n_classes),
+        similarity=found.similarity,
+        judged=found.judged,
+        close=found.close,
+        error_rate=found.error_rate,
+    )
+
+
+def out_of_fold(vectors: np.ndarray, rows: pd.DataFrame) -> OutOfFold:
+    """As `judge`, of at least two classes."""
+    names, targets = np.unique(rows["class_name"].to_numpy(str), return_inverse=True)
     folds = assign_folds(rows.assign(photograph=rows["unit"]).drop(columns="group", errors="ignore"), N_FOLDS, SEED).to_numpy()
     classes, linear = _discriminant_scores(vectors, targets, folds, len(names))
-    nearest, close = _similarities(vectors, targets, units, classes)
+    nearest, close = _similarities(vectors, targets, rows["unit"].to_numpy(), classes)
     judged = np.isfinite(linear[:, 0]) & (nearest[:, 0] > -1)
-    some = np.flatnonzero(judged)[:: 1 + judged.sum() // N_FITTED]
-    pooled = sum(log_softmax(scores / _fit(scores[some], len(names))[0], axis=1) for scores in (linear, nearest))
-    temperature, rate = _fit(pooled[some], len(names))
-    probability = np.exp(log_softmax(pooled / temperature, axis=1))
-    given, best = probability[:, 0], 1 + probability[:, 1:].argmax(axis=1)
-    suggested = probability[np.arange(len(rows)), best]
-    share = max(rate, LEAST_RATE) / (len(names) - 1)  # of the wrong labels that name a certain class
-    wrong = suggested * share / (given * (1 - max(rate, LEAST_RATE)) + (1 - given) * share)
-    return Judgement(
-        given_probability=given,
-        suggested=classes[np.arange(len(rows)), best],
-        suggested_probability=suggested,
-        wrong=np.where(judged, wrong, 0.0),
-        similarity=nearest.max(axis=1),
-        judged=judged,
-        close=close,
-        error_rate=rate,
-    )
+    step = 1 + judged.sum() // N_FITTED
+    scores = [values[judged] for values in (linear, nearest)]
+    pooled = sum(log_softmax(each / _fit(each[::step], len(names))[0], axis=1) for each in scores)
+    temperature, rate = _fit(pooled[::step], len(names))
+    probability = np.zeros(linear.shape)
+    probability[judged] = np.exp(log_softmax(pooled / temperature, axis=1))
+    return OutOfFold(classes, probability, nearest.max(axis=1), judged, close, rate)
+
+
+def wrong_probability(probability: np.ndarray, error_rate: float, n_classes: int) -> np.ndarray:
+    """The probability that a label is wrong and the most probable other class right, float64 `[N]`; see `OutOfFold`."""
+    given, suggested, rate = probability[:, 0], probability[:, 1:].max(axis=1), max(error_rate, LEAST_RATE)
+    share = rate / (n_classes - 1)  # of the wrong labels that name a certain class
+    return suggested * share / (given * (1 - rate) + (1 - given) * share)
 
 
 def unit_vectors(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -153,7 +183,7 @@ def _similarities(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean cosine similarity to the nearest images of other units in each class, `[N, 1 + C]`, or -1, and close pairs."""
     nearest = np.full(classes.shape, -1.0)
-    pairs, similarity = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
+    pairs, similarity, least = np.empty(0, np.int64), np.empty(0, np.float32), CLOSE
     order = np.argsort(classes.ravel(), kind="stable")
     starts = np.searchsorted(classes.ravel()[order], np.arange(targets.max() + 2))
     random = np.random.Generator(np.random.Philox(key=[SEED, 2]))
@@ -170,11 +200,21 @@ def _similarities(
             found = best > -1.5
             means = np.where(found, best, 0).sum(axis=1) / np.maximum(found.sum(axis=1), 1)
             nearest.ravel()[places] = np.where(found.any(axis=1), means, -1.0)
-            one, other = np.nonzero(cosine > CLOSE)
-            pairs.append(np.sort(np.stack([asking[one], members[other]], axis=1), axis=1))
-            similarity.append(cosine[one, other])
-    found_pairs, first = np.unique(np.concatenate(pairs), axis=0, return_index=True)
-    return nearest, found_pairs[np.argsort(-np.concatenate(similarity)[first], kind="stable")[:MAX_CLOSE]]
+            rows, columns = np.nonzero(cosine > least)
+            one, other = asking[rows], members[columns]
+            pairs = np.concatenate([pairs, np.minimum(one, other) * len(targets) + np.maximum(one, other)])
+            similarity = np.concatenate([similarity, cosine[rows, columns]])
+            if len(pairs) > 2 * MAX_CLOSE:
+                pairs, similarity = _closest(pairs, similarity)
+                least = float(similarity[-1]) if len(pairs) == MAX_CLOSE else CLOSE
+    return nearest, np.stack(np.divmod(_closest(pairs, similarity)[0], len(targets)), axis=1)
+
+
+def _closest(pairs: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The `MAX_CLOSE` most similar pairs, each once, and their similarities; the most similar first."""
+    found, first = np.unique(pairs, return_index=True)
+    order = np.argsort(-similarity[first], kind="stable")[:MAX_CLOSE]
+    return found[order], similarity[first][order]
 
 
 def _fit(scores: np.ndarray, n_classes: int) -> tuple[float, float]:
