@@ -16,12 +16,13 @@ import pandas as pd
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
-from scipy.special import log_expit, log_softmax, logit
+from scipy.special import log_expit, logit, logsumexp
 
 from fieldguide.checks.splits import assign_folds
 
 N_FOLDS, SEED = 5, 1
 SHRINKAGE = 0.1  # of the covariance towards a multiple of the identity; 0.03 to 0.3 find the same planted errors
+LEAST_VARIANCE = 0.01  # of vectors of length 1, within classes; less is rounding, of images that are all alike
 N_CANDIDATES = 10  # most probable classes beside the given one that are judged further
 N_NEAREST = 3
 N_REFERENCES = 2000  # images of a class that others are compared with
@@ -106,11 +107,12 @@ def out_of_fold(vectors: np.ndarray, rows: pd.DataFrame) -> OutOfFold:
     nearest, close = _similarities(vectors, targets, rows["unit"].to_numpy(), classes)
     judged = np.isfinite(linear[:, 0]) & (nearest[:, 0] > -1)
     step = 1 + judged.sum() // N_FITTED
-    scores = [values[judged] for values in (linear, nearest)]
-    pooled = sum(log_softmax(each / _fit(each[::step], len(names))[0], axis=1) for each in scores)
+    pooled = np.zeros((judged.sum(), linear.shape[1]))
+    for scores in (linear[judged], nearest[judged]):
+        pooled += _log_probability(scores, _fit(scores[::step], len(names))[0], len(names))
     temperature, rate = _fit(pooled[::step], len(names))
     probability = np.zeros(linear.shape)
-    probability[judged] = np.exp(log_softmax(pooled / temperature, axis=1))
+    probability[judged] = np.exp(_log_probability(pooled, temperature, len(names)))
     return OutOfFold(classes, probability, nearest.max(axis=1), judged, close, rate)
 
 
@@ -170,7 +172,7 @@ def _discriminants(products: np.ndarray, sums: np.ndarray, counts: np.ndarray) -
     n, size = counts.sum(), len(products)
     means = sums / np.maximum(counts, 1)[:, None]
     covariance = (products - (means * counts[:, None]).T @ means) / max(n, 1)
-    scale = max(np.trace(covariance) / size, 1e-9)
+    scale = max(np.trace(covariance), LEAST_VARIANCE) / size
     covariance *= 1 - SHRINKAGE
     covariance[np.diag_indices(size)] += SHRINKAGE * scale
     weights = cho_solve(cho_factor(covariance), means.T.astype(np.float64)).T
@@ -217,6 +219,17 @@ def _closest(pairs: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.
     return found[order], similarity[first][order]
 
 
+def _log_probability(scores: np.ndarray, temperature: float, n_classes: int) -> np.ndarray:
+    """Of the classes that have a score, `[N, 1 + C]`.
+
+    Each of the others counts as the least of them: left out, a high temperature would cost nothing with thousands of classes.
+    """
+    scaled = scores / temperature
+    n_others = n_classes - scores.shape[1]
+    rest = scaled.min(axis=1) + np.log(n_others) if n_others else np.full(len(scaled), -np.inf)
+    return scaled - np.logaddexp(logsumexp(scaled, axis=1), rest)[:, None]
+
+
 def _fit(scores: np.ndarray, n_classes: int) -> tuple[float, float]:
     """Temperature of scores `[N, 1 + C]`, and the rate of wrong labels, by maximum likelihood of the given class (column 0)."""
     finite = scores[np.isfinite(scores)]
@@ -224,7 +237,7 @@ def _fit(scores: np.ndarray, n_classes: int) -> tuple[float, float]:
         return 1.0, 0.0
 
     def loss(values: np.ndarray) -> float:
-        given = log_softmax(scores / np.exp(values[0]), axis=1)[:, 0]
+        given = _log_probability(scores, np.exp(values[0]), n_classes)[:, 0]
         others = np.log1p(-np.minimum(np.exp(given), 1 - 1e-12)) - np.log(n_classes - 1)
         return -float(np.logaddexp(log_expit(-values[1]) + given, log_expit(values[1]) + others).mean())
 
