@@ -66,7 +66,7 @@ def missed_copies(rows: pd.DataFrame, close: np.ndarray, raw: Path, n_workers: i
 def inseparable(rows: pd.DataFrame, judgement: Judgement) -> list[ClassPair]:
     """Pairs of classes that the embeddings cannot tell apart, the worst first."""
     names, given = np.unique(rows["class_name"].to_numpy(str), return_inverse=True)
-    sizes = np.bincount(given[judgement.judged])
+    sizes = np.bincount(given[judgement.judged], minlength=len(names))
     taken = np.flatnonzero(judgement.judged & ~judgement.agrees)
     both = np.sort(np.stack([given, judgement.suggested], axis=1)[taken], axis=1)
     pairs, counts = np.unique(both, axis=0, return_counts=True)

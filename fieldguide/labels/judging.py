@@ -16,12 +16,13 @@ import pandas as pd
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
-from scipy.special import log_expit, log_softmax, logit
+from scipy.special import log_expit, logit, logsumexp
 
 from fieldguide.checks.splits import assign_folds
 
 N_FOLDS, SEED = 5, 1
 SHRINKAGE = 0.1  # of the covariance towards a multiple of the identity; 0.03 to 0.3 find the same planted errors
+LEAST_VARIANCE = 0.01  # of vectors of length 1, within classes; less is rounding, of images that are all alike
 N_CANDIDATES = 10  # most probable classes beside the given one that are judged further
 N_NEAREST = 3
 N_REFERENCES = 2000  # images of a class that others are compared with
@@ -57,38 +58,69 @@ class Judgement:
         return self.given_probability >= self.suggested_probability
 
 
+@dataclass(frozen=True)
+class OutOfFold:
+    """Probabilities of the classes of each image, by images that do not share its fold.
+
+    classes: int64 `[N, 1 + C]`, the given one, then the most probable others; probability: float64 `[N, 1 + C]`, 0 if not
+    judged; the other fields are those of `Judgement`.
+    """
+
+    classes: np.ndarray
+    probability: np.ndarray
+    similarity: np.ndarray
+    judged: np.ndarray
+    close: np.ndarray
+    error_rate: float
+
+
 def judge(vectors: np.ndarray, rows: pd.DataFrame) -> Judgement:
     """Judges the labels of `rows` of the manifest by their embeddings, `[N, F]`; none if there are fewer than two classes.
 
-    Images of one `unit` are in one fold. Independent of the order of the rows but for rounding.
+    Images of one `unit` are in one fold. Independent of the order of the rows but for rounding, and for which images are
+    compared where a class has more than `N_REFERENCES`.
     """
-    names, targets = np.unique(rows["class_name"].to_numpy(str), return_inverse=True)
-    if len(names) < 2:
+    n_classes = rows["class_name"].nunique()
+    if n_classes < 2:
         nothing = np.zeros(len(rows))
-        return Judgement(nothing, targets, nothing, nothing, nothing, nothing > 0, np.empty((0, 2), np.int64), 0.0)
-    units = rows["unit"].to_numpy()
+        labels = np.zeros(len(rows), np.int64)
+        return Judgement(nothing, labels, nothing, nothing, nothing, nothing > 0, np.empty((0, 2), np.int64), 0.0)
+    found = out_of_fold(vectors, rows)
+    images, best = np.arange(len(rows)), 1 + found.probability[:, 1:].argmax(axis=1)
+    return Judgement(
+        given_probability=found.probability[:, 0],
+        suggested=found.classes[images, best],
+        suggested_probability=found.probability[images, best],
+        wrong=wrong_probability(found.probability, found.error_rate, n_classes),
+        similarity=found.similarity,
+        judged=found.judged,
+        close=found.close,
+        error_rate=found.error_rate,
+    )
+
+
+def out_of_fold(vectors: np.ndarray, rows: pd.DataFrame) -> OutOfFold:
+    """As `judge`, of at least two classes."""
+    names, targets = np.unique(rows["class_name"].to_numpy(str), return_inverse=True)
     folds = assign_folds(rows.assign(photograph=rows["unit"]).drop(columns="group", errors="ignore"), N_FOLDS, SEED).to_numpy()
     classes, linear = _discriminant_scores(vectors, targets, folds, len(names))
-    nearest, close = _similarities(vectors, targets, units, classes)
+    nearest, close = _similarities(vectors, targets, rows["unit"].to_numpy(), classes)
     judged = np.isfinite(linear[:, 0]) & (nearest[:, 0] > -1)
-    some = np.flatnonzero(judged)[:: 1 + judged.sum() // N_FITTED]
-    pooled = sum(log_softmax(scores / _fit(scores[some], len(names))[0], axis=1) for scores in (linear, nearest))
-    temperature, rate = _fit(pooled[some], len(names))
-    probability = np.exp(log_softmax(pooled / temperature, axis=1))
-    given, best = probability[:, 0], 1 + probability[:, 1:].argmax(axis=1)
-    suggested = probability[np.arange(len(rows)), best]
-    share = max(rate, LEAST_RATE) / (len(names) - 1)  # of the wrong labels that name a certain class
-    wrong = suggested * share / (given * (1 - max(rate, LEAST_RATE)) + (1 - given) * share)
-    return Judgement(
-        given_probability=given,
-        suggested=classes[np.arange(len(rows)), best],
-        suggested_probability=suggested,
-        wrong=np.where(judged, wrong, 0.0),
-        similarity=nearest.max(axis=1),
-        judged=judged,
-        close=close,
-        error_rate=rate,
-    )
+    step = 1 + judged.sum() // N_FITTED
+    pooled = np.zeros((judged.sum(), linear.shape[1]))
+    for scores in (linear[judged], nearest[judged]):
+        pooled += _log_probability(scores, _fit(scores[::step], len(names))[0], len(names))
+    temperature, rate = _fit(pooled[::step], len(names))
+    probability = np.zeros(linear.shape)
+    probability[judged] = np.exp(_log_probability(pooled, temperature, len(names)))
+    return OutOfFold(classes, probability, nearest.max(axis=1), judged, close, rate)
+
+
+def wrong_probability(probability: np.ndarray, error_rate: float, n_classes: int) -> np.ndarray:
+    """The probability that a label is wrong and the most probable other class right, float64 `[N]`; see `OutOfFold`."""
+    given, suggested, rate = probability[:, 0], probability[:, 1:].max(axis=1), max(error_rate, LEAST_RATE)
+    share = rate / (n_classes - 1)  # of the wrong labels that name a certain class
+    return suggested * share / (given * (1 - rate) + (1 - given) * share)
 
 
 def unit_vectors(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -140,7 +172,7 @@ def _discriminants(products: np.ndarray, sums: np.ndarray, counts: np.ndarray) -
     n, size = counts.sum(), len(products)
     means = sums / np.maximum(counts, 1)[:, None]
     covariance = (products - (means * counts[:, None]).T @ means) / max(n, 1)
-    scale = max(np.trace(covariance) / size, 1e-9)
+    scale = max(np.trace(covariance), LEAST_VARIANCE) / size
     covariance *= 1 - SHRINKAGE
     covariance[np.diag_indices(size)] += SHRINKAGE * scale
     weights = cho_solve(cho_factor(covariance), means.T.astype(np.float64)).T
@@ -178,6 +210,17 @@ def _similarities(
     return nearest, found_pairs[np.argsort(-np.concatenate(similarity)[first], kind="stable")[:MAX_CLOSE]]
 
 
+def _log_probability(scores: np.ndarray, temperature: float, n_classes: int) -> np.ndarray:
+    """Of the classes that have a score, `[N, 1 + C]`.
+
+    Each of the others counts as the least of them: left out, a high temperature would cost nothing with thousands of classes.
+    """
+    scaled = scores / temperature
+    n_others = n_classes - scores.shape[1]
+    rest = scaled.min(axis=1) + np.log(n_others) if n_others else np.full(len(scaled), -np.inf)
+    return scaled - np.logaddexp(logsumexp(scaled, axis=1), rest)[:, None]
+
+
 def _fit(scores: np.ndarray, n_classes: int) -> tuple[float, float]:
     """Temperature of scores `[N, 1 + C]`, and the rate of wrong labels, by maximum likelihood of the given class (column 0)."""
     finite = scores[np.isfinite(scores)]
@@ -185,7 +228,7 @@ def _fit(scores: np.ndarray, n_classes: int) -> tuple[float, float]:
         return 1.0, 0.0
 
     def loss(values: np.ndarray) -> float:
-        given = log_softmax(scores / np.exp(values[0]), axis=1)[:, 0]
+        given = _log_probability(scores, np.exp(values[0]), n_classes)[:, 0]
         others = np.log1p(-np.minimum(np.exp(given), 1 - 1e-12)) - np.log(n_classes - 1)
         return -float(np.logaddexp(log_expit(-values[1]) + given, log_expit(values[1]) + others).mean())
 

@@ -18,12 +18,12 @@ def label_map(vectors: np.ndarray, rows: pd.DataFrame, table: pd.DataFrame) -> p
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    kinds = table.drop_duplicates("sha256").set_index("sha256")["kind"]
-    kind = rows["sha256"].map(kinds).fillna("")
+    kinds = dict(zip(table["sha256"][::-1], table["kind"][::-1], strict=True))  # of several findings the first
+    kind = pd.Series([kinds.get(digest, "") for digest in rows["sha256"]], rows.index, "string")
     order = np.random.Generator(np.random.Philox(key=[SEED, 3])).permutation(len(rows))
     chosen = np.sort(order[np.argsort(kind.eq("").to_numpy()[order], kind="stable")][:MAX_POINTS])
     some = unit_vectors(vectors, chosen)
-    if len(chosen) < 3:
+    if len(chosen) < 3 or not np.ptp(some, axis=0).any():
         places = np.zeros((len(chosen), 2))
     else:
         components = PCA(min(N_COMPONENTS, *some.shape), random_state=SEED).fit_transform(some)

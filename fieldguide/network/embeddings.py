@@ -49,7 +49,7 @@ class ImageEmbeddings:
 def backbone(settings: LabelCheck) -> Classifier:
     """The network whose features are the embeddings, with its weights; raises `UserError` if they are not at hand."""
     check_name(settings.network, where="params.yaml: label_check.network")
-    model = build(settings.network, 2, settings.image_px)
+    model = build(settings.network, 2, settings.image_px, SECTION)
     if not runs_at(model, settings.image_px):
         raise UserError(f"params.yaml: label_check.image_px is {settings.image_px}, which {settings.network} does not support")
     named = Model(name=settings.network, weights=settings.weights, image_px=settings.image_px)

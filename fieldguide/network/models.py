@@ -50,11 +50,11 @@ class Classifier(nn.Module):
         return self.head(self.features((pixels - self.pixel_mean) / self.pixel_std))
 
 
-def build(name: str, n_classes: int, image_px: int = 224) -> Classifier:
+def build(name: str, n_classes: int, image_px: int = 224, section: str = "model") -> Classifier:
     """A network with random weights for squares of `image_px` pixels; downloads nothing.
 
     The weights come from torch's global generator. The normalisation is that of the published weights. Raises `UserError`
-    for an unknown name and for an input size that the network does not support.
+    for an unknown name and for an input size that the network does not support, which `section` of the parameters names.
     """
     check_name(name)
     if name in NETWORKS:
@@ -67,7 +67,7 @@ def build(name: str, n_classes: int, image_px: int = 224) -> Classifier:
         reason = " ".join(str(error).split()) or type(error).__name__
         fitting = ", ".join(map(str, _sizes(name, near=image_px))) or "none of the usual sizes"
         raise UserError(
-            f"params.yaml: model.image_px is {image_px}, which {name} does not support ({reason}); supported: {fitting}"
+            f"params.yaml: {section}.image_px is {image_px}, which {name} does not support ({reason}); supported: {fitting}"
         ) from error
     return Classifier(features, n_features, n_classes, pixel_mean, pixel_std)
 

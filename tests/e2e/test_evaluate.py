@@ -76,6 +76,7 @@ class Case:
                 "height": 64,
                 "sha256": [hashlib.sha256(image).hexdigest() for image in images],
                 "phash": "",
+                "unit": range(len(images)),
                 "use": True,
                 "reason": "",
             }

@@ -118,6 +118,7 @@ def test_a_model_that_is_not_proved_never_stands_in_the_place_of_the_model(
             32,
             digests[label],
             "0",
+            label,
             True,
             "",
         ]

@@ -7,6 +7,7 @@ PACKAGES = {  # each with the packages that it may import, besides core and itse
     "core": set(),
     "sources": set(),
     "checks": {"sources"},
+    "labels": {"checks"},
     "network": set(),
     "tracking": set(),
     "onnx": {"network"},
@@ -17,7 +18,8 @@ PACKAGES = {  # each with the packages that it may import, besides core and itse
     "web": {"onnx", "tracking"},
     "review": {"sources", "web"},
     "commands": {
-        *("sources", "checks", "network", "tracking", "onnx", "training", "evaluation", "benchmark", "report", "web", "review"),
+        *("sources", "checks", "labels", "network", "tracking", "onnx", "training", "evaluation", "benchmark", "report"),
+        *("web", "review"),
     },
 }
 

@@ -12,10 +12,23 @@ import pytest
 from numpy.random import default_rng
 
 from fieldguide.checks import near_duplicates as module
-from fieldguide.checks.near_duplicates import NearDuplicate, candidate_pairs, fingerprint
+from fieldguide.checks.near_duplicates import NearDuplicate, candidate_pairs, compare_pairs, fingerprint
 from fieldguide.sources.sample import photographs
 from support import REAL_DATA
-from support.planted import CHANGES, cropped, drawn, found, jpeg, pairs_of, reported, resized, rgb_of, textured
+from support.planted import (
+    CHANGES,
+    cropped,
+    drawn,
+    found,
+    jpeg,
+    mirrored,
+    pairs_of,
+    relit,
+    reported,
+    resized,
+    rgb_of,
+    textured,
+)
 
 LEAST_RECALL = {
     **dict.fromkeys(("re-compression", "resizing", "mirror", "brightness"), 0.95),
@@ -119,6 +132,27 @@ def test_the_result_does_not_depend_on_what_is_held_in_memory_at_once(monkeypatc
 @pytest.mark.parametrize("n_images", [0, 1])
 def test_no_pairs_of_fewer_than_two_images(n_images: int) -> None:
     assert pairs_of(textured(n_images)) == []
+
+
+def test_given_pairs_are_compared_however_far_apart_their_hashes_are() -> None:
+    """Each with its verdict once, in the order of the images; only these pairs."""
+    images = textured(4)
+    prints = [fingerprint(rgb) for rgb in images]
+    changed = cropped(0.1)(relit(0.6, 0, 1.6)(mirrored(images[0], default_rng(0)), default_rng(0)), default_rng(3))
+    images, prints = [*images, changed, images[1].copy()], [*prints, fingerprint(changed), prints[1]]
+    given = np.array([(5, 1), (0, 4), (2, 3), (4, 0)])
+    pairs = compare_pairs(prints, given, images.__getitem__, 1)
+    assert [(pair.i, pair.j, pair.verdict) for pair in pairs if pair.is_same] == [(0, 4, "mirrored"), (1, 5, "same")]
+    assert {(pair.i, pair.j) for pair in pairs} <= {(0, 4), (1, 5), (2, 3)}
+    assert pairs == compare_pairs(prints, given, images.__getitem__, 3)
+    found = {pair[:2]: pair for pair in pairs_of(images)}
+    assert all(found[pair[:2]].verdict == pair.verdict for pair in pairs if pair[:2] in found)
+    far = [(pair.i, pair.j) for pair in compare_pairs(prints, np.array([(0, 4)]), images.__getitem__, 1)]
+    assert far == [(0, 4)]
+
+
+def test_no_given_pairs_compare_nothing() -> None:
+    assert compare_pairs([], np.empty((0, 2), np.int64), lambda k: np.empty(0), 1) == []
 
 
 def test_a_fingerprint_is_small() -> None:

@@ -15,7 +15,7 @@ import pytest
 from fieldguide.__main__ import main
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash
-from fieldguide.core.manifest import write_manifest
+from fieldguide.core.manifest import as_given, write_manifest
 from fieldguide.core.params import read_params
 from fieldguide.core.paths import MANIFEST, ONNX, PREDICTIONS_CSV, RAW
 from fieldguide.tracking import run as tracking
@@ -257,8 +257,8 @@ def at_hand(root: Path) -> pd.DataFrame:
     (root / RAW).mkdir(parents=True)
     (root / RAW / "all.bin").write_bytes(b"".join(images))
     columns = {"label": 0, "class_name": truth, "file": "all.bin", "offset": np.cumsum(lengths) - lengths, "length": lengths}
-    rest = {"width": 20, "height": 20, "phash": "", "use": True, "reason": ""}
-    write_manifest(new.assign(**columns, **rest), MANIFEST)
+    rest = {"width": 20, "height": 20, "phash": "", "unit": 0, "use": True, "reason": ""}
+    write_manifest(as_given(new.assign(**columns, **rest)), MANIFEST)
     return new.assign(truth=truth, answer_1=truth)
 
 
