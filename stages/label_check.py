@@ -11,7 +11,15 @@ from fieldguide.core.errors import run_command
 from fieldguide.core.files import write_bytes
 from fieldguide.core.manifest import read_manifest, write_table
 from fieldguide.core.params import read_params
-from fieldguide.core.paths import EMBEDDINGS, LABEL_ERRORS_CSV, LABEL_ERRORS_HTML, LABEL_MAP_CSV, MANIFEST, RAW, stage_metrics
+from fieldguide.core.paths import (
+    EMBEDDINGS,
+    LABEL_ERRORS_CSV,
+    LABEL_ERRORS_HTML,
+    LABEL_MAP_CSV,
+    MANIFEST,
+    RAW,
+    stage_metrics,
+)
 from fieldguide.labels.findings import label_check_metrics, label_errors, missed_copies
 from fieldguide.labels.gallery import label_errors_page
 from fieldguide.labels.judging import judge
@@ -47,8 +55,8 @@ def print_headline(metrics: LabelCheckMetrics) -> None:
     )
     by_split = ", ".join(f"{n} {split}" for split, n in metrics.suspected.items())
     print(f"suspected wrong labels: {by_split}; {metrics.doubtful} doubtful; {metrics.atypical} atypical images")
-    copies = f"{metrics.missed_copies} copies that no hash found, {metrics.missed_leaks} of them across splits"
-    print(f"{copies}; {metrics.decided} findings decided")
+    print(f"copies that no hash found: {metrics.missed_copies}, of them across splits: {metrics.missed_leaks}")
+    print(f"findings that a person has decided on: {metrics.decided}")
     for pair in metrics.inseparable:
         print(f"hardly told apart: {pair.one} and {pair.other} ({pair.confused} of {pair.images} images)")
     print(f"look at {LABEL_ERRORS_HTML}, decide with: fieldguide review")

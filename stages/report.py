@@ -23,6 +23,7 @@ def main() -> None:
     sections = {
         "data": params.data,
         "split_check": params.split_check,
+        "label_check": params.label_check,
         "model": params.model,
         "train": params.train,
         "augment": params.augment,

@@ -18,7 +18,7 @@ MAX_SHOWN = 5000  # pairs; the table has all
 STYLE = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; }
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-section { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .5rem 1rem;
+section { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--column), 1fr)); gap: .5rem 1rem;
   border-top: 1px solid color-mix(in srgb, currentColor 25%, transparent); padding: 1rem 0; }
 h2 { grid-column: 1 / -1; font-size: 1rem; margin: 0; font-weight: 600; }
 figure { margin: 0; } img { width: 100%; height: auto; } figcaption { font-size: .85rem; overflow-wrap: anywhere; }
@@ -48,14 +48,15 @@ def pairs_page(frame: pd.DataFrame, pairs: pd.DataFrame, raw: Path) -> str:
     return page("The same photograph twice", f"{counted}. {tables}", groups)
 
 
-def page(title: str, introduction: str, groups: Iterable[tuple[str, list[Picture]]]) -> str:
-    """HTML of groups of pictures with headings, without external resources."""
+def page(title: str, introduction: str, groups: Iterable[tuple[str, list[Picture]]], column: str = "15rem") -> str:
+    """HTML of groups of pictures with headings, without external resources; a picture is at least as wide as `column`."""
     sections = "".join(
         f"<section><h2>{html.escape(heading)}</h2>{''.join(map(_figure, pictures))}</section>\n" for heading, pictures in groups
     )
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>:root {{ --column: {column}; }}{STYLE}</style></head>\n"
         f"<body><h1>{html.escape(title)}</h1><p>{html.escape(introduction)}</p>\n{sections}</body></html>\n"
     )
 

@@ -27,12 +27,12 @@ COLUMNS = {
     "height": "Int64",
     "sha256": "string",  # of the encoded bytes
     "phash": "string",  # perceptual hash, 64 bits in hexadecimal; empty for an unreadable image
-    "unit": "int64",  # equal for images that stay in one split: copies of a photograph, and those of one group
     "use": "bool",  # whether later stages use the row
     "reason": "string",  # why the row is not used, or its fault
     "given_label": "Int64",  # as the data give it; label and class_name are corrected
     "given": "string",  # class name as the data give it
     "decision": "string",  # of data/corrections.csv: keep | relabel | drop; empty without one
+    "unit": "int64",  # equal for images that stay in one split: copies of a photograph, and those of one group
 }
 NUMBERS = ("label", "given_label", "width", "height")  # columns that may be empty
 

@@ -48,6 +48,7 @@ class Sample(Section):
     valid_images: Count
     test_images: Count
     image_px: ImagePx
+    faults: bool
     seed: Seed
 
 

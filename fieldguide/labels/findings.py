@@ -1,5 +1,6 @@
 """What a person should look at: labels that the images contradict, images of no class, and copies that no hash found."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def missed_copies(rows: pd.DataFrame, close: np.ndarray, raw: Path, n_workers: i
     """The pairs of rows with close embeddings that show the same photograph, verified on pixels as the split check does."""
     involved = np.unique(close)
     places = [(row.file, row.offset, row.length) for row in named_tuples(rows.iloc[involved])]
-    prints = [fingerprint(read_rgb(raw, place)) for place in places]
+    with ThreadPoolExecutor(n_workers) as pool:
+        prints = list(pool.map(lambda place: fingerprint(read_rgb(raw, place)), places))
     pairs = compare_pairs(prints, np.searchsorted(involved, close), lambda k: read_rgb(raw, places[k]), n_workers)
     return [pair._replace(i=int(involved[pair.i]), j=int(involved[pair.j])) for pair in pairs if pair.is_same]
 

@@ -47,4 +47,4 @@ def label_errors_page(rows: pd.DataFrame, judgement: Judgement, table: pd.DataFr
         groups.append((heading, pictures))
     shown = f", of which {len(groups)} are shown" if len(groups) < len(undecided) else ""
     text = f"{len(undecided)} findings{shown}, all in {LABEL_ERRORS_CSV}. Decide on them with: fieldguide review"
-    return page("Labels to look at", text, groups)
+    return page("Labels to look at", text, groups, column="10rem")

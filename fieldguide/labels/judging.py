@@ -185,7 +185,7 @@ def _similarities(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean cosine similarity to the nearest images of other units in each class, `[N, 1 + C]`, or -1, and close pairs."""
     nearest = np.full(classes.shape, -1.0)
-    pairs, similarity, least = np.empty(0, np.int64), np.empty(0, np.float32), CLOSE
+    pairs, similarity = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
     order = np.argsort(classes.ravel(), kind="stable")
     starts = np.searchsorted(classes.ravel()[order], np.arange(targets.max() + 2))
     random = np.random.Generator(np.random.Philox(key=[SEED, 2]))
@@ -198,25 +198,16 @@ def _similarities(
             asking = places // classes.shape[1]
             cosine = unit_vectors(vectors, asking) @ references.T
             cosine[units[asking][:, None] == units[members]] = -2
-            best = -np.partition(-cosine, min(N_NEAREST, len(members)) - 1, axis=1)[:, :N_NEAREST]
+            nearby = np.argpartition(-cosine, min(N_NEAREST, len(members)) - 1, axis=1)[:, :N_NEAREST]
+            best = np.take_along_axis(cosine, nearby, axis=1)
             found = best > -1.5
             means = np.where(found, best, 0).sum(axis=1) / np.maximum(found.sum(axis=1), 1)
             nearest.ravel()[places] = np.where(found.any(axis=1), means, -1.0)
-            rows, columns = np.nonzero(cosine > least)
-            one, other = asking[rows], members[columns]
-            pairs = np.concatenate([pairs, np.minimum(one, other) * len(targets) + np.maximum(one, other)])
-            similarity = np.concatenate([similarity, cosine[rows, columns]])
-            if len(pairs) > 2 * MAX_CLOSE:
-                pairs, similarity = _closest(pairs, similarity)
-                least = float(similarity[-1]) if len(pairs) == MAX_CLOSE else CLOSE
-    return nearest, np.stack(np.divmod(_closest(pairs, similarity)[0], len(targets)), axis=1)
-
-
-def _closest(pairs: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The `MAX_CLOSE` most similar pairs, each once, and their similarities; the most similar first."""
-    found, first = np.unique(pairs, return_index=True)
-    order = np.argsort(-similarity[first], kind="stable")[:MAX_CLOSE]
-    return found[order], similarity[first][order]
+            one, place = np.nonzero(best > CLOSE)
+            pairs.append(np.sort(np.stack([asking[one], members[nearby[one, place]]], axis=1), axis=1))
+            similarity.append(best[one, place])
+    found_pairs, first = np.unique(np.concatenate(pairs), axis=0, return_index=True)
+    return nearest, found_pairs[np.argsort(-np.concatenate(similarity)[first], kind="stable")[:MAX_CLOSE]]
 
 
 def _log_probability(scores: np.ndarray, temperature: float, n_classes: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from fieldguide.report.page import (
     benchmark_text,
     data_section,
     environment,
+    labels_text,
     per_class,
     results_section,
     summary,
@@ -86,6 +87,12 @@ def limitations(facts: Facts) -> list[str]:
         )
     if check.near_duplicates.across_splits is None:
         lines.append("Near duplicates across splits were not searched for, so the metrics may be too optimistic.")
+    labels = facts.label_check
+    if labels.missed_leaks:
+        lines.append(
+            f"{labels.missed_leaks} copies across splits were found by their looks and are in use: metrics may be too good."
+        )
+    lines.append(labels_text(facts))
     if facts.evaluate.test is None:
         lines.append("There are no metrics on labelled test images.")
     lines.append("The metrics are of one training run with one seed. The variance between runs was not measured.")

@@ -14,6 +14,7 @@ from fieldguide.core.artifacts import (
     EvaluateMetrics,
     ExportMetrics,
     Gallery,
+    LabelCheckMetrics,
     Receipt,
     SplitCheckMetrics,
     SplitMetrics,
@@ -33,6 +34,7 @@ from fieldguide.core.paths import (
     FINDINGS_CSV,
     GALLERY_JSON,
     HISTORY_CSV,
+    LABEL_MAP_CSV,
     LOCK,
     MANIFEST,
     MEAN_IMAGES,
@@ -49,6 +51,7 @@ from fieldguide.core.paths import (
 TABLES = {
     "classes": CLASSES_CSV,
     "findings": FINDINGS_CSV,
+    "label_map": LABEL_MAP_CSV,
     "history": HISTORY_CSV,
     "per_class": PER_CLASS_CSV,
     "reliability": RELIABILITY_CSV,
@@ -56,7 +59,7 @@ TABLES = {
     "confused_pairs": CONFUSED_PAIRS_CSV,
     "throughput": THROUGHPUT_CSV,
 }
-STAGE_METRICS = tuple(map(stage_metrics, ("split_check", "train", "evaluate", "export_onnx", "benchmark")))
+STAGE_METRICS = tuple(map(stage_metrics, ("split_check", "label_check", "train", "evaluate", "export_onnx", "benchmark")))
 HASHED = (MANIFEST, CHECKPOINT, CALIBRATION, ONNX)
 INPUTS = (RAW, *HASHED, *STAGE_METRICS, GALLERY_JSON, *TABLES.values(), *map(confusion_csv, SPLITS), MEAN_IMAGES, BATCH_PNG)
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "onnx", "onnxruntime", "dvc", "mlflow")
@@ -73,6 +76,7 @@ class Facts:
     params: dict[str, dict[str, Any]]
     receipt: Receipt
     split_check: SplitCheckMetrics
+    label_check: LabelCheckMetrics
     train: TrainMetrics
     evaluate: EvaluateMetrics
     export_onnx: ExportMetrics
@@ -103,11 +107,12 @@ def read_facts(params: dict[str, dict[str, Any]]) -> Facts:
     for path in INPUTS:
         if not path.exists():
             raise UserError(f"{path}: No such file or directory; create it with: dvc repro")
-    split_check, train, evaluate, export_onnx, benchmark = STAGE_METRICS
+    split_check, label_check, train, evaluate, export_onnx, benchmark = STAGE_METRICS
     return Facts(
         params=params,
         receipt=Receipt.read(RECEIPT),
         split_check=SplitCheckMetrics.read(split_check),
+        label_check=LabelCheckMetrics.read(label_check),
         train=TrainMetrics.read(train),
         evaluate=EvaluateMetrics.read(evaluate),
         export_onnx=ExportMetrics.read(export_onnx),

@@ -18,6 +18,7 @@ from fieldguide.core.paths import (
     CONFUSED_PAIRS_PNG,
     COVERAGE_PNG,
     CURVES_PNG,
+    LABEL_MAP_PNG,
     PER_CLASS_PNG,
     RELIABILITY_PNG,
     RIGHT_PNG,
@@ -41,6 +42,7 @@ def figures_of(facts: Facts) -> dict[Path, Figure]:
         RELIABILITY_PNG: reliability(facts),
         COVERAGE_PNG: coverage(facts),
         SPEED_PNG: speed(facts),
+        LABEL_MAP_PNG: plots.label_map(facts.tables["label_map"].fillna({"kind": ""})),
         **{confusion_png(split): confusion(facts, split) for split in facts.confusions},
         **galleries(facts),
     }

@@ -16,7 +16,16 @@ from matplotlib.figure import Figure
 from fieldguide.core.artifacts import CleanMetrics, SplitMetrics
 from fieldguide.core.images import encode_jpeg, inspect
 from fieldguide.core.names import SPLITS, common_name, flat
-from fieldguide.core.paths import BATCH_PNG, COVERAGE_PNG, CURVES_PNG, RELIABILITY_PNG, SAMPLES_PNG, SIZES_PNG, confusion_png
+from fieldguide.core.paths import (
+    BATCH_PNG,
+    COVERAGE_PNG,
+    CURVES_PNG,
+    LABEL_MAP_PNG,
+    RELIABILITY_PNG,
+    SAMPLES_PNG,
+    SIZES_PNG,
+    confusion_png,
+)
 from fieldguide.report.facts import Facts
 from fieldguide.report.figures import svg
 from fieldguide.report.text import count, interval, markdown, number, percent, shown, size, table_rows
@@ -44,6 +53,7 @@ def render_page(facts: Facts, figures: dict[Path, Figure]) -> str:
         summary=summary(facts),
         tiles=tiles(facts),
         data=data_section(facts),
+        labels=labels_section(facts, figures),
         training=training_text(facts),
         curves=_chart("Loss, accuracy and learning rate", figures[CURVES_PNG], curves_note(facts)),
         batch=_picture(
@@ -139,6 +149,41 @@ def data_section(facts: Facts) -> dict[str, Any]:
                 SIZES_PNG, "Sizes and mean images", "Histogram of the sides of the images, and the mean image of each split"
             ),
         ],
+    }
+
+
+def labels_text(facts: Facts) -> str:
+    """What the label check found, in a sentence or two."""
+    check = facts.label_check
+    if not check.enabled:
+        return "Labels were not checked (label_check.enabled is false)."
+    suspected = sum(check.suspected.values())
+    by_split = ", ".join(f"{count(n)} in {split}" for split, n in check.suspected.items() if n)
+    where = f" ({by_split})" if suspected else ""
+    return (
+        f"{count(suspected)} of {count(check.images)} labels are suspected to be wrong{where}. Judged by the other images,"
+        f" {percent(check.accuracy)} of the images are of the class that they are given, 95\u00a0% interval"
+        f" {interval(check, 'accuracy')}\u00a0%."
+    )
+
+
+def labels_section(facts: Facts, figures: dict[Path, Figure]) -> dict[str, Any]:
+    """What the label check found, and the map of the images."""
+    check = facts.label_check
+    return {
+        "text": labels_text(facts),
+        "enabled": check.enabled,
+        "found": [
+            *((f"suspected wrong labels in {split}", count(n)) for split, n in check.suspected.items()),
+            ("labels in doubt", count(check.doubtful)),
+            ("images of none of the classes", count(check.atypical)),
+            ("copies that no hash found", count(check.missed_copies)),
+            ("of these across splits", count(check.missed_leaks)),
+            ("findings decided by data/corrections.csv", count(check.decided)),
+            ("images in classes without others, not judged", count(check.not_judged)),
+        ],
+        "pairs": [(pair.one, pair.other, count(pair.confused), count(pair.images)) for pair in check.inseparable],
+        "map": _chart("Map of the images", figures[LABEL_MAP_PNG], "t-SNE of the embeddings; a colour per class"),
     }
 
 

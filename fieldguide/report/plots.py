@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import PowerNorm, hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
@@ -20,6 +20,13 @@ DPI = 110
 RIGHT, WRONG = "#1a7f37", "#c4320a"  # of captions, which also say it in words
 STYLES = {"train": ("0.6", ":"), "valid": ("tab:orange", "--"), "test": ("black", "-")}  # colour and dash of a split's line
 MAX_CELL_LABELS = 20  # more classes than this, squared, leave no room for a number in each cell
+MAX_MAP_NAMES = 60
+GOLDEN = 0.618034  # turns by which colours of successive classes differ
+FINDINGS = {  # on the map of labels: colour and words
+    "label": ("#c4320a", "label in doubt"),
+    "atypical": ("black", "of none of the classes"),
+    "duplicate": ("#1f6feb", "copy that no hash found"),
+}
 MAX_TICK_LABELS = 110  # more class names than this cannot be read along an axis
 
 
@@ -256,4 +263,33 @@ def coverage(accuracy: pd.DataFrame, title: str) -> Figure:
     axis.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axis.grid(color="0.9")
     axis.legend(frameon=False)
+    return figure
+
+
+def label_map(points: pd.DataFrame) -> Figure:
+    """Images by their embeddings: `x`, `y`, a colour per `class_name`, and a ring around those with a finding (`kind`)."""
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    axis = figure.subplots()
+    names = sorted(set(points["class_name"]))
+    colours = {
+        name: hsv_to_rgb((k * GOLDEN % 1, 0.55 + 0.4 * (k % 2), 0.85 - 0.25 * (k % 3 == 2))) for k, name in enumerate(names)
+    }
+    axis.scatter(
+        points["x"], points["y"], s=9, c=[colours[name] for name in points["class_name"]], linewidths=0, rasterized=True
+    )
+    for kind, (colour, text) in FINDINGS.items():
+        found = points[points["kind"] == kind]
+        if len(found):
+            axis.scatter(
+                found["x"], found["y"], s=40, facecolors="none", edgecolors=colour, linewidths=0.9, label=text, rasterized=True
+            )
+    if len(names) <= MAX_MAP_NAMES:
+        for name, place in points.groupby("class_name")[["x", "y"]].median().iterrows():
+            axis.annotate(
+                common_name(str(name)), (place["x"], place["y"]), ha="center", va="center", fontsize=7, parse_math=False
+            )
+    axis.set(xticks=[], yticks=[], title=f"{len(points)} images: similar ones lie together")
+    axis.set_frame_on(False)
+    if points["kind"].ne("").any():
+        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0), ncols=len(FINDINGS))
     return figure

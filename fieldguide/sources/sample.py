@@ -1,11 +1,14 @@
 """The embedded sample: invented butterflies drawn from numbers, so that the whole pipeline runs without a download.
 
 The download stage writes what `photographs` yields. A species is a palette and a pattern; a photograph shows one
-individual in its own pose, light and place. Species share palettes, so mean colour does not name them.
+individual in its own pose, light and place. Species share palettes, so mean colour does not name them. Some photographs are
+faulty on purpose (`sample_faults`), so that the checks have something to find.
+
+`python -m fieldguide.sources.sample` lists the faults that are planted with the params.yaml of the working folder.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import islice, starmap
@@ -15,16 +18,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-JPEG_QUALITY = 90
+from fieldguide.core.params import read_params
+from fieldguide.sources.sample_faults import UNCHANGED, Fault, faults_csv, plant
+
+JPEG_QUALITY, COPY_QUALITY = 90, 60  # of a photograph, and of a re-compressed copy
+CUT, SHRUNK = 0.06, 0.75  # share of the side that a cropped copy lacks, and that a resized one has
 CHUNK_IMAGES = 16  # one job of a worker process
 BATCH_CHUNKS = 32  # jobs of each worker before all wait for each other, which bounds the memory
 DRAWN_PX = 128  # smaller photographs are drawn at least this large and averaged down
 SPECIES_PER_GENUS = 4  # those with the same colours in the same roles: only their patterns differ
+SISTER_EVERY = 6  # a species that is hard to tell from the one before it
 CANDIDATE_PATTERNS = 400
 SPLITS = ("test", "train", "valid")  # the position is part of each seed: append only
-ORDER, PATTERN, NAME, HABIT, INDIVIDUAL = range(5)  # what a seed is for: append only
+ORDER, PATTERN, NAME, HABIT, INDIVIDUAL, FAULTS, PLANTED = range(7)  # what a seed is for: append only
 
 # First words of the names; main colour, dark colour and accent in sRGB 0..255.
 PALETTES = (
@@ -65,7 +73,11 @@ PARTS = ("fore", "hind")
 SECTORS = ((0.98, -0.26), (0.24, -1.34))  # angles of the leading and the trailing edge, radians
 ROOTS = ((0.03, 0.10), (0.03, -0.02))
 OUTLINE_STEPS = 512
-POSE = ((0.6, -0.25, -0.25, -0.75, -0.12, -0.12), (0.95, 0.25, 0.25, 0.75, 0.12, 0.12))  # scale, shift, turn, tilt
+POSE = ((0.6, -0.25, -0.25, -0.9, -0.12, -0.12), (0.95, 0.25, 0.25, 0.9, 0.12, 0.12))  # scale, shift, turn, tilt
+OPEN, FOLDED = (0.7, 1.0), (0.25, 0.5)  # widths of the left and of the right wings as seen, shares
+GRASS = 0.25  # share of the photographs with a blade of grass in front
+HARDSHIPS = ("far", "folded", "cut off", "hidden", "dusk", "blurred")
+HARD = 0.1  # share of the photographs with one of these
 UNDER = 0.06  # how far the fore wing's shadow falls on the hind wing
 BODY = ((-0.24, 0.05, 0.3), (0.08, 0.075, 0.17), (0.25, 0.05, 0.05))  # middle, half width, half length of its ellipses
 FLOWERS = ((236, 232, 220), (226, 120, 170), (244, 202, 70), (150, 110, 200), (220, 80, 70), (120, 160, 220))
@@ -80,28 +92,59 @@ class Species(NamedTuple):
     traits: dict[str, str]
 
 
+class Shot(NamedTuple):
+    """What a photograph depends on, beside its size."""
+
+    species: Species | None  # None: none of them
+    seed: tuple[int, ...]  # the sample's; INDIVIDUAL or PLANTED; species, split and index
+    picture: str = ""  # what is shown instead of a species
+    change: str = ""  # what is done to a copy
+
+
 def photographs(
-    *, n_species: int, train_images: int, valid_images: int, test_images: int, image_px: int, seed: int, workers: int = 1
+    *,
+    n_species: int,
+    train_images: int,
+    valid_images: int,
+    test_images: int,
+    image_px: int,
+    seed: int,
+    faults: bool = False,
+    workers: int = 1,
 ) -> Iterator[tuple[str, bytes]]:
     """Member names (`train/AMBER ARGUS/001.jpg`) with JPEG bytes, by split, species and index; counts are per species.
 
     A photograph depends on the seed, its species, split, index and `image_px` alone: larger counts keep the earlier
-    ones and `workers` changes nothing.
+    ones and `workers` changes nothing. With `faults` those of `planted_faults` take the place of photographs.
     """
     counts = {"test": test_images, "train": train_images, "valid": valid_images}
     catalogue = sorted(_catalogue(n_species, seed))
-    shots = (
-        (f"{split}/{species.name}/{index:03d}.jpg", species, image_px, (SPLITS.index(split), index), seed)
-        for split in SPLITS
-        for species in catalogue
-        for index in range(1, counts[split] + 1)
+    species = {each.name: each for each in catalogue}
+    planted = {fault.file: fault for fault in (planted_faults(n_species, counts, seed) if faults else ())}
+    members = (
+        f"{split}/{name}/{index:03d}.jpg" for split in SPLITS for name in species for index in range(1, counts[split] + 1)
     )
+    shots = ((member, _shot(member, planted.get(member), species, seed), image_px) for member in members)
     if workers == 1:
         yield from starmap(_photograph, shots)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while batch := list(islice(shots, workers * BATCH_CHUNKS * CHUNK_IMAGES)):
             yield from pool.map(_photograph, *zip(*batch, strict=True), chunksize=CHUNK_IMAGES)
+
+
+def planted_faults(n_species: int, counts: Mapping[str, int], seed: int) -> list[Fault]:
+    """What is planted in a sample with so many species and, of each, so many images by split."""
+    return plant([species.name for species in sorted(_catalogue(n_species, seed))], counts, default_rng([seed, FAULTS]))
+
+
+def _shot(member: str, fault: Fault | None, species: Mapping[str, Species], seed: int) -> Shot:
+    """What a member shows: an individual of its own, or what its fault says."""
+    split, name, file = (fault.other if fault and fault.other else member).split("/")
+    place = species[name].number, SPLITS.index(split), int(file.removesuffix(".jpg"))
+    if fault and not fault.other:
+        return Shot(species.get(fault.true), (seed, PLANTED, *place), picture=fault.detail)
+    return Shot(species[name], (seed, INDIVIDUAL, *place), change=fault.detail if fault else "")
 
 
 @cache
@@ -120,6 +163,9 @@ def _catalogue(n_species: int, seed: int) -> tuple[Species, ...]:
         rng = default_rng([seed, PATTERN, number])
         picks = rng.integers([len(choices) for choices in TRAITS.values()], size=(CANDIDATE_PATTERNS, len(TRAITS)))
         if taken[palette]:
+            if _is_sister(number):
+                same = np.arange(len(TRAITS)) != rng.integers(len(PARTS))
+                picks[:, same] = taken[palette][-1][same]
             unlike = (picks[:, None] != np.stack(taken[palette])) @ np.array(WEIGHTS)  # [candidates, taken]
             picks = picks[[unlike.min(axis=1).argmax()]]
         place = int(default_rng([seed, NAME, palette]).permutation(n_names)[len(taken[palette])])
@@ -130,27 +176,70 @@ def _catalogue(n_species: int, seed: int) -> tuple[Species, ...]:
     return tuple(catalogue)
 
 
-def _photograph(member: str, species: Species, px: int, place: tuple[int, int], seed: int) -> tuple[str, bytes]:
+def _is_sister(number: int) -> bool:
+    """Whether a species differs from the one before it in the pattern of one pair of wings only."""
+    return number % SISTER_EVERY == SISTER_EVERY - 1
+
+
+def _photograph(member: str, shot: Shot, px: int) -> tuple[str, bytes]:
     """A background, a soft shadow and the butterfly on it, seen in a light through a lens and a sensor."""
-    rng = default_rng([seed, INDIVIDUAL, species.number, *place])
+    rng = default_rng(shot.seed)
+    is_hard = shot.seed[1] == INDIVIDUAL and rng.random() < HARD  # a wrong label is planted to be found
+    hardship = HARDSHIPS[rng.integers(len(HARDSHIPS))] if is_hard else ""
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](rng, px)
     scene = np.asarray(_blurred(background, px * rng.uniform(0.004, 0.018)), np.float32)
-    butterfly, cover = _butterfly(rng, default_rng([seed, HABIT, species.number]), species, px)
+    if shot.species:
+        subject, cover = _butterfly(rng, shot.species, shot.seed[0], px, hardship)
+    else:
+        subject, cover = _thing(rng, shot.picture, px)
     light_x, light_y = rng.uniform(-1, 1, size=2).tolist()
     away = (1, 0, light_x * px * 0.05, 0, 1, -light_y * px * 0.05)
     shape = Image.fromarray((cover * 255).astype(np.uint8)).transform((px, px), Image.Transform.AFFINE, away)
     shadow = np.asarray(_blurred(shape, px * rng.uniform(0.012, 0.03)), np.float32) / 255
-    scene = scene * ((1 - rng.uniform(0.35, 0.6) * shadow) * (1 - cover))[..., None] + 255 * butterfly
+    scene = scene * ((1 - rng.uniform(0.35, 0.6) * shadow) * (1 - cover))[..., None] + 255 * subject
+    if hardship == "hidden" or rng.random() < GRASS:
+        scene = _behind_grass(rng, scene, int(rng.integers(*((4, 7) if hardship == "hidden" else (1, 3)))))
 
     x, y = _grid(px)
+    dusk = hardship == "dusk"
     light = rng.uniform(0.7, 1.15) * (1 + rng.uniform(0, 0.25) * (light_x * x + light_y * y))
+    light *= (1 + rng.uniform(0, 0.7) * (_cloud(rng, px, 4, 4) - 0.5)) * (rng.uniform(0.35, 0.5) if dusk else 1)
     warmth = rng.uniform(-0.12, 0.12)
     scene *= light[..., None] * np.array([1 + warmth, 1, 1 - warmth], np.float32)
-    photo = _blurred(_image(scene), px * rng.uniform(0, 0.006))
+    photo = _blurred(_image(scene), px * (rng.uniform(0.014, 0.021) if hardship == "blurred" else rng.uniform(0, 0.006)))
     noise = rng.standard_normal((px, px, 3), dtype=np.float32)
     jpeg = io.BytesIO()
-    _image(np.asarray(photo) + rng.uniform(1, 5) * noise).save(jpeg, "JPEG", quality=JPEG_QUALITY)
-    return member, jpeg.getvalue()
+    _image(np.asarray(photo) + rng.uniform(1, 5) * (2 if dusk else 1) * noise).save(jpeg, "JPEG", quality=JPEG_QUALITY)
+    return member, change_copy(jpeg.getvalue(), shot.change) if shot.change else jpeg.getvalue()
+
+
+def change_copy(jpeg: bytes, change: str) -> bytes:
+    """A copy of a square photograph, changed as one of `sample_faults.CHANGES` says."""
+    if change == UNCHANGED:
+        return jpeg
+    image: Image.Image = Image.open(io.BytesIO(jpeg))
+    px, cut = image.width, max(1, round(CUT * image.width))
+    match change:
+        case "cropped":
+            image = image.crop((cut, cut // 2, px, px - cut + cut // 2))
+        case "mirrored":
+            image = ImageOps.mirror(image)
+        case "resized":
+            image = image.resize((round(SHRUNK * px),) * 2, Image.Resampling.BICUBIC)
+    copy = io.BytesIO()
+    image.save(copy, "JPEG", quality=COPY_QUALITY if change == "re-compressed" else JPEG_QUALITY)
+    return copy.getvalue()
+
+
+def _behind_grass(rng: Generator, scene: np.ndarray, n_blades: int) -> np.ndarray:
+    """A scene, float32 [px, px, 3] in 0..255, behind blades of grass that are out of focus."""
+    px = len(scene)
+    blades = Image.new("L", (px, px))
+    draw = ImageDraw.Draw(blades)
+    for x, lean, width in rng.uniform((0.1, -0.5, 0.03), (0.9, 0.5, 0.07), size=(n_blades, 3)) * px:
+        draw.polygon([(x, px), (x + width, px), (x + lean + width / 2, -0.1 * px)], fill=255)
+    cover = np.asarray(_blurred(blades, px * 0.008), np.float32)[..., None] / 255
+    return scene + cover * (np.float32(rng.uniform((60, 90, 30), (130, 170, 70))) - scene)
 
 
 def _image(rgb: np.ndarray) -> Image.Image:
@@ -183,19 +272,21 @@ def _lay(rgba: np.ndarray, where: np.ndarray, cover: np.ndarray, rgb: np.ndarray
     rgba[:, where] = rgba[:, where] * (1 - cover) + cover * np.concatenate([rgb, np.ones_like(rgb[:1])])
 
 
-def _butterfly(rng: Generator, habit: Generator, species: Species, px: int) -> tuple[np.ndarray, np.ndarray]:
-    """One posed individual: colours premultiplied by coverage [px, px, 3] and coverage [px, px], float32 in 0..1.
-
-    `habit` draws what all individuals of the species share, `rng` what is this one's own.
-    """
+def _butterfly(rng: Generator, species: Species, seed: int, px: int, hardship: str) -> tuple[np.ndarray, np.ndarray]:
+    """One posed individual: colours premultiplied by coverage [px, px, 3] and coverage [px, px], float32 in 0..1."""
+    habit = default_rng([seed, HABIT, species.number - _is_sister(species.number)])  # what all individuals share
     factor = -(-DRAWN_PX // px)
     scale, shift_x, shift_y, turn, tilt_x, tilt_y = rng.uniform(*POSE).tolist()
+    if hardship == "far":
+        scale *= 0.5
+    if hardship == "cut off":
+        shift_x += np.sign(shift_x) * 0.6
     x, y = _grid(px * factor)
     x, y = _turned((x - shift_x) / scale, (y - shift_y) / scale, turn)
     depth = 1 + tilt_x * x + tilt_y * y
     x, y = (x / depth).ravel(), (y / depth).ravel() + 0.1
     soft = 2.6 / (px * factor * scale)
-    openness = rng.uniform(0.72, 1.0, size=2).astype(np.float32)  # foreshortening of the left and of the right wings
+    openness = rng.uniform(*(FOLDED if hardship == "folded" else OPEN), size=2).astype(np.float32)
     wing_x = np.abs(x) / openness[(x > 0).astype(np.intp)]
     colours = np.array(PALETTES[species.palette][1:]) / 255
     colours = colours * rng.normal(1, 0.06, size=(3, 1)) * rng.normal(1, 0.03, size=(3, 3))
@@ -208,6 +299,23 @@ def _butterfly(rng: Generator, habit: Generator, species: Species, px: int) -> t
     _draw_body(rgba, rng, x, y, 0.35 * inks["dark"] + 0.12, soft)
     small = rgba.reshape(4, px, factor, px, factor).mean(axis=(2, 4))
     return small[:3].transpose(1, 2, 0), small[3]
+
+
+def _thing(rng: Generator, picture: str, px: int) -> tuple[np.ndarray, np.ndarray]:
+    """A fallen leaf, a stone or nothing, as `_butterfly` returns an individual."""
+    x, y = _grid(px)
+    scale, shift_x, shift_y = rng.uniform((0.5, -0.2, -0.2), (0.75, 0.2, 0.2)).tolist()
+    x, y = _turned((x - shift_x) / scale, (y - shift_y) / scale, rng.uniform(0, 2 * np.pi))
+    if picture == "leaf":
+        inside = 0.5 * (1 - x**2).clip(0) * (1 - 0.4 * x) - np.abs(y) - 0.02 * (1 + np.cos(40 * x))
+        lateral = np.abs(((x + np.abs(y) * 0.8) * 5) % 1 - 0.5)
+        veins = np.maximum(np.exp(-((y / 0.02) ** 2)), 0.5 * np.exp(-((lateral / 0.07) ** 2)))
+        colours = _toned(rng, 0.6 * _cloud(rng, px, 4, 4) + 0.5 * veins, (130, 60, 18), (226, 160, 60))
+    else:
+        inside = 0.8 - np.hypot(x, y * 1.3) - 0.12 * (_cloud(rng, px, 5, 5) - 0.5)
+        colours = _image(np.asarray(_stone(rng, px)) * (1.1 - 0.5 * np.hypot(x - 0.2, y - 0.3))[..., None])
+    cover = _covered(inside, 2.6 / (px * scale)) * (picture != "empty")
+    return np.asarray(colours, np.float32) / 255 * cover[..., None], cover
 
 
 class Wing(NamedTuple):
@@ -397,3 +505,9 @@ def _bokeh(rng: Generator, px: int) -> Image.Image:
 
 
 BACKGROUNDS = (_leaf, _grass, _flower, _bark, _stone, _bokeh)
+
+
+if __name__ == "__main__":
+    sample = read_params().data.sample
+    counts = {"train": sample.train_images, "valid": sample.valid_images, "test": sample.test_images}
+    print(faults_csv(planted_faults(sample.species, counts, sample.seed)), end="")

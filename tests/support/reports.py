@@ -19,6 +19,7 @@ from fieldguide.core.paths import (
     FINDINGS_CSV,
     GALLERY_JSON,
     HISTORY_CSV,
+    LABEL_MAP_CSV,
     MANIFEST,
     MEAN_IMAGES,
     METRICS,
@@ -105,8 +106,13 @@ def write_run(name: str) -> None:
     form = {"accuracy": 0.75, "bytes": 1_000_000}
     export = {"top1_agreement": 1.0, "max_abs_difference": 4e-7, "ties": 0, "accuracy": 0.75, "n": 4, "bytes": 4_000_000}
     export |= {"opset": 20, "fp16": form, "int8": form | {"method": "entropy", "valid_accuracy": {"entropy": 0.75}}}
+    labels = {"enabled": True, "images": 16, "not_judged": 0, "accuracy": 0.875, "accuracy_low": 0.6, "accuracy_high": 0.97}
+    labels |= {"suspected": {"train": 1, "valid": 0, "test": 1}, "doubtful": 1, "atypical": 1, "missed_copies": 1}
+    labels |= {"missed_leaks": 1, "decided": 2}
+    labels["inseparable"] = [{"one": "A", "other": name, "confused": 4, "images": 16}]
     contents = {
         "split_check": check,
+        "label_check": labels,
         "train": train | {"parameters": 1234},
         "evaluate": evaluate,
         "export_onnx": export,
@@ -118,6 +124,8 @@ def write_run(name: str) -> None:
     splits = {"train": [3, 5], "valid": [2, 2], "test": [2, 2]}
     pd.DataFrame({"label": [0, 1], "class_name": names} | splits).to_csv(CLASSES_CSV, index=False)
     pd.DataFrame({"kind": ["leak"], "action": [name]}).to_csv(FINDINGS_CSV, index=False)
+    places = {"x": [0.0, 1.0, 2.0], "y": [1.0, 0.0, 2.0], "class_name": ["A", name, name], "split": ["train"] * 3}
+    pd.DataFrame(places | {"file": ["a", "b", "c"], "kind": ["", "label", ""]}).to_csv(LABEL_MAP_CSV, index=False)
     history = {"epoch": [1, 2, 3], "lr": [0.1, 0.2, 0.0]}
     history |= {f"{split}_{key}": [0.3, 0.5, 0.4] for split in ("train", "valid") for key in ("loss", "accuracy")}
     pd.DataFrame(history).to_csv(HISTORY_CSV, index=False)

@@ -30,7 +30,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_jpeg) -> Path:
             rows.append((split, label, CLASSES[label], *place, *known))
             content += photo
     (RAW / "images.zip").write_bytes(content)
-    frame = as_given(pd.DataFrame(rows, columns=list(COLUMNS)[: len(rows[0])]))
+    frame = as_given(pd.DataFrame(rows, columns=list(COLUMNS)[: len(rows[0])])).assign(unit=range(len(rows)))
     write_manifest(frame, MANIFEST)
     used = frame[frame["use"]]
     counts = {split: [int(((used["split"] == split) & (used["label"] == k)).sum()) for k in range(3)] for split in SPLITS}

@@ -15,6 +15,7 @@ from fieldguide.core.paths import (
     COVERAGE_PNG,
     CURVES_PNG,
     GALLERY_JSON,
+    LABEL_MAP_PNG,
     PER_CLASS_PNG,
     RELIABILITY_PNG,
     RIGHT_PNG,
@@ -68,7 +69,7 @@ def test_every_chart_of_an_evaluation_is_drawn_and_has_the_same_bytes_twice() ->
     assert drawn == {
         *(confusion_png(split) for split in ("train", "valid", "test")),
         *(PER_CLASS_PNG, RELIABILITY_PNG, COVERAGE_PNG, WRONG_PNG, RIGHT_PNG, ACTIVATION_PNG, CONFUSED_PAIRS_PNG),
-        *(CURVES_PNG, SPEED_PNG),
+        *(CURVES_PNG, SPEED_PNG, LABEL_MAP_PNG),
     }
     assert min(map(height, drawn)) > 200
     first = {path: path.read_bytes() for path in drawn}
