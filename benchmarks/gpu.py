@@ -114,10 +114,11 @@ def draw(folder: Path) -> None:
     for name, offset, length in stored_members(images):
         split, species, _ = Path(name).parts
         seal = hashlib.sha256(content[offset : offset + length]).hexdigest()
-        rows.append((split, None, species, name, "images.zip", offset, length, 48, 48, seal, "", len(rows), True, ""))
+        rows.append((split, None, species, name, "images.zip", offset, length, 48, 48, seal, "", True, ""))
     frame = pd.DataFrame(rows, columns=list(COLUMNS)[: len(rows[0])])
     numbers = {name: number for number, name in enumerate(sorted(frame["class_name"].unique()))}
-    write_manifest(as_given(frame.assign(label=frame["class_name"].map(numbers))), folder / "data/manifest.csv")
+    frame = frame.assign(label=frame["class_name"].map(numbers), unit=range(len(frame)))
+    write_manifest(as_given(frame), folder / "data/manifest.csv")
 
 
 # --- the tasks; each runs in a process of its own, in the folder of the data ---

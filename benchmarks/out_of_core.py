@@ -51,10 +51,11 @@ def draw(folder: Path, n_images: int, image_px: int) -> None:
         stream.write(content)
         split, label = "train" if number < n_images else "valid", number % N_CLASSES
         place = (f"{number:07d}.jpg", name, offset, len(content), image_px, image_px, hashlib.sha256(content).hexdigest())
-        lines.append((split, label, f"class {label:02d}", *place, "", number, True, ""))
+        lines.append((split, label, f"class {label:02d}", *place, "", True, ""))
         offset += len(content)
     shard.close()
-    write_manifest(as_given(pd.DataFrame(lines, columns=list(COLUMNS)[: len(lines[0])])), folder / "data" / "manifest.csv")
+    frame = pd.DataFrame(lines, columns=list(COLUMNS)[: len(lines[0])]).assign(unit=range(len(lines)))
+    write_manifest(as_given(frame), folder / "data" / "manifest.csv")
 
 
 def write_params(folder: Path, devices: int) -> None:

@@ -12,7 +12,6 @@ from fieldguide.core.files import write_bytes
 from fieldguide.core.manifest import read_manifest, write_table
 from fieldguide.core.params import read_params
 from fieldguide.core.paths import (
-    CORRECTIONS,
     EMBEDDINGS,
     LABEL_ERRORS_CSV,
     LABEL_ERRORS_HTML,
@@ -57,7 +56,7 @@ def print_headline(metrics: LabelCheckMetrics) -> None:
     by_split = ", ".join(f"{n} {split}" for split, n in metrics.suspected.items())
     print(f"suspected wrong labels: {by_split}; {metrics.doubtful} doubtful; {metrics.atypical} atypical images")
     print(f"copies that no hash found: {metrics.missed_copies}, of them across splits: {metrics.missed_leaks}")
-    print(f"findings on which {CORRECTIONS} decides: {metrics.decided}")
+    print(f"findings that a person has decided on: {metrics.decided}")
     for pair in metrics.inseparable:
         print(f"hardly told apart: {pair.one} and {pair.other} ({pair.confused} of {pair.images} images)")
     print(f"look at {LABEL_ERRORS_HTML}, decide with: fieldguide review")

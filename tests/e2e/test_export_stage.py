@@ -118,13 +118,13 @@ def test_a_model_that_is_not_proved_never_stands_in_the_place_of_the_model(
             32,
             digests[label],
             "0",
-            label,
             True,
             "",
         ]
         for label in range(3)
     ]
-    write_manifest(as_given(pd.DataFrame(rows, columns=list(COLUMNS)[: len(rows[0])])), MANIFEST)
+    frame = pd.DataFrame(rows, columns=list(COLUMNS)[: len(rows[0])]).assign(unit=range(len(rows)))
+    write_manifest(as_given(frame), MANIFEST)
     words = ("dataset", "title", "home", "licence", "source", "version", "release")
     features = {"image": "image", "label": "class", "id": ""}
     receipt = dict.fromkeys(words, "") | {"layout": "folders", "features": features, "images": {}, "ignored": {}, "files": {}}

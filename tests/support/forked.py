@@ -30,8 +30,8 @@ from filelock import FileLock
 AVAILABLE = sys.platform == "linux"
 MESSAGES = (socket.AF_UNIX, socket.SOCK_SEQPACKET)  # the process number and the exit status stay two messages
 LIBRARIES = (  # of others; the project's own code is imported by each stage
-    *("numpy", "pandas", "pydantic", "yaml", "PIL.Image", "sklearn.metrics", "matplotlib.figure", "jinja2"),
-    *("torch", "torch._dynamo", "torch.onnx", "torch.distributed.run", "onnxscript", "onnx", "onnxruntime"),
+    *("numpy", "pandas", "pydantic", "yaml", "PIL.Image", "sklearn.metrics", "sklearn.manifold", "matplotlib.figure", "jinja2"),
+    *("torch", "torch._dynamo", "torch.onnx", "torch.distributed.run", "onnxscript", "onnx", "onnxruntime", "timm", "cv2"),
     *("mlflow.artifacts", "mlflow.models", "mlflow.store.tracking.sqlalchemy_store"),
 )
 FORKED = "# forked\n"

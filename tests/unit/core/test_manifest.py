@@ -73,11 +73,10 @@ def row(**values: Any) -> dict[str, Any]:
         "height": 5,
         "sha256": "0" * 64,
         "phash": "f" * 16,
-        "unit": 0,
         "use": True,
         "reason": "",
     }
-    usual |= {"given_label": values.get("label", 0), "given": values.get("class_name", "A"), "decision": ""}
+    usual |= {"given_label": values.get("label", 0), "given": values.get("class_name", "A"), "decision": "", "unit": 0}
     assert values.keys() <= usual.keys()
     return usual | values
 
@@ -120,8 +119,8 @@ def test_the_file_is_plain_csv_in_the_stated_order(tmp_path: Path) -> None:
     extra = table(row(class_name="A,B", width=None)).assign(more=1)
     write_manifest(extra[sorted(extra.columns)], tmp_path / "manifest.csv")
     assert (tmp_path / "manifest.csv").read_text(encoding="utf-8") == (
-        "split,label,class_name,id,file,offset,length,width,height,sha256,phash,unit,use,reason,given_label,given,decision\n"
-        f'train,0,"A,B",train/A/1.jpg,images.zip,41,3,,5,{"0" * 64},{"f" * 16},0,True,,0,"A,B",\n'
+        "split,label,class_name,id,file,offset,length,width,height,sha256,phash,use,reason,given_label,given,decision,unit\n"
+        f'train,0,"A,B",train/A/1.jpg,images.zip,41,3,,5,{"0" * 64},{"f" * 16},True,,0,"A,B",,0\n'
     )
     assert stat.S_IMODE((tmp_path / "manifest.csv").stat().st_mode) == 0o644
 

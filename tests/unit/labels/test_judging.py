@@ -240,4 +240,4 @@ def test_memory_is_bounded_where_all_images_are_alike(monkeypatch: pytest.Monkey
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert close.shape == (1000, 2)
-    assert peak < 2000 * 2000 * 16 / 2  # half of two int64 for each pair, seen from both sides
+    assert peak < 2000 * 2000 * 8 / 2  # a quarter of two int64 for each pair
