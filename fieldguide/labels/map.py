@@ -18,8 +18,8 @@ def label_map(vectors: np.ndarray, rows: pd.DataFrame, table: pd.DataFrame) -> p
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    kinds = table.drop_duplicates("sha256").set_index("sha256")["kind"]
-    kind = rows["sha256"].map(kinds).fillna("")
+    kinds = dict(zip(table["sha256"][::-1], table["kind"][::-1], strict=True))  # the first of an image counts
+    kind = pd.Series([kinds.get(sha256, "") for sha256 in rows["sha256"]], index=rows.index, dtype="string")
     order = np.random.Generator(np.random.Philox(key=[SEED, 3])).permutation(len(rows))
     chosen = np.sort(order[np.argsort(kind.eq("").to_numpy()[order], kind="stable")][:MAX_POINTS])
     some = unit_vectors(vectors, chosen)
