@@ -49,7 +49,8 @@ def main() -> None:
     frame = with_groups(as_given(number_classes(frame, findings)), policy.group, findings)
     frame, fingerprints, means = inspect_images(frame, RAW, policy.max_megapixels, n_workers)
     copies = exact_pairs(frame["sha256"].where(frame["reason"].eq(""), ""))
-    pairs = find_near_duplicates(frame, fingerprints, RAW, n_workers) if policy.near_duplicates else None
+    search = policy.near_duplicates
+    pairs = find_near_duplicates(frame, fingerprints, RAW, policy.max_megapixels, n_workers) if search else None
     same = [(pair.i, pair.j) for pair in pairs or [] if pair.is_same]
     frame["photograph"] = photographs(len(frame), [*copies, *same])
     if policy.folds:

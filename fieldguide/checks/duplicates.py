@@ -26,11 +26,12 @@ def photographs(n_rows: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
 
 def leaks(rows: pd.DataFrame) -> pd.DataFrame:
     """Pairs of one photograph in two splits: `row`, and `twin` in the most trusted split (both indices of the manifest)."""
-    pairs = []
-    for _, group in rows[rows["split"].isin(TRUST.keys())].groupby("photograph", sort=False):
-        trust = group["split"].map(TRUST)
-        pairs += [(row, trust.idxmax()) for row in group.index[trust < trust.max()]]
-    return pd.DataFrame(pairs, columns=["row", "twin"], dtype="int64")
+    rows = rows[rows["split"].isin(TRUST.keys())]
+    trust, photograph = rows["split"].map(TRUST).astype("int64"), rows["photograph"]
+    groups = trust.groupby(photograph, sort=False)
+    leaked = photograph[trust < groups.transform("max")]
+    leaked = leaked.iloc[np.argsort(groups.ngroup()[leaked.index], kind="stable")]
+    return pd.DataFrame({"row": leaked.index, "twin": groups.idxmax()[leaked].to_numpy()}, dtype="int64")
 
 
 def label_conflicts(rows: pd.DataFrame) -> pd.Series:

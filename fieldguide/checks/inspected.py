@@ -1,14 +1,15 @@
-"""What the inspection found in each image, kept by content, so that unchanged images are not decoded again.
+"""What was found in each image and between all of them, kept by content, so that unchanged images are not decoded again.
 
 An SQLite file below `.fieldguide/inspected` for each state of the code, the libraries that decode, and `max_megapixels`.
 Results are the same bytes with and without it; a file that is damaged, locked or not writable is not used.
 """
 
 import hashlib
+import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fieldguide.checks.near_duplicates import PROBES, SMALL_PX, Fingerprint
+from fieldguide.checks.near_duplicates import PROBES, SMALL_PX, Fingerprint, NearDuplicate
 from fieldguide.core.imports import import_closure
 from fieldguide.core.paths import inspected_cache
 
@@ -25,9 +26,10 @@ MAX_BYTES = 2_000_000_000  # of all files; 140,000 images: a guess
 MAX_WAITING = 1000  # images that are not yet written
 LOCK_SECONDS = 30.0  # to wait for another process that writes
 DECODERS = ("numpy", "opencv-contrib-python-headless", "pillow", "pillow-heif")
-TABLE = (
+TABLES = (
     "create table if not exists images (sha256 text primary key, width integer, height integer, side_px integer,"
-    " content blob, digest blob)"
+    " content blob, digest blob)",
+    "create table if not exists comparisons (images text primary key, pairs text, digest blob)",
 )
 
 
@@ -44,7 +46,10 @@ class Inspected(NamedTuple):
 
 
 class InspectedCache:
-    """Readable images by SHA-256. After an error of the file it holds nothing, and the file is removed if it is damaged."""
+    """Readable images by SHA-256, and the pairs among all images of a data set.
+
+    After an error of the file it holds nothing, and the file is removed if it is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()  # threads share the connection
@@ -53,7 +58,8 @@ class InspectedCache:
         with self._guarded():
             path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(path, LOCK_SECONDS, check_same_thread=False)
-            self.connection.execute(TABLE)
+            for table in TABLES:
+                self.connection.execute(table)
 
     def get(self, sha256: str) -> Inspected | None:
         """What is known of these bytes; None if nothing is, or if it is damaged."""
@@ -81,6 +87,25 @@ class InspectedCache:
             if self.connection is not None and rows and self.path.stat().st_size < MAX_BYTES:
                 with self.connection:
                     self.connection.executemany("insert or replace into images values (?, ?, ?, ?, ?, ?)", rows)
+
+    def pairs(self, sha256: Sequence[str]) -> list[NearDuplicate] | None:
+        """What `put_pairs` got for exactly these images in this order; None if nothing is known, or if it is damaged."""
+        row, images = None, _images_key(sha256)
+        with self._guarded():
+            if self.connection is not None:
+                row = self.connection.execute("select pairs, digest from comparisons where images = ?", [images]).fetchone()
+        if not row or row[1] != _digest((images, row[0]), b""):
+            return None
+        return [NearDuplicate(*values) for values in json.loads(row[0])]
+
+    def put_pairs(self, sha256: Sequence[str], pairs: Sequence[NearDuplicate]) -> None:
+        """Keeps the pairs, whose positions are those in `sha256`, unless the file is full."""
+        images, text = _images_key(sha256), json.dumps(pairs)
+        with self._guarded():
+            if self.connection is not None and self.path.stat().st_size < MAX_BYTES:
+                with self.connection:
+                    values = [images, text, _digest((images, text), b"")]
+                    self.connection.execute("insert or replace into comparisons values (?, ?, ?)", values)
 
     def close(self) -> None:
         self.write()
@@ -156,6 +181,10 @@ def _from_row(row: tuple[Any, ...]) -> Inspected | None:
     thumbnail = np.frombuffer(content, np.uint8, SMALL_PX * SMALL_PX, hashes.nbytes).reshape(SMALL_PX, SMALL_PX).copy()
     small = np.frombuffer(content, np.uint8, offset=hashes.nbytes + thumbnail.nbytes).reshape(MEAN_PX, MEAN_PX, 3)
     return Inspected(width, height, sha256, f"{hashes[0]:016x}", "", Fingerprint(hashes, thumbnail, side_px), small)
+
+
+def _images_key(sha256: Sequence[str]) -> str:
+    return hashlib.sha256("".join(sha256).encode()).hexdigest()
 
 
 def _digest(facts: tuple[object, ...], content: bytes) -> bytes:

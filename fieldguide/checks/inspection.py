@@ -76,11 +76,18 @@ def read_rgb(raw: Path, place: Place) -> np.ndarray:
 
 
 def find_near_duplicates(
-    frame: pd.DataFrame, fingerprints: list[Fingerprint | None], raw: Path, n_workers: int
+    frame: pd.DataFrame, fingerprints: list[Fingerprint | None], raw: Path, max_megapixels: int, n_workers: int
 ) -> list[NearDuplicate]:
-    """Near duplicates among readable images that are not byte-identical, as positions of the table's rows."""
+    """Near duplicates among readable images that are not byte-identical, as positions of the table's rows.
+
+    Compares nothing if the same images were compared before: neither splits nor labels matter.
+    """
     rows = np.flatnonzero(frame["reason"].eq("") & ~frame.duplicated("sha256"))
     places = _places(frame)
     readable = [one for row in rows if (one := fingerprints[row]) is not None]
-    pairs = near_duplicates(readable, lambda k: read_rgb(raw, places[rows[k]]), n_workers)
+    sha256 = frame["sha256"].iloc[rows].to_list()
+    with inspected_images(max_megapixels) as cache:
+        if (pairs := cache.pairs(sha256)) is None:
+            pairs = near_duplicates(readable, lambda k: read_rgb(raw, places[rows[k]]), n_workers)
+            cache.put_pairs(sha256, pairs)
     return [pair._replace(i=int(rows[pair.i]), j=int(rows[pair.j])) for pair in pairs]

@@ -39,7 +39,7 @@ SHIM = """#!{python} -IS
 import json, os, signal, socket, sys
 option, what, *more = *sys.argv[1:], "", ""
 is_stage = option == "-m" and what.startswith("stages.")
-is_tracking = (option, what) == ("-m", "fieldguide") and more[0] in ("champion", "runs", "sync")
+is_tracking = (option, what) == ("-m", "fieldguide") and more[0] in ("champion", "folds", "runs", "sync")
 if not (is_stage or is_tracking or option == "-c" and what.startswith({forked!r})):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:

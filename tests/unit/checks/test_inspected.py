@@ -13,7 +13,8 @@ import pytest
 
 from fieldguide.checks import inspected, inspection
 from fieldguide.checks.inspected import Inspected, InspectedCache, inspected_images
-from fieldguide.checks.inspection import inspect_images
+from fieldguide.checks.inspection import find_near_duplicates, inspect_images
+from fieldguide.checks.near_duplicates import NearDuplicate
 from fieldguide.core.paths import inspected_cache
 
 N = 6
@@ -94,6 +95,31 @@ def test_a_changed_value_is_computed_again(table: pd.DataFrame, column: str) -> 
         connection.execute(f"update images set {column} = {value}")
     connection.close()
     assert results(table) == expected
+
+
+def test_the_same_images_are_compared_once(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+
+    def compare(prints: list, *rest: object) -> list[NearDuplicate]:
+        compared.append(len(prints))
+        return [NearDuplicate(0, len(prints) - 1, 3, 0.912, "mirrored")]
+
+    def pairs(rows: pd.DataFrame) -> list[NearDuplicate]:
+        frame, prints, _ = inspect_images(rows.reset_index(drop=True), Path(), 10, 2)
+        return find_near_duplicates(frame, prints, Path(), 10, 2)
+
+    monkeypatch.setattr(inspection, "near_duplicates", compare)
+    first = pairs(table)
+    assert first == [NearDuplicate(0, N - 1, 3, 0.912, "mirrored")]
+    assert pairs(table.assign(split="valid")) == first
+    assert compared == [N]
+    pairs(table.tail(4))
+    pairs(table.iloc[::-1])
+    assert compared == [N, 3, N]
+    with closing(sqlite3.connect(database())) as connection, connection:
+        connection.execute("update comparisons set pairs = '[]'")
+    assert pairs(table) == first
+    assert compared == [N, 3, N, N]
 
 
 def test_a_folder_that_cannot_be_made_is_no_error(table: pd.DataFrame) -> None:
