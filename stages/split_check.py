@@ -5,15 +5,12 @@ findings.csv (a line per fault), near_duplicates.csv and .html (pairs to inspect
 and mean_images.npz (the mean image of each split). Run it with `dvc repro split_check`.
 """
 
-import io
-
-import numpy as np
 import pandas as pd
 
 from fieldguide.checks.corrections import apply_corrections
 from fieldguide.checks.duplicates import exact_pairs, photographs
 from fieldguide.checks.gallery import pairs_page
-from fieldguide.checks.inspection import find_near_duplicates, inspect_images
+from fieldguide.checks.inspection import find_near_duplicates, inspect_images, save_mean_images
 from fieldguide.checks.policies import Finding, check, findings_table, left_out_findings, number_classes
 from fieldguide.checks.splits import SET_ASIDE, kept_together, with_folds, with_groups, with_hold_out, with_splits
 from fieldguide.checks.summary import INTERNAL, class_counts, pair_table, split_check_metrics
@@ -76,9 +73,7 @@ def main() -> None:
     write_table(table.drop(columns=INTERNAL), NEAR_DUPLICATES_CSV)
     metrics = split_check_metrics(frame, copies, pairs, findings, n_conflicts)
     metrics.write(stage_metrics("split_check"))
-    with io.BytesIO() as stream:
-        np.savez(stream, allow_pickle=False, **means)
-        write_bytes(MEAN_IMAGES, stream.getvalue())
+    save_mean_images(MEAN_IMAGES, means)
     write_bytes(NEAR_DUPLICATES_HTML, pairs_page(frame, table, RAW).encode())
     print_headline(metrics, findings)
 

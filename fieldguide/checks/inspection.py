@@ -1,6 +1,7 @@
 """Decodes every image of unknown content once, for size, hashes, fingerprint and mean image, and finds near duplicates."""
 
 import hashlib
+import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from fieldguide.checks.inspected import MEAN_PX, Inspected, InspectedCache, inspected_images
 from fieldguide.checks.near_duplicates import Fingerprint, NearDuplicate, fingerprint, near_duplicates
+from fieldguide.core.files import write_bytes
 from fieldguide.core.images import TooManyPixels, UnreadableImage, inspect, read_encoded, resize
 from fieldguide.core.names import SPLITS
 
@@ -46,6 +48,12 @@ def inspect_images(
         if counts[split]
     }
     return frame.join(columns.astype({"width": "Int64", "height": "Int64"})), fingerprints, means
+
+
+def save_mean_images(target: Path, means: dict[str, np.ndarray]) -> None:
+    with io.BytesIO() as stream:
+        np.savez(stream, allow_pickle=False, **means)
+        write_bytes(target, stream.getvalue())
 
 
 def _places(frame: pd.DataFrame) -> list[Place]:

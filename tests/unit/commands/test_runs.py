@@ -99,7 +99,7 @@ LOCK = {
 
 
 def test_metrics_of_another_checkpoint_that_a_revision_inherited_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_locked", lambda rev: LOCK)
+    monkeypatch.setattr(runs, "locked_stages", lambda rev: LOCK)
     data = {
         "params": {"params.yaml": {"data": {"train": {"lr": 0.1}}}},
         "metrics": {

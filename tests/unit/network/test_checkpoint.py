@@ -489,10 +489,13 @@ def test_networks_without_published_weights_say_so(offline: None, name: str) -> 
     [
         (
             "resnet34",
-            r"\d+ tensors are unexpected, first layer1\.2\.conv1\.weight \(the backbone has 120\); set model\.name to .*",
+            r"\d+ tensors are unexpected, first layer1\.2\.conv1\.weight \(the backbone has 120\); name the network of these weights",
         ),
         ("resnet50", r"\d+ of 120 tensors, first size mismatch for layer1\.0\.conv1\.weight: .*"),
-        ("squeezenet1_1", r"\d+ tensors are missing, first conv1\.weight \(the backbone has 120\); set model\.name to .*"),
+        (
+            "squeezenet1_1",
+            r"\d+ tensors are missing, first conv1\.weight \(the backbone has 120\); name the network of these weights",
+        ),
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path: Path, theirs: str, fault: str) -> None:

@@ -134,7 +134,7 @@ def test_without_weights_at_hand_one_line_says_what_to_do(monkeypatch: pytest.Mo
         ({"network": "unheard_of"}, r"^params\.yaml: label_check\.network is unheard_of"),
         (
             {"network": "vgg16", "weights": "none", "image_px": 16},
-            r"label_check\.image_px is 16, which vgg16 does not support$",
+            r"label_check\.image_px is 16, which vgg16 does not support",
         ),
     ],
 )
