@@ -150,10 +150,15 @@ def same_as(frame: pd.DataFrame, rows: Iterable[int], others: Iterable[int]) -> 
 
 
 def _act_on_conflicts(frame: pd.DataFrame, policy: str, findings: list[Finding]) -> int:
-    """Marks the photographs with more than one label; drop removes all their rows from train. Returns their number."""
+    """Marks the photographs with more than one label; drop removes all their rows from train. Returns their number.
+
+    Not marked are the rows that a person has kept or relabelled, unless their bytes are under two classes.
+    """
     copies = repeated(frame)
     conflicts = label_conflicts(copies)
-    rows = copies[copies["photograph"].isin(conflicts.index) & copies["label"].notna()].sort_values(["photograph", "id"])
+    copies = copies[copies["label"].notna()]
+    decided = copies["decision"].isin(["keep", "relabel"]) & copies.groupby("sha256")["class_name"].transform("nunique").eq(1)
+    rows = copies[copies["photograph"].isin(conflicts.index) & ~decided].sort_values(["photograph", "id"])
     faults = []
     for row in named_tuples(rows):
         detail = "also under " + ", ".join(name for name in conflicts[row.photograph] if name != row.class_name)
@@ -163,7 +168,7 @@ def _act_on_conflicts(frame: pd.DataFrame, policy: str, findings: list[Finding])
     _add_or_stop(findings, faults, policy, "label_conflicts")
     if policy == "drop":
         frame.loc[rows.index[rows["split"] == "train"], "use"] = False
-    return len(conflicts)
+    return rows["photograph"].nunique()
 
 
 def _act_on_missing_classes(frame: pd.DataFrame, policy: str, findings: list[Finding]) -> None:

@@ -8,7 +8,7 @@ import fcntl
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -125,10 +125,13 @@ def changing(target: Path) -> Iterator[dict[str, Correction]]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         held = lock.open("w")
+        with ExitStack() as stack:
+            stack.enter_context(held)
+            fcntl.flock(held, fcntl.LOCK_EX)
+            stack.pop_all()
     except OSError as error:
         raise UserError(f"{lock}: {error.strerror}; fix the permissions of the folder") from error
     with held:
-        fcntl.flock(held, fcntl.LOCK_EX)
         decided = read_corrections(target)
         yield decided
         write_bytes(target, as_csv(decided).encode())

@@ -24,6 +24,8 @@ INSEPARABLE, FEWEST = 0.2, 4  # share of the images of two classes that are take
 def label_errors(rows: pd.DataFrame, judgement: Judgement, copies: list[NearDuplicate]) -> pd.DataFrame:
     """The table metrics/label_errors.csv: wrong labels, the most certain first, then atypical images, then copies.
 
+    Copies across splits come before others.
+
     score: the probability that the label is wrong (kind label), the mean cosine similarity to the nearest images (atypical), or
     the similarity on pixels (duplicate).
     """
@@ -35,8 +37,9 @@ def label_errors(rows: pd.DataFrame, judgement: Judgement, copies: list[NearDupl
     odd = table.assign(suggested="", kind="atypical", score=judgement.similarity, other="")
     odd = odd[_is_atypical(judgement)].sort_values(["score", "file"], kind="stable")
     splits, ids = rows["split"].to_list(), rows["id"].to_list()
-    pairs = [sorted((pair.i, pair.j), key=lambda row: (TRUST[splits[row]], -row)) for pair in copies]
-    others, similarities = [ids[other] for _, other in pairs], [pair.similarity for pair in copies]
+    ranked = sorted(copies, key=lambda pair: (splits[pair.i] == splits[pair.j], -pair.similarity, pair.i, pair.j))
+    pairs = [sorted((pair.i, pair.j), key=lambda row: (TRUST[splits[row]], -row)) for pair in ranked]
+    others, similarities = [ids[other] for _, other in pairs], [pair.similarity for pair in ranked]
     twice = table.iloc[[one for one, _ in pairs]].assign(suggested="", kind="duplicate", score=similarities, other=others)
     found = pd.concat([labels, odd, twice], ignore_index=True)[COLUMNS]
     return found.assign(score=found["score"].astype(float).round(4))

@@ -224,9 +224,15 @@ def class_of(text: str) -> str:
     return alike[0] if len(alike) == 1 else text.strip()
 
 
+def offered(taken: Filter, item: Item | None = None) -> list[Item]:
+    """The items that the filter takes, and `item`, in the order in which they are offered."""
+    items = [each for each in review().desk.items.values() if taken.takes(each) or each is item]
+    return sorted(items, key=lambda each: each.rank(taken.kind))
+
+
 def next_open(taken: Filter, item: Item | None, decisions: Mapping[str, Correction]) -> Item | None:
     """The next item that is not decided, after the last one again from the first; not the item itself."""
-    items = [each for each in review().desk.items.values() if taken.takes(each) or each is item]
+    items = offered(taken, item)
     start = items.index(item) + 1 if item else 0
     ordered = items[start:] + items[:start]
     return next((each for each in ordered if each.sha256 not in decisions and each is not item), None)
@@ -234,7 +240,7 @@ def next_open(taken: Filter, item: Item | None, decisions: Mapping[str, Correcti
 
 def neighbours(taken: Filter, item: Item) -> tuple[Item | None, Item | None]:
     """The items before and after, decided or not."""
-    items = [each for each in review().desk.items.values() if taken.takes(each) or each is item]
+    items = offered(taken, item)
     place = items.index(item)
     return items[place - 1] if place else None, items[place + 1] if place + 1 < len(items) else None
 
@@ -246,7 +252,7 @@ def page(taken: Filter, item: Item | None, last: Item | None = None, notice: str
     item = item or next_open(taken, None, decisions)
     following = next_open(taken, item, decisions)
     before, after = neighbours(taken, item) if item else (None, None)
-    matching = [each for each in desk.items.values() if taken.takes(each)]
+    matching = offered(taken)
     content = render_template(
         "item.html" if "X-Item" in request.headers else "page.html",
         desk=desk,

@@ -68,6 +68,11 @@ class Item:
     def kinds(self) -> set[str]:
         return {each.kind for each in self.suspicions}
 
+    def rank(self, kind: str) -> float:
+        """The place among the items of a kind: surely wrong labels and unlike images first, the others in their order."""
+        score = next((each.score for each in self.suspicions if each.kind == kind), None) or 0.0
+        return {"label": -score, "atypical": score}.get(kind, 0.0)
+
     @property
     def class_names(self) -> set[str]:
         """The classes by which the item is found."""

@@ -7,7 +7,6 @@ import csv
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -18,16 +17,13 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.images import read_encoded
 from fieldguide.core.names import SPLITS
 from fieldguide.core.paths import CORRECTIONS, FINDINGS_CSV, LABEL_ERRORS_CSV, MANIFEST, NEAR_DUPLICATES_CSV, RAW
-from fieldguide.review.items import Item, ManifestImage, NotStored, Suspicion, check_version
+from fieldguide.review.items import Item, ManifestImage, NotStored, Suspicion, check_version, version_of
 from fieldguide.web.model import file_stamp
 
 N_EXAMPLES = 4  # of a class, on the page
 N_HELD = 8  # of a class and split: some of them may turn out to be wrong
 LABEL_ERRORS = ("file", "split", "given", "suggested", "kind", "score", "other", "sha256")
-NEAR_DUPLICATES = (
-    *("one_split", "one_class_name", "one_id", "other_split", "other_class_name", "other_id"),
-    *("same", "across", "conflict"),
-)
+NEAR_DUPLICATES = (*("verdict", "one_split", "one_class_name", "one_id", "other_split", "other_class_name", "other_id"),)
 FINDINGS = ("kind", "split", "class_name", "id", "detail")
 PLACES = ("split", "class_name", "id", "file", "offset", "length", "sha256", "use")
 MADE_BY = {
@@ -85,6 +81,7 @@ class LabelDesk:
     def __init__(self, project: Path, by: str) -> None:
         """Raises `UserError` for a missing manifest and for a table that cannot be read."""
         self.by = by
+        self.replaced: dict[str, Correction] = {}  # since the start, by the version of the decision that replaced it
         self.target = project / CORRECTIONS
         tables = read_tables(project)
         self.notes = tables.notes
@@ -118,24 +115,20 @@ class LabelDesk:
         self._store(self._correction(item, decision, label, reason_of(item), self.by), version)
 
     def withdraw(self, sha256: str, version: str) -> None:
-        with self._changing() as decided:
-            check_version(version, decided.get(sha256))
-            decided.pop(sha256, None)
+        with changing(self.target) as decided:
+            check_version(version, decided.pop(sha256, None))
+            if former := self.replaced.get(version):
+                decided[sha256] = former
+        self.replaced.pop(version, None)
 
     def _store(self, correction: Correction, version: str) -> None:
         """As `corrections.decide`, but only if nobody has decided since `version`; the last decision becomes the last line."""
-        with self._changing() as decided:
-            check_version(version, decided.pop(correction.sha256, None))
+        with changing(self.target) as decided:
+            former = decided.pop(correction.sha256, None)
+            check_version(version, former)
             decided[correction.sha256] = correction
-
-    @contextmanager
-    def _changing(self) -> Iterator[dict[str, Correction]]:
-        """As `corrections.changing`; raises `UserError` also for a folder in which nothing can be locked."""
-        try:
-            with changing(self.target) as decided:
-                yield decided
-        except OSError as error:
-            raise UserError(f"{self.target}: {error.strerror}; fix the permissions of its folder") from error
+        if former and former != correction:
+            self.replaced[version_of(correction)] = former
 
     def accept_above(self, score: float) -> tuple[Counter[str], Counter[str]]:
         """Relabels suspected labels with a higher score without a person; people's decisions stay.
@@ -144,7 +137,7 @@ class LabelDesk:
         """
         relabelled: Counter[str] = Counter()
         left: Counter[str] = Counter()
-        with self._changing() as decided:
+        with changing(self.target) as decided:
             for item in self.items.values():
                 suspicion = next((each for each in item.suspicions if each.kind == "label"), None)
                 if suspicion is None or suspicion.score is None or not suspicion.score > score:
@@ -221,10 +214,10 @@ def read_tables(project: Path) -> Tables:
     for number, row in enumerate(errors, 2):
         _check_suspect(row, f"{LABEL_ERRORS_CSV}, line {number}")
     pairs = rows(NEAR_DUPLICATES_CSV, NEAR_DUPLICATES, "duplicates")
-    conflicts = rows(FINDINGS_CSV, FINDINGS, "label conflicts of several copies")
+    conflicts = rows(FINDINGS_CSV, FINDINGS, "label conflicts")
     return Tables(
         errors,
-        [row for row in pairs if row["same"] == "True" and row["one_class_name"] and row["other_class_name"]],
+        [row for row in pairs if row["verdict"] != "different" and row["one_class_name"] and row["other_class_name"]],
         [row for row in conflicts if row["kind"] == "label conflict"],
         notes,
     )
@@ -280,12 +273,15 @@ def items_of(tables: Tables, images: Images, class_names: set[str]) -> tuple[dic
 
     def add(place: ManifestImage, given: str, suspicion: Suspicion) -> None:
         item = items.setdefault(place.sha256, Item(place.sha256, place.id, place.split, given, ()))
-        if suspicion.kind not in item.kinds:
+        others = {each.other for each in item.suspicions} | {None}
+        if suspicion.kind not in item.kinds or suspicion.other not in others:  # a photograph may have several copies
             items[place.sha256] = replace(item, suspicions=(*item.suspicions, suspicion))
 
+    unsettled = {(row["split"], row["id"]) for row in tables.conflicts}
     pairs = list(_pairs(tables, images))
-    for one, other, is_conflict in pairs:
-        if is_conflict:
+    missed = list(_missed_pairs(tables, images, by_id))
+    for one, other in [pair for pair in pairs if unsettled & {(place.split, place.id) for place in pair}] + missed:
+        if one.class_name != other.class_name:
             for place, twin in ((one, other), (other, one)):
                 add(place, place.class_name, Suspicion("conflict", twin.class_name, None, twin))
     for row in tables.conflicts:
@@ -300,20 +296,32 @@ def items_of(tables: Tables, images: Images, class_names: set[str]) -> tuple[dic
         score = float(row["score"]) if row["score"] else None
         copy = by_id.get(row["other"]) if row["other"] else None
         named = found._replace(id=row["file"], split=row["split"])  # of several copies
-        add(named, row["given"], Suspicion(row["kind"], row["suggested"], score, copy))
-    for one, other, is_conflict in pairs:
-        if one.use and other.use and not is_conflict and one.sha256 != other.sha256:  # a decision is about equal bytes
+        if copy is None or copy.class_name == found.class_name:  # else a conflict
+            add(named, row["given"], Suspicion(row["kind"], row["suggested"], score, copy))
+    for one, other in pairs:
+        is_both_used = one.use and other.use and one.class_name == other.class_name
+        if is_both_used and one.sha256 != other.sha256:  # a decision is about equal bytes
             first, second = sorted((one, other), key=_spared)
             add(first, first.class_name, Suspicion("duplicate", "", None, second))
     return items, len(unknown)
 
 
-def _pairs(tables: Tables, images: Images) -> Iterator[tuple[ManifestImage, ManifestImage, bool]]:
-    """The two images of each pair, and whether it is a label conflict."""
+def _pairs(tables: Tables, images: Images) -> Iterator[tuple[ManifestImage, ManifestImage]]:
+    """The two images of each pair that the split check found."""
     for row in tables.pairs:
         one, other = (images.by_name.get((row[f"{side}_split"], row[f"{side}_id"])) for side in ("one", "other"))
         if one and other:
-            yield one, other, row["conflict"] == "True"
+            yield one, other
+
+
+def _missed_pairs(
+    tables: Tables, images: Images, by_id: Mapping[str, ManifestImage]
+) -> Iterator[tuple[ManifestImage, ManifestImage]]:
+    """The two images of each pair that only the label check found."""
+    for row in tables.label_errors:
+        one, other = images.by_sha256.get(row["sha256"]), by_id.get(row["other"])
+        if one and other:
+            yield one, other
 
 
 def _spared(place: ManifestImage) -> int:

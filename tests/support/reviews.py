@@ -34,7 +34,7 @@ PLACES = (
 ERRORS = ("file", "split", "given", "suggested", "kind", "score", "verdict", "other", "sha256")
 PAIRS = (
     *("distance", "similarity", "verdict", "one_split", "one_class_name", "one_id"),
-    *("other_split", "other_class_name", "other_id", "same", "across", "conflict"),
+    *("other_split", "other_class_name", "other_id"),
 )
 FINDINGS = ("kind", "split", "class_name", "id", "detail", "action")
 SUSPECTS = {  # id: kind, suggested, score, other; the most certain first
@@ -77,7 +77,7 @@ def write_reviewed(project: Path, make_jpeg: Callable[..., bytes]) -> dict[str, 
     ]
     write_rows(project / "metrics" / "label_errors.csv", ERRORS, errors)
     sides = [part for one in CONFLICT for part in (one.partition("/")[0], classes[one], one)]
-    write_rows(project / "metrics" / "near_duplicates.csv", PAIRS, [(2, 0.95, "same", *sides, True, False, True)])
+    write_rows(project / "metrics" / "near_duplicates.csv", PAIRS, [(2, 0.95, "same", *sides)])
     found = [("label conflict", "train", classes[one], one, "also under something", "kept") for one in CONFLICT]
     write_rows(project / "metrics" / "findings.csv", FINDINGS, found)
     return hashes

@@ -129,14 +129,37 @@ def test_an_unlabelled_image_is_not_corrected_but_its_labelled_copy_is() -> None
     assert findings == [Finding("correction of unlabelled", *place, "only labelled images are corrected", "not applied")]
 
 
-def test_a_relabelled_image_ends_a_conflict() -> None:
+def near_copies() -> pd.DataFrame:
+    """Two near copies in train, the first under A and the second under B, beside `WHOLE`."""
     frame = table(*WHOLE, ("train", "A", "x"), ("train", "B", "near x"))
     frame.loc[7, "photograph"] = frame.loc[6, "photograph"]
+    return frame
+
+
+def test_a_relabelled_image_ends_a_conflict() -> None:
+    frame = near_copies()
     findings: list[Finding] = []
     assert check(apply_corrections(frame, {}, findings), policy(), findings)[1] == 1
     by = {2: decision("near x", "relabel", "A")}
     result, n_conflicts = check(apply_corrections(frame, by, findings := []), policy(), findings)
     assert (n_conflicts, findings, result["use"].all()) == (0, [], True)
+
+
+@pytest.mark.parametrize(
+    ("kept", "used", "listed"),
+    [(["x", "near x"], [True, True], []), (["x"], [True, False], ["train/B/7.jpg"]), ([], [False, False], 2 * ["train"])],
+)
+def test_near_copies_that_a_person_kept_are_no_conflict(kept: list[str], used: list[bool], listed: list[str]) -> None:
+    by = {line: decision(content, "keep") for line, content in enumerate(kept, 2)}
+    findings: list[Finding] = []
+    result, n_conflicts = check(apply_corrections(near_copies(), by, findings), policy(), findings)
+    assert (n_conflicts, result["use"].tolist()[6:]) == (int(bool(listed)), used)
+    assert all(found.id.startswith(name) for found, name in zip(findings, listed, strict=True))
+
+
+def test_equal_bytes_under_two_classes_stay_a_conflict_though_kept() -> None:
+    frame, _, n_conflicts = checked(*WHOLE, ("train", "A", "x"), ("train", "B", "x"), by=[decision("x", "keep")])
+    assert (n_conflicts, frame["use"].tolist()[6:]) == (1, [False, False])
 
 
 def test_an_unreadable_image_that_was_dropped_does_not_stop_the_run() -> None:

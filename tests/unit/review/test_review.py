@@ -9,15 +9,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 from werkzeug.test import TestResponse
 
+from fieldguide.checks.policies import Finding
+from fieldguide.checks.summary import INTERNAL, pair_table
 from fieldguide.core.corrections import BY_RULE, Correction, decide, read_corrections
 from fieldguide.core.errors import UserError
+from fieldguide.labels.findings import COLUMNS
 from fieldguide.review.app import create_app
-from fieldguide.review.labels import LabelDesk
+from fieldguide.review.labels import FINDINGS, LABEL_ERRORS, NEAR_DUPLICATES, LabelDesk
 from fieldguide.web.app import HEADERS
 from support.reviews import CONFLICT, NAMES, SUSPECTS, field, reviewing, write_reviewed
 
@@ -79,7 +83,7 @@ def test_conflicts_come_first_then_suspects_with_the_most_certain_first(client: 
 def test_the_page_names_class_suggestion_score_kind_and_split(client: FlaskClient, hashes: dict[str, str]) -> None:
     page = client.get(f"/?at={hashes['train/0/0.jpg']}").text
     assert "Is this Blue Morpho?" in page
-    assert "Suspected label · score 0.97 · train" in page
+    assert "Suspected label · wrong with probability 0.97 · train" in page
     assert re.search(r'value="relabel MONARCH" data-key="r"', page)
     assert [int(number) for number in re.findall(r"<li>[A-Z][^<]* 0/(\d+)</li>", page)] == [2, 3, 1, 1]
     assert "<strong>0</strong> of 7 decided" in page
@@ -112,6 +116,17 @@ def test_filters_are_in_the_address_and_stay(client: FlaskClient) -> None:
     assert "of 7 decided" in client.get("/?kind=no&class=such").text
 
 
+def test_within_a_kind_the_score_of_that_kind_counts(project: Path, hashes: dict[str, str]) -> None:
+    with (project / "metrics" / "label_errors.csv").open("a", encoding="utf-8") as stream:
+        stream.write(f"{CONFLICT[0]},train,{NAMES[0]},{NAMES[1]},label,0.8,,,{hashes[CONFLICT[0]]}\n")
+    client, seen = client_of(project), []
+    for _ in range(4):
+        page = client.get("/?kind=label").text
+        seen.append(shown(page))
+        choose(client, page, "keep", kind="label")
+    assert seen == ["train/0/0.jpg", "valid/1/0.jpg", CONFLICT[0], "test/2/0.jpg"]
+
+
 def test_without_a_label_check_the_others_are_offered_and_a_line_says_what_makes_it(project: Path) -> None:
     (project / "metrics" / "label_errors.csv").unlink()
     desk = LabelDesk(project, "Ann")
@@ -130,11 +145,42 @@ def test_suspects_that_the_manifest_lacks_are_counted(project: Path) -> None:
 
 
 def test_a_duplicate_is_offered_by_its_copy_in_train(project: Path) -> None:
-    row = f"1,0.99,same,test,{NAMES[1]},test/1/0.jpg,train,{NAMES[1]},train/1/2.jpg,True,True,False\n"
+    row = f"1,0.99,same,test,{NAMES[1]},test/1/0.jpg,train,{NAMES[1]},train/1/2.jpg\n"
     with (project / "metrics" / "near_duplicates.csv").open("a", encoding="utf-8") as stream:
         stream.write(row)
     last = list(LabelDesk(project, "Ann").items.values())[-1]
     assert (last.name, last.suspicions[0].kind, last.suspicions[0].other.id) == ("train/1/2.jpg", "duplicate", "test/1/0.jpg")
+
+
+def test_a_conflict_that_the_split_check_does_not_list_is_settled(project: Path) -> None:
+    findings = project / "metrics" / "findings.csv"
+    findings.write_text(findings.read_text(encoding="utf-8").partition("\n")[0] + "\n", encoding="utf-8")
+    assert [item.name for item in LabelDesk(project, "Ann").items.values()] == [*SUSPECTS]
+
+
+def test_a_copy_under_another_class_that_no_hash_found_is_a_conflict(project: Path, hashes: dict[str, str]) -> None:
+    one, other = "train/0/1.jpg", "train/1/2.jpg"
+    with (project / "metrics" / "label_errors.csv").open("a", encoding="utf-8") as stream:
+        stream.write(f"{one},train,{NAMES[0]},,duplicate,0.98,,{other},{hashes[one]}\n")
+    items = LabelDesk(project, "Ann").items
+    assert [(items[hashes[name]].kinds, items[hashes[name]].suggested) for name in (one, other)] == [
+        ({"conflict"}, NAMES[1]),
+        ({"conflict"}, NAMES[0]),
+    ]
+
+
+def test_all_copies_of_a_photograph_are_shown(project: Path, hashes: dict[str, str]) -> None:
+    with (project / "metrics" / "label_errors.csv").open("a", encoding="utf-8") as stream:
+        stream.write(f"train/2/2.jpg,train,x,,duplicate,0.3,,test/2/0.jpg,{hashes['train/2/2.jpg']}\n")
+    item = LabelDesk(project, "Ann").items[hashes["train/2/2.jpg"]]
+    assert [each.other.id for each in item.suspicions] == ["test/2/1.jpg", "test/2/0.jpg"]
+
+
+def test_the_tables_of_the_split_check_have_the_columns_that_are_read() -> None:
+    frame = pd.DataFrame(columns=["split", "class_name", "id"])
+    assert set(NEAR_DUPLICATES) <= set(pair_table(frame, [], []).drop(columns=INTERNAL))
+    assert set(FINDINGS) <= set(Finding._fields)
+    assert set(LABEL_ERRORS) <= set(COLUMNS)
 
 
 def test_of_equal_bytes_under_two_classes_one_class_is_decided_for_both(project: Path, hashes: dict[str, str]) -> None:
@@ -146,8 +192,10 @@ def test_of_equal_bytes_under_two_classes_one_class_is_decided_for_both(project:
     lines[copy] = ",".join([*lines[copy].split(",")[:5], *place[5:]])
     manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with (project / "metrics" / "near_duplicates.csv").open("a", encoding="utf-8") as stream:
-        stream.write(f"0,1.0,identical,train,{NAMES[0]},train/0/2.jpg,train,{NAMES[1]},train/1/2.jpg,True,False,True\n")
-        stream.write(f"0,1.0,identical,train,{NAMES[0]},train/0/2.jpg,train,{NAMES[0]},train/1/2.jpg,True,False,False\n")
+        stream.write(f"0,1.0,identical,train,{NAMES[0]},train/0/2.jpg,train,{NAMES[1]},train/1/2.jpg\n")
+        stream.write(f"0,1.0,identical,train,{NAMES[0]},train/0/2.jpg,train,{NAMES[0]},train/1/2.jpg\n")
+    with (project / "metrics" / "findings.csv").open("a", encoding="utf-8") as stream:
+        stream.write(f"label conflict,train,{NAMES[0]},train/0/2.jpg,also under {NAMES[1]},dropped\n")
     client = client_of(project)
     page = client.get(f"/?at={one}").text
     assert re.findall(r'value="([^"]+)" data-key="[krd]"', page) == [f"relabel {NAMES[0]}", f"relabel {NAMES[1]}", "drop"]
@@ -254,6 +302,23 @@ def test_undo_withdraws_the_last_decision_of_this_person_also_after_a_restart(cl
         assert {one.file for one in corrections(project).values()} == left
         assert "withdrawn: " in again.get(answer.location).text
     assert 'action="/undo"' not in again.get("/").text
+
+
+def test_undo_brings_back_the_decision_that_was_replaced(client: FlaskClient, project: Path) -> None:
+    bo = client_of(project, "Bo")
+    choose(bo, bo.get("/").text, "keep")
+    (first,) = corrections(project).values()
+    page = client.get(f"/?at={first.sha256}").text
+    for choice in ("drop", f"relabel {NAMES[1]}"):
+        page = client.get(f"/?at={first.sha256}").text
+        choose(client, page, choice)
+    seen = []
+    for _ in range(2):
+        answer = client.post("/undo", data=fields(client.get("/").text, "/undo"))
+        seen += [one.decision for one in corrections(project).values()]
+    assert seen == ["drop", "keep"]
+    assert corrections(project) == {first.sha256: first}
+    assert "withdrawn" not in client.get(answer.location).text and "stored: keep" in client.get(answer.location).text
 
 
 def test_a_later_decision_is_the_one_that_undo_withdraws(client: FlaskClient, project: Path, hashes: dict[str, str]) -> None:
