@@ -134,7 +134,7 @@ class LabelCheckMetrics(Artifact):
     accuracy: float  # share of the judged images whose given class is the most probable one, out of fold
     accuracy_low: float
     accuracy_high: float
-    suspected: dict[str, int]  # wrong labels by split, with a probability of 0.2 or more
+    suspected: dict[str, int]  # wrong labels by split, with a probability of 0.3 or more
     doubtful: int  # labels with a lower one, from 0.02
     atypical: int  # images of none of the classes
     missed_copies: int  # pairs that the search for near duplicates did not find

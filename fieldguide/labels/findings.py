@@ -16,7 +16,7 @@ from fieldguide.core.names import SPLITS
 from fieldguide.labels.judging import Judgement
 
 COLUMNS = ["file", "split", "given", "suggested", "kind", "score", "verdict", "other", "sha256"]
-LISTED, SUSPECTED = 0.02, 0.2  # probability that a label is wrong
+LISTED, SUSPECTED = 0.02, 0.3  # probability that a label is wrong
 ATYPICAL = -3.0  # robust z score of the similarity to the nearest images
 INSEPARABLE, FEWEST = 0.2, 4  # share of the images of two classes that are taken for the other one; images
 
