@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 CHANGES = {  # one of every section
     "data.sample.seed": 2,
     "split_check.few_images": 4,
+    "label_check.image_px": 128,
     "model.image_px": 16,
     "train.lr": 0.00001,
     "augment.rotation_degrees": 10.0,
