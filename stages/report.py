@@ -38,7 +38,7 @@ def main() -> None:
     write_bytes(REPORT_HTML, render_page(facts, figures).encode())
     write_bytes(MODEL_CARD, render_card(facts).encode())
     with stage_run("report", None, CHECKPOINT) as run:
-        run.log_metrics({"label_check": facts.label_check.as_dict()})  # that stage has no run of its own
+        run.log_metrics({"label_check": facts.label_check.as_dict()})  # which may have run after train
         run.log({}, REPORT_HTML, MODEL_CARD, *figures)
     print(f"-> {REPORT_HTML} ({REPORT_HTML.stat().st_size / 1e6:.1f} MB) {MODEL_CARD} and {len(figures)} charts")
 

@@ -125,7 +125,8 @@ def training_run(params: Params, key: str = "", device: str = "") -> Iterator[Ru
     """
     tree = params.model_dump(mode="json")
     with _run("train", _provenance(device), tree, key=key) as run:
-        run.log_metrics({"split_check": _content(stage_metrics("split_check"))})  # that stage has no run of its own
+        without_run = ("split_check", "label_check")  # stages without a run of their own
+        run.log_metrics({stage: _content(stage_metrics(stage)) for stage in without_run})
         ended = threading.Event()
         thread = threading.Thread(target=_sample, args=(run, ended), name="load", daemon=True)
         thread.start()
