@@ -92,6 +92,7 @@ def compare(experiment: Experiment | None, run: TrackedRun | None, again: str = 
             differ += [name for name in sorted(ours.keys() & theirs.keys()) if unequal(ours[name], theirs[name])]
         if experiment.checkpoint:
             stages = {path.stem for path in (project_root() / METRICS).glob("*.json")}
+            stages -= set(experiment.stale)  # figures of an earlier run, which DVC does not count
             extra = run.metrics.keys() - experiment.metrics.keys() - set(CURVES)
             dvc_lacks = sorted(name for name in extra if name.split(".")[0] in stages)
     values = {
