@@ -22,9 +22,8 @@ INSEPARABLE, FEWEST = 0.2, 4  # share of the images of two classes that are take
 
 
 def label_errors(rows: pd.DataFrame, judgement: Judgement, copies: list[NearDuplicate]) -> pd.DataFrame:
-    """The table metrics/label_errors.csv: wrong labels, the most certain first, then atypical images, then copies.
-
-    Copies across splits come before others.
+    """The table metrics/label_errors.csv: wrong labels, the most certain first, then atypical images, then copies, those
+    across splits first.
 
     score: the probability that the label is wrong (kind label), the mean cosine similarity to the nearest images (atypical), or
     the similarity on pixels (duplicate).

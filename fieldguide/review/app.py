@@ -100,7 +100,9 @@ def create_app(desk: Desk, max_pixels: int = MAX_PIXELS) -> Flask:
     app.config.update(MAX_CONTENT_LENGTH=SETTINGS.max_body_bytes, MAX_FORM_PARTS=20, SEND_FILE_MAX_AGE_DEFAULT=YEAR_S)
     assert isinstance(app.json, DefaultJSONProvider) and app.static_folder is not None  # as Flask makes them
     app.jinja_options["trim_blocks"] = app.jinja_options["lstrip_blocks"] = True
-    guide = Blueprint("guide", web.__name__, static_folder="static", static_url_path="/guide")  # the style of the other page
+    guide = Blueprint(  # style and skeleton of the other page
+        "guide", web.__name__, static_folder="static", static_url_path="/guide", template_folder="templates"
+    )
     assert guide.static_folder is not None
     app.jinja_env.filters.update(percent=percent, common_name=common_name, in_words=in_words, day=day)
     app.jinja_env.globals.update(

@@ -160,7 +160,7 @@ def create_app(settings: Settings) -> Flask:
     app.jinja_options["trim_blocks"] = app.jinja_options["lstrip_blocks"] = True
     app.jinja_env.filters.update(percent=percent, common_name=common_name, roman=roman, day=day)
     app.jinja_env.globals.update(
-        asset=asset_address(Path(app.static_folder)), has_example=lambda name: name in guide().examples
+        guide_asset=asset_address(Path(app.static_folder)), has_example=lambda name: name in guide().examples
     )
     app.extensions["guide"] = Guide(settings)
     app.register_blueprint(pages)

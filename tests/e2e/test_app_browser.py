@@ -1,25 +1,17 @@
 """The page in headless Chromium: every way to hand in a photograph, what is shown, and whether all can use it (axe)."""
 
 import base64
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from support.app_server import Served, png, serving, write_examples, write_model
+from support.browser import MARKS, RULES, chromium
 
-BROWSER = (
-    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium, or name one in CHROMIUM"),
-]
-RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+pytestmark = MARKS
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 RED, GREY, BLACK = png((255, 0, 0)), png((128, 128, 128)), png((5, 5, 5))
@@ -27,10 +19,8 @@ RED, GREY, BLACK = png((255, 0, 0)), png((128, 128, 128)), png((5, 5, 5))
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+    with chromium() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """The review in headless Chromium: keys alone, plain forms, two windows, a server that is gone, and accessibility (axe)."""
 
-import os
 import re
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,20 +8,14 @@ from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from fieldguide.core.corrections import read_corrections
 from support.app_server import png, wait_until, write_model
+from support.browser import MARKS, RULES, chromium
 from support.reviews import CONFLICT, NAMES, SUSPECTS, Reviewing, reviewing, write_reviewed
 
-BROWSER = (
-    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium, or name one in CHROMIUM"),
-]
-RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+pytestmark = MARKS
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 ORDER = [*CONFLICT, *SUSPECTS]
@@ -31,10 +23,8 @@ ORDER = [*CONFLICT, *SUSPECTS]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+    with chromium() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture
