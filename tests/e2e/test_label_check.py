@@ -36,8 +36,8 @@ def run_stage(project: Path, stage: str) -> str:
 
 def make_labelled(make_project: MakeProject, **settings: object) -> tuple[Path, dict[str, str]]:
     """A project on whose photographs embed and split_check have run, and the true class of those with a wrong one."""
-    sizes = {"train_images": 14, "valid_images": 4, "test_images": 4}
-    drawn = dict(photographs(n_species=4, **sizes, image_px=96, seed=5))
+    sizes = {"train_images": 24, "valid_images": 4, "test_images": 4}
+    drawn = dict(photographs(n_species=4, **sizes, image_px=96, seed=7))
     species = sorted({name.split("/")[1] for name in drawn})
     wrong = {}
     for split, one, other in (("train", 0, 1), ("train", 2, 3), ("test", 3, 0)):
@@ -72,7 +72,7 @@ def test_wrong_labels_of_photographs_are_found_and_shown(make_project: MakeProje
     counts = {split: sum(row["split"] == split for row in suspects) for split in ("train", "valid", "test")}
     metrics = read(project, "label_check")
     assert metrics["suspected"] == counts
-    assert (metrics["enabled"], metrics["images"], metrics["missed_copies"]) == (True, 88, 0)
+    assert (metrics["enabled"], metrics["images"], metrics["missed_copies"]) == (True, 128, 0)
     assert f"suspected wrong labels: {', '.join(f'{n} {split}' for split, n in counts.items())}; " in output
     page = (project / "metrics" / "label_errors.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
