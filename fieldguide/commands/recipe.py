@@ -1,7 +1,7 @@
 """`fieldguide recipe`: writes a recipe's values, or single values, into params.yaml; comments and order stay.
 
-A recipe is a YAML file with the sections and keys of params.yaml. Keys of `RESET` that it does not name go back to their
-defaults, the values of recipes/scratch.yaml; all others (the data, how they are split, the runtime) stay as they are.
+A recipe is a YAML file with the sections and keys of params.yaml. Keys of `RESET` that it does not name are set as in
+recipes/scratch.yaml, which names all of them; other keys (the data, how they are split, the runtime) stay as they are.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from fieldguide.core.params import YamlLoader, allowed, check_params, read_param
 
 PARAMS = Path("params.yaml")
 RECIPES = Path("recipes")
-DEFAULTS = "scratch"
+BASE = "scratch"
 RESET = ("model", "train", "augment", "evaluate")
 
 
@@ -61,10 +61,10 @@ def recipe(args: argparse.Namespace) -> None:
 
 
 def _apply_recipe(document: Any, name: str) -> None:
-    defaults, file = read_yaml(_file(DEFAULTS)), _file(name)
-    for key, value in _leaves(defaults):
+    base, file = _file(BASE), _file(name)
+    for key, value in _leaves(read_yaml(base)):
         if key.partition(".")[0] in RESET:
-            _put(document, key, value, str(_file(DEFAULTS)))
+            _put(document, key, value, str(base))
     for key, value in _leaves(read_yaml(file) or {}):
         _put(document, key, value, str(file))
     check_params(_plain(document), file)

@@ -17,15 +17,15 @@ import torch
 from torch import nn
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.params import Train, read_params
+from fieldguide.core.params import Train
 from fieldguide.training import augment
 from fieldguide.training.distributed import World, n_devices, synchronise_norms
 from support import ROOT
 from support.forked import FORKED, python_folder
 from support.kills import Project
+from support.settings import PARAMS
 from support.trainings import noisy, training
 
-PARAMS = read_params(ROOT / "params.yaml")
 SIZES = (1, 2, 3, 4, 7, 8)
 LENGTHS = [64, 63, 16, 17, 100]
 

@@ -16,7 +16,7 @@ from fieldguide.core.artifacts import Gallery
 from fieldguide.core.errors import UserError
 from fieldguide.core.images import decode
 from fieldguide.core.manifest import DROPPED, LEAK, as_given, write_manifest
-from fieldguide.core.params import Evaluate, read_params
+from fieldguide.core.params import Evaluate
 from fieldguide.core.paths import (
     CALIBRATION,
     CHECKPOINT,
@@ -36,7 +36,7 @@ from fieldguide.network.calibration import KnownScore, load_calibration
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
 from fieldguide.network.models import Classifier, build
 from stages import evaluate
-from support import ROOT
+from support.settings import PARAMS, TEXT
 
 PX = 32
 OUTPUTS = (CALIBRATION, stage_metrics("evaluate"), PREDICTIONS_CSV, PER_CLASS_CSV, COVERAGE_CSV, GALLERY_JSON)
@@ -48,7 +48,7 @@ class Case:
     def __init__(self, folder: Path, make_jpeg: Callable[..., bytes]) -> None:
         self.folder, self.make_jpeg = folder, make_jpeg
         (folder / RAW).mkdir(parents=True)
-        self.params = (ROOT / "params.yaml").read_text()
+        self.params = TEXT
 
     def write(self, n_images: dict[str, int], n_classes: int, wrong_every: int = 4, missing: str = "") -> None:
         """`missing`: a split in which no image is of the last class."""
@@ -410,6 +410,6 @@ def test_without_images_to_calibrate_on_the_stage_says_so(case: Case) -> None:
     ("key", "value"), [("tta", "rotate"), ("known_score", "odin"), ("accept", 0.0), ("sure_accuracy", 1.1)]
 )
 def test_params_outside_their_range_are_refused(key: str, value: object) -> None:
-    settings = read_params(ROOT / "params.yaml").evaluate.model_dump()
+    settings = PARAMS.evaluate.model_dump()
     with pytest.raises(ValueError, match=key):
         Evaluate(**(settings | {key: value}))

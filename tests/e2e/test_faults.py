@@ -13,7 +13,6 @@ import torch
 import yaml
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.params import read_params
 from fieldguide.training.fit import out_of_memory_explained
 from fieldguide.training.loop import Training
 from stages import train
@@ -22,6 +21,7 @@ from support.disk import on_a_tiny_disk
 from support.forked import python_folder
 from support.kills import Project
 from support.projects import BIN, TINY, copy_project, run, wait_for_queue
+from support.settings import PARAMS
 
 ROWS = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "faults.md").read_text())
 MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB"
@@ -92,7 +92,7 @@ def test_out_of_memory_says_what_to_try_and_keeps_the_last_state(
 )
 def test_another_error_of_torch_is_not_explained_with_memory(words: str) -> None:
     error = RuntimeError(words)
-    with pytest.raises(RuntimeError) as caught, out_of_memory_explained(read_params(ROOT / "params.yaml").train, 64):
+    with pytest.raises(RuntimeError) as caught, out_of_memory_explained(PARAMS.train, 64):
         raise error
     assert caught.value is error
 

@@ -22,12 +22,12 @@ from fieldguide.checks.summary import class_counts, split_check_metrics
 from fieldguide.core.errors import UserError
 from fieldguide.core.manifest import as_given
 from fieldguide.core.names import SPLITS
-from fieldguide.core.params import SplitCheck, read_params
+from fieldguide.core.params import SplitCheck
 from fieldguide.sources.archive import pack
 from fieldguide.sources.index import LABEL_COLUMNS
 from fieldguide.sources.layout import SPLIT_NAMES
-from support import ROOT
 from support.disk import on_a_tiny_disk
+from support.settings import PARAMS
 from support.stages import TINY_SAMPLE, MakeProject, failed_in_one_line, run_stage, succeeded
 
 Planted = tuple[str, str, str]  # split, class name, content; "" as content is unreadable
@@ -44,7 +44,7 @@ def policy(**values: object) -> SplitCheck:
         "few_images": 0,
     }
     cut = {"valid_fraction": 0.2, "test_fraction": 0.2, "seed": 1}
-    return read_params(ROOT / "params.yaml").split_check.model_copy(update=usual | cut | values)
+    return PARAMS.split_check.model_copy(update=usual | cut | values)
 
 
 def checked(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame, list[Finding], dict[str, Any]]:

@@ -25,7 +25,6 @@ from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
 
-from fieldguide.core.params import read_params
 from fieldguide.onnx.classifier import OUTPUT_NAMES, OnnxClassifier
 from fieldguide.tracking import run as tracking
 from fieldguide.tracking.journal import new_journal
@@ -33,8 +32,8 @@ from fieldguide.tracking.sender import send_all, unsent_journals
 from fieldguide.tracking.store import CHECKPOINT_TAG, DEFAULTS, LOCATIONS, in_words
 from support import ROOT
 from support.mean_colour import NAMES, PX, mean_colour_network, save
+from support.settings import PARAMS
 
-PARAMS = read_params(ROOT / "params.yaml")
 EVALUATED = {"test": {"accuracy": 0.875, "n": 8}, "note": "no number"}
 
 pytestmark = [

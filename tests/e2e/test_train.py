@@ -20,6 +20,7 @@ from fieldguide.network.models import build
 from fieldguide.training.setup import compile_each_size
 from stages import download, evaluate, split_check, train
 from support import ROOT
+from support.settings import TEXT
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -43,7 +44,7 @@ SIZES = {
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny sample, checked, and its params.yaml."""
     folder = tmp_path_factory.mktemp("data")
-    params = (ROOT / "params.yaml").read_text()
+    params = TEXT
     for old, new in SIZES.items():
         assert f" {old} " in params, old
         params = params.replace(f" {old} ", f" {new} ")

@@ -28,6 +28,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support import ROOT
 from support.forked import AVAILABLE, ForkedStage
+from support.settings import TEXT
 
 OUTPUTS = ("models/model.safetensors", "metrics/train.json", "metrics/history.csv", "metrics/batch.png")
 SETTINGS = {
@@ -56,7 +57,7 @@ class Project:
 
     def __init__(self, folder: Path, **changes: str) -> None:
         self.folder = folder
-        text = (ROOT / "params.yaml").read_text()
+        text = TEXT
         text = re.sub(r"(?m)^(    image_px: )\S+", r"\g<1>32", text)  # of the sample
         text = re.sub(r"(?m)^(  image_px: )\S+", r"\g<1>32", text)
         for key, value in (SETTINGS | changes).items():

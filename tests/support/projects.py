@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from support import ROOT
 from support.forked import python_folder
+from support.settings import TEXT
 
 BIN = Path(sys.executable).parent
 TINY = {
@@ -65,7 +66,7 @@ def run(
 
 
 def copy_project(target: Path, changes: dict[str, str], epochs: int = 2) -> None:
-    """A git repository with one commit: this checkout's files, `changes` made to the text of params.yaml."""
+    """A git repository with one commit: this checkout's files, `changes` made to the text of the recipe `scratch`."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -73,7 +74,7 @@ def copy_project(target: Path, changes: dict[str, str], epochs: int = 2) -> None
         if (ROOT / name).is_file() and not name.startswith("tests/"):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
-    params = (target / "params.yaml").read_text()
+    params = TEXT
     for old, new in changes.items():
         assert old in params, old
         params = params.replace(old, new)

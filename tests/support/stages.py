@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from support import ROOT
-from support.settings import changed
+from support.settings import TEXT, changed
 
 MakeProject = Callable[..., Path]
 OLD = {"images.zip": b"old", "receipt.json": b'{"files": {"images.zip": {}}}'}
@@ -17,7 +16,7 @@ OLD = {"images.zip": b"old", "receipt.json": b'{"files": {"images.zip": {}}}'}
 
 def with_settings(settings: dict[str, object]) -> str:
     """This checkout's params.yaml with other values."""
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = TEXT
     for key, value in settings.items():
         text = changed(key, json.dumps(value), text)
     return text

@@ -5,14 +5,13 @@ from collections.abc import Callable
 
 import torch
 
-from fieldguide.core.params import Augment, Train, read_params
+from fieldguide.core.params import Augment, Train
 from fieldguide.network.loader import Resident, Source
 from fieldguide.network.models import Classifier, build
 from fieldguide.training.loop import Training
 from fieldguide.training.optim import make_optimizer
-from support import ROOT
+from support.settings import PARAMS
 
-PARAMS = read_params(ROOT / "params.yaml")
 OFF = {
     "horizontal_flip": 0.0,
     "vertical_flip": 0.0,

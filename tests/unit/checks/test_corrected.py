@@ -14,15 +14,15 @@ from fieldguide.core.corrections import Correction
 from fieldguide.core.errors import UserError
 from fieldguide.core.manifest import as_given, as_labelled, classes_of
 from fieldguide.core.names import SPLITS
-from fieldguide.core.params import SplitCheck, read_params
-from support import ROOT
+from fieldguide.core.params import SplitCheck
+from support.settings import PARAMS
 
 WHOLE = [(split, name, f"{split} {name}") for split in SPLITS for name in ("A", "B")]
 LOCAL = {"few_images": 0, "missing_classes": "report", "leaks": "drop", "label_conflicts": "drop"}
 
 
 def policy(**values: object) -> SplitCheck:
-    return read_params(ROOT / "params.yaml").split_check.model_copy(update=LOCAL | values)
+    return PARAMS.split_check.model_copy(update=LOCAL | values)
 
 
 def digest(content: str) -> str:

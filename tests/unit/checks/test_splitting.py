@@ -9,8 +9,8 @@ import pytest
 from fieldguide.checks.policies import Finding
 from fieldguide.checks.splits import assign_folds, assign_splits, with_folds, with_groups
 from fieldguide.core.errors import UserError
-from fieldguide.core.params import SplitCheck, read_params
-from support import ROOT
+from fieldguide.core.params import SplitCheck
+from support.settings import PARAMS
 
 FRACTIONS = {"test": 0.2, "valid": 0.1}
 
@@ -112,7 +112,7 @@ def labelled(sizes: dict[str, int]) -> pd.DataFrame:
 
 
 def policy(**values: object) -> SplitCheck:
-    return read_params(ROOT / "params.yaml").split_check.model_copy(update={"folds": 5, "valid_fraction": 0.2} | values)
+    return PARAMS.split_check.model_copy(update={"folds": 5, "valid_fraction": 0.2} | values)
 
 
 def test_groups_by_name_are_the_first_group_of_the_expression_or_the_match() -> None:

@@ -11,12 +11,11 @@ import torch
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.images import decode
-from fieldguide.core.params import LabelCheck, Runtime, read_params
+from fieldguide.core.params import LabelCheck, Runtime
 from fieldguide.network import embeddings, weights
 from fieldguide.network.embeddings import BATCH, ImageEmbeddings, backbone, embed_images, load_embeddings, save_embeddings
-from support import ROOT
+from support.settings import PARAMS
 
-PARAMS = read_params(ROOT / "params.yaml")
 SETTINGS = PARAMS.label_check.model_copy(update={"image_px": 32})
 RUNTIME = Runtime(device="cpu", workers=2)
 

@@ -25,15 +25,15 @@ from torch.utils.data import DataLoader
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.images import decode
-from fieldguide.core.params import Train, read_params
+from fieldguide.core.params import Train
 from fieldguide.network import loader
 from fieldguide.network.loader import PREFETCHED, STOP_SIGNALS, Prefetching, Resident, Streaming, decode_all, open_images
-from support import ROOT
 from support.disk import on_a_tiny_disk
+from support.settings import PARAMS
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on a machine of one core
 CPU = torch.device("cpu")
-TRAIN = read_params(ROOT / "params.yaml").train
+TRAIN = PARAMS.train
 SHARD = "shard.bin"  # images one after the other in one file, with bytes between them that are no image
 
 

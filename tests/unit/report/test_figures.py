@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fieldguide.core.params import read_params
 from fieldguide.core.paths import (
     ACTIVATION_PNG,
     CONFUSED_PAIRS_PNG,
@@ -34,8 +33,8 @@ from support import ROOT
 from support.evaluations import TEST, TRAIN, VALID, activations, evaluation, photographs
 from support.reports import PARAMS as RUN
 from support.reports import write_run
+from support.settings import PARAMS
 
-PARAMS = read_params(ROOT / "params.yaml")
 RIGHT = ([0, 1], [0, 1], [0.9, 0.8])
 
 

@@ -16,7 +16,6 @@ from fieldguide.__main__ import main
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash
 from fieldguide.core.manifest import as_given, write_manifest
-from fieldguide.core.params import read_params
 from fieldguide.core.paths import MANIFEST, ONNX, PREDICTIONS_CSV, RAW
 from fieldguide.tracking import run as tracking
 from fieldguide.tracking.registry import Registry, model_file, open_registry
@@ -25,8 +24,8 @@ from fieldguide.web.model import Watched
 from support import ROOT
 from support.app_server import png
 from support.mean_colour import METADATA, NAMES, PX, mean_colour_network, save
+from support.settings import PARAMS
 
-PARAMS = read_params(ROOT / "params.yaml")
 CHAMPION = "models:/fieldguide@champion"
 N = 200  # test images
 

@@ -9,12 +9,12 @@ import torch
 from timm.optim import Muon
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR, OneCycleLR
 
-from fieldguide.core.params import Train, read_params
+from fieldguide.core.params import Train
 from fieldguide.network.models import NETWORKS, build
 from fieldguide.training.optim import lr_at, make_optimizer, set_lr, update_average
-from support import ROOT
+from support.settings import PARAMS
 
-TRAIN = read_params(ROOT / "params.yaml").train
+TRAIN = PARAMS.train
 COSINE = {  # from nothing to the peak, and down to nothing, with one rate for all layers
     "epochs": 1,
     "schedule": "cosine",
