@@ -372,8 +372,14 @@ def run(source: Path | None, target: Path, seconds: float) -> int:
         name_of_lite = {"model.name": "cnn"} if quick else {}
         bench.task("transfer", "train", "transfer", few | epochs | lite | name_of_lite, least=40 * (not quick))
         bench.task("onnx of it", "onnx", {}, part)
-        vit = {"model.name": "timm/vit_tiny_patch16_224" if quick else "timm/vit_small_patch16_224", "model.image_px": 224}
-        vit |= {"train.decode_px": 224, "train.size_start": 1.0, "train.size_end": 1.0, "train.batch_size": 8 if quick else 64}
+        vit_px = 64 if quick else 224
+        vit = {"model.name": "timm/vit_tiny_patch16_224" if quick else "timm/vit_small_patch16_224", "model.image_px": vit_px}
+        vit |= {
+            "train.decode_px": vit_px,
+            "train.size_start": 1.0,
+            "train.size_end": 1.0,
+            "train.batch_size": 8 if quick else 64,
+        }
         bench.task("vit, 3 epochs", "train", "scratch", vit | {"train.epochs": 1 if quick else 3}, least=30 * (not quick))
         shutil.rmtree(folder / ".fieldguide", ignore_errors=True)
     failed = [name for name, result in bench.results.items() if isinstance(result, dict) and "failed" in result]

@@ -102,6 +102,11 @@ def inspected_cache() -> Path:
     return project_root() / ".fieldguide" / "inspected"
 
 
+def features_cache() -> Path:
+    """Embeddings by frozen backbones, by content."""
+    return project_root() / ".fieldguide" / "features"
+
+
 def models_cache() -> Path:
     """Cache of models of the registry, each named by its hash."""
     return project_root() / ".fieldguide" / "models"

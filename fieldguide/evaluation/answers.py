@@ -23,6 +23,7 @@ from fieldguide.network.calibration import (
     score_tensors,
 )
 from fieldguide.network.checkpoint import Checkpoint
+from fieldguide.network.features import known_features
 from fieldguide.network.inference import batches_of, views
 from fieldguide.network.loader import Prefetching, Resident, Source
 from fieldguide.network.models import Classifier
@@ -121,11 +122,14 @@ def answer(
         np.empty((n_images, n_classes), np.float32), np.empty(n_images, np.int64), np.empty(n_images, np.float32)
     )
     batches = batches_of(n_images, evaluate.batch_size)
-    all_views = views(network.model, source, batches, network.device, evaluate.tta)
+    image_px, batch_size = network.facts.image_px, evaluate.batch_size
+    features = known_features(network.model, source, image_px, batch_size, torch.float32, begin=False)
+    all_views = views(network.model, source, batches, network.device, evaluate.tta, batch_size, features)
     bar = tqdm(batches, desc=name, unit="image", unit_scale=evaluate.batch_size, disable=None)
     for rows, (seen, embeddings) in zip(bar, all_views, strict=True):
         logits, batch = seen.mean(dim=0), rows.numpy()
         answers.logits[batch] = logits.cpu()
         answers.first_view[batch] = seen[0].argmax(dim=1).cpu()
         answers.known[batch] = known(logits, embeddings.mean(dim=0)).cpu()
+    features.save()
     return answers

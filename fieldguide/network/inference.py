@@ -1,6 +1,6 @@
 """Pixels to logits, without augmentation; shared by validation, evaluation and the comparison with ONNX."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from fieldguide.core.artifacts import SplitScore
 from fieldguide.network.device import autocast
+from fieldguide.network.features import KnownFeatures, known_features
 from fieldguide.network.loader import Source
 from fieldguide.network.models import Classifier
 
@@ -33,30 +34,78 @@ def predict(
 
 @torch.inference_mode()
 def views(
-    model: Classifier, source: Source, batches: Sequence[torch.Tensor], device: torch.device, tta: str
+    model: Classifier,
+    source: Source,
+    batches: Sequence[torch.Tensor],
+    device: torch.device,
+    tta: str,
+    batch_size: int = 0,
+    known: KnownFeatures | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits `[V, B, K]` and embeddings `[V, B, F]` of each batch of row numbers, float32 on the device.
 
-    The first view is the image itself; `tta` mirror adds its mirror image.
+    The first view is the image itself; `tta` mirror adds its mirror image. batch_size: images of each forward pass, at least
+    those of the largest batch. known: embeddings of the first view, to which those that are computed are added; used with one
+    view only.
     """
     model.eval()
-    for pixels in pixels_of(source, batches, device):
-        seen = (pixels, pixels.flip(3))[: N_VIEWS[tta]]
-        embeddings = [model.features((view - model.pixel_mean) / model.pixel_std) for view in seen]
+    known = known if known and N_VIEWS[tta] == 1 else KnownFeatures()
+    unknown = [rows for rows in batches if not known.has(rows).all()]
+    pixels, batch_size = pixels_of(source, unknown, device), max(batch_size, *map(len, batches), 0)
+    for rows in batches:
+        if known.has(rows).all():
+            embeddings = [known.take(rows).to(device)]
+        else:
+            image = next(pixels)
+            embeddings = [features_of(model, view, batch_size) for view in (image, image.flip(3))[: N_VIEWS[tta]]]
+            known.add(rows, embeddings[0])
         yield torch.stack([model.head(embedding) for embedding in embeddings]), torch.stack(embeddings)
 
 
 @torch.inference_mode()
-def embed(model: Classifier, images: Iterable[torch.Tensor], n_images: int, dtype: torch.dtype) -> torch.Tensor:
-    """The embeddings of batches of pixels, float `[B, 3, H, W]` in 0..1: float32 `[n_images, F]`, on the model's device."""
+def embed(
+    model: Classifier,
+    source: Source,
+    rows: torch.Tensor,
+    batch_size: int,
+    dtype: torch.dtype,
+    image_px: int,
+    prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """The embeddings of rows of a source, int64 `[M]` on the CPU: float32 `[M, F]`, on the model's device.
+
+    prepare: makes pixels, float `[B, 3, image_px, image_px]` in 0..1, of a batch of a source that has others. Embeddings that
+    an earlier training computed are not computed again (`features`).
+    """
     model.eval()
-    parts = [torch.empty(0, model.head.in_features, device=model.head.weight.device)]
-    with tqdm(total=n_images, unit="image", desc="embed", disable=None) as progress:
-        for pixels in images:
-            with autocast(pixels.device, dtype):
-                parts.append(model.features((pixels - model.pixel_mean) / model.pixel_std).float())
-            progress.update(len(pixels))
-    return torch.cat(parts)
+    device = model.head.weight.device
+    known = known_features(model, source, image_px, batch_size, dtype, begin=True)
+    embeddings = torch.empty(len(rows), model.head.in_features, device=device)
+    is_known = torch.from_numpy(known.has(rows))
+    if is_known.any():
+        embeddings[is_known.to(device)] = known.take(rows[is_known]).to(device)
+    places = torch.nonzero(~is_known).flatten().split(batch_size) if not is_known.all() else ()
+    with tqdm(total=len(rows), initial=int(is_known.sum()), unit="image", desc="embed", disable=None) as progress:
+        for place, images in zip(places, source.batches([rows[place] for place in places]) if places else (), strict=True):
+            pixels = prepare(images) if prepare and images.shape[-1] != image_px else scaled(images, device)
+            with autocast(device, dtype):
+                computed = features_of(model, pixels, batch_size).float()
+            embeddings[place.to(device)] = computed
+            known.add(rows[place], computed)
+            progress.update(len(place))
+    known.save()
+    return embeddings
+
+
+def features_of(model: Classifier, pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """The embeddings of at most `batch_size` images, float `[B, 3, H, W]` in 0..1: `[B, F]`.
+
+    The forward pass has `batch_size` images, so that an image's embedding does not depend on their number.
+    """
+    scaled_pixels = (pixels - model.pixel_mean) / model.pixel_std
+    if lacking := batch_size - len(pixels):
+        scaled_pixels = F.pad(scaled_pixels, (0, 0, 0, 0, 0, 0, 0, lacking)).contiguous(memory_format=torch.channels_last)
+    return model.features(scaled_pixels)[: len(pixels)]
 
 
 class Embeddings:
@@ -81,7 +130,12 @@ def batches_of(n_images: int, batch_size: int) -> Sequence[torch.Tensor]:
 def pixels_of(source: Source, batches: Sequence[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
     """Float `[B, 3, H, W]` in 0..1, channels last."""
     for images in source.batches(batches):
-        yield images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
+        yield scaled(images, device)
+
+
+def scaled(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 `[B, 3, H, W]` as float in 0..1, channels last, on the device."""
+    return images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
 def score(logits: torch.Tensor, targets: torch.Tensor) -> SplitScore:

@@ -54,11 +54,16 @@ class Source(Protocol):
         ...
 
 
-class Resident:
-    """Images in the memory of the device: uint8 `[N, 3, H, W]`."""
+def digests_of(source: Source, image_px: int) -> np.ndarray | None:
+    """SHA-256 of the file of each image, `S64 [N]`; None if the source does not know it or has pixels of another size."""
+    return getattr(source, "digests", None) if getattr(source, "image_px", 0) == image_px else None
 
-    def __init__(self, images: torch.Tensor) -> None:
-        self.images = images
+
+class Resident:
+    """Images in the memory of the device: uint8 `[N, 3, H, W]`; digests: SHA-256 of their files, `S64 [N]`."""
+
+    def __init__(self, images: torch.Tensor, digests: np.ndarray | None = None) -> None:
+        self.images, self.digests, self.image_px = images, digests, images.shape[-1]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,8 +81,9 @@ class Streaming:
     """Images decoded on demand by worker processes, which live until `close`."""
 
     def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device) -> None:
-        self.device, self.n_workers = device, n_workers
+        self.device, self.n_workers, self.image_px = device, n_workers, image_px
         self._decoder = _Decoder(rows, raw, image_px)
+        self.digests = self._decoder.digests
         self._use_threads = partial(Prefetching, rows, raw, image_px, n_workers, device)
         self._threads: Prefetching | None = None  # decode instead of processes where /dev/shm is too small
         self._fitting_bytes = 0  # for which it was found large enough
@@ -160,8 +166,9 @@ class Prefetching:
     """Images that threads decode in advance: at most `PREFETCHED` batches are in memory."""
 
     def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device) -> None:
-        self.device, self.n_workers = device, n_workers
+        self.device, self.n_workers, self.image_px = device, n_workers, image_px
         self._decoder = _Decoder(rows, raw, image_px)
+        self.digests = self._decoder.digests
 
     def __len__(self) -> int:
         return len(self._decoder)
@@ -305,7 +312,7 @@ def open_images(
     fits = n_bytes <= train.memory_share * free_memory(device)
     if train.loader == "resident" or (train.loader == "auto" and fits):
         try:
-            return Resident(decode_all(rows, raw, image_px, n_workers).to(device))
+            return Resident(decode_all(rows, raw, image_px, n_workers).to(device), rows["sha256"].to_numpy(dtype="S64"))
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise UserError(
                 f"out of memory with {len(rows)} images at {image_px} px, {n_bytes / 2**30:.1f} GiB;"

@@ -22,7 +22,7 @@ from fieldguide.core.paths import CHECKPOINT, HISTORY_CSV
 from fieldguide.network.calibration import fit_temperature
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
 from fieldguide.network.device import autocast
-from fieldguide.network.inference import batches_of, embed, pixels_of, predict, score
+from fieldguide.network.inference import embed, predict, score
 from fieldguide.network.loader import Source
 from fieldguide.tracking.run import Run
 from fieldguide.training.loop import Progress, Training
@@ -145,9 +145,8 @@ class Fit:
         """Logits of the validation split, float32 `[N, K]` on the CPU, from embeddings that are computed once."""
         training = self.training
         if self.embeddings is None:
-            batches = batches_of(len(self.valid), training.train.batch_size)
-            images = pixels_of(self.valid, batches, training.device)
-            self.embeddings = embed(training.model, images, len(self.valid), training.dtype)
+            rows, batch_size = torch.arange(len(self.valid)), training.train.batch_size
+            self.embeddings = embed(training.model, self.valid, rows, batch_size, training.dtype, training.image_px)
         with autocast(training.device, training.dtype):
             return training.result.head(self.embeddings).float().cpu()
 

@@ -92,8 +92,11 @@ class Training:
         own = torch.arange(self.world.rank, len(self.source), self.world.size)
         plain = partial(augment.augment, settings=Augment.without_changes(), image_px=self.image_px)
         u = torch.zeros(1, augment.N_DRAWS, device=self.device)
-        images = (plain(batch, u.expand(len(batch), -1)) for batch in self.source.batches(own.split(self.train.batch_size)))
-        vectors = embed(self.model, images, len(own), self.dtype)
+
+        def resized(batch: torch.Tensor) -> torch.Tensor:
+            return plain(batch, u.expand(len(batch), -1))
+
+        vectors = embed(self.model, self.source, own, self.train.batch_size, self.dtype, self.image_px, resized)
         return Embeddings(self.world.gather_rows(vectors, len(self.source)).to(self.device))
 
     def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], int] = lambda: 0) -> SplitScore | Progress:

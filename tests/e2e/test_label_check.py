@@ -34,9 +34,9 @@ def run_stage(project: Path, stage: str) -> str:
     return run(project, "python", "-m", f"stages.{stage}").stdout
 
 
-def make_labelled(make_project: MakeProject, **settings: object) -> tuple[Path, dict[str, str]]:
+def make_labelled(make_project: MakeProject, train_images: int = 6, **settings: object) -> tuple[Path, dict[str, str]]:
     """A project on whose photographs embed and split_check have run, and the true class of those with a wrong one."""
-    sizes = {"train_images": 24, "valid_images": 4, "test_images": 4}
+    sizes = {"train_images": train_images, "valid_images": 4, "test_images": 4}
     drawn = dict(photographs(n_species=4, **sizes, image_px=96, seed=7))
     species = sorted({name.split("/")[1] for name in drawn})
     wrong = {}
@@ -64,7 +64,7 @@ def findings(project: Path) -> list[dict[str, str]]:
 
 
 def test_wrong_labels_of_photographs_are_found_and_shown(make_project: MakeProject) -> None:
-    project, wrong = make_labelled(make_project)
+    project, wrong = make_labelled(make_project, train_images=24)
     output = run_stage(project, "label_check")
     suspects = [row for row in findings(project) if row["kind"] == "label" and float(row["score"]) >= SUSPECTED]
     assert wrong.items() <= {row["file"]: row["suggested"] for row in suspects}.items()
