@@ -32,7 +32,7 @@ LEFT = {  # commands of the README that are not run here, and why
 }
 SERVERS = {"make serve": "http://127.0.0.1:8000/healthz", "mlflow ui": "http://127.0.0.1:5000/health"}
 STAGE = {  # the last stage of an experiment; without a name the report
-    "recipe quick": "export_onnx",
+    "recipe quick": "evaluate",
     "recipe transfer &&": "train",
     "recipe transfer data": "split_check",
     "dvc exp run ": "train",
