@@ -14,7 +14,7 @@ from numpy.random import Generator
 
 FEWEST_IMAGES = 8  # of each species in a split; with fewer nothing is planted there
 WRONG_LABEL, COPY, CONFLICT, NO_SPECIES = "wrong label", "copy", "label conflict", "no species"
-WRONG_LABELS = {"train": 40, "valid": 80}  # one for that many images of the split
+WRONG_LABELS = {"train": 40, "valid": 240}  # one for that many images of the split; more would leave few answers sure
 NO_SPECIES_EVERY, CONFLICT_EVERY = 120, 480  # likewise, of train
 COPIES = {("train", "test"): 60, ("train", "valid"): 120, ("valid", "test"): 120}  # likewise, of the smaller split
 UNCHANGED = "same bytes"

@@ -40,7 +40,7 @@ def test_each_kind_is_planted_and_every_label_of_test_is_right() -> None:
     kinds = Counter((Path(fault.file).parts[0], fault.kind) for fault in listed())
     assert kinds == {
         ("train", "wrong label"): 12,
-        ("valid", "wrong label"): 3,
+        ("valid", "wrong label"): 1,
         ("train", "copy"): 6,
         ("valid", "copy"): 2,
         ("train", "label conflict"): 1,
