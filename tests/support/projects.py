@@ -28,7 +28,7 @@ TINY = {
     "test_images: 20 ": "test_images: 4 ",
     "    image_px: 128 ": "    image_px: 40 ",
     "\n  image_px: 128 ": "\n  image_px: 32 ",
-    "  image_px: 160 ": "  image_px: 64 ",  # of label_check
+    "  image_px: 192 ": "  image_px: 64 ",  # of label_check
     "decode_px: 144 ": "decode_px: 40 ",
     "batch_size: 64 ": "batch_size: 16 ",
     "name: fieldnet ": "name: cnn ",
