@@ -15,13 +15,14 @@ from fieldguide.__main__ import main
 from fieldguide.commands.search import DIVERGED, Search, error_line, experiments, file_of, live_curve, parse_settings
 from fieldguide.core.errors import UserError
 from fieldguide.tracking.journal import new_journal
-from support import ROOT
 from support.projects import copy_built, run, tracked_runs
+from support.settings import TEXT
 
 
 @pytest.fixture
-def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def at_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "params.yaml").write_text(TEXT, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(
