@@ -307,11 +307,6 @@ def _contradiction(params: Params) -> str:
         return f"split_check.fold ({check.fold}) must be less than split_check.folds ({check.folds})"
     if train.head_epochs and params.model.weights == "none":
         return f"train.head_epochs is {train.head_epochs}, but model.weights is none; set weights, or set head_epochs to 0"
-    if train.head_epochs > train.epochs:
-        return (
-            f"train.head_epochs is {train.head_epochs}, but train.epochs, which includes them, is {train.epochs};"
-            " raise epochs or lower head_epochs"
-        )
     if train.freeze and params.model.weights == "none":
         return f"train.freeze is {train.freeze}, but model.weights is none; set weights, or set freeze to 0"
     if train.optimizer in ("sgd", "adam") and train.weight_decay > 0.1:

@@ -46,6 +46,8 @@ def training_setup(
     print(f"device {device_name(device)}, {str(dtype).removeprefix('torch.')}")
     if params.model.weights != "none":
         print(load_weights(model, params.model))
+    if train.head_epochs >= train.epochs:
+        print(f"all {train.epochs} epochs train the head alone: train.head_epochs is {train.head_epochs}")
     frozen_blocks(model, train.freeze)  # refuses an unknown name
     sizes = {image_px_at(epoch, train, image_px) for epoch in range(train.epochs)}
     if unfit := [px for px in sorted(sizes) if not runs_at(model, px)]:
