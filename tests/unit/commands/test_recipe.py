@@ -10,6 +10,8 @@ from fieldguide.__main__ import main
 from fieldguide.commands.recipe import RESET
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import read_params
+from fieldguide.network.models import build, frozen_blocks
+from fieldguide.training.optim import lr_at
 from support import ROOT
 
 NAMES = sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml"))
@@ -81,6 +83,22 @@ def test_a_recipe_is_valid_keeps_comments_and_order_and_is_undone_by_transfer(
     assert capsys.readouterr().out.endswith("params.yaml has these values already\n")
     main(["recipe", "transfer", "data.dataset=sample", "data.resolution=192"])
     assert text() == TEXT
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "timm/convnext_atto", "timm/vit_tiny_patch16_224"])
+def test_transfer_freezes_some_blocks_of_any_network(name: str) -> None:
+    main(["recipe", "transfer", f"model.name={name}"])
+    params = read_params()
+    model = build(name, 3, 224)
+    frozen = [parameter for block in frozen_blocks(model, params.train.freeze) for parameter in block.parameters()]
+    assert 0 < len(frozen) < len(list(model.features.parameters()))
+
+
+@pytest.mark.parametrize("n_epochs", [1, 3, 10])
+def test_a_short_trial_of_transfer_is_allowed_and_trains_the_head(n_epochs: int) -> None:
+    main(["recipe", "transfer", f"train.epochs={n_epochs}"])
+    train = read_params().train
+    assert [lr_at(step, 5, train) for step in range(5 * n_epochs)] == [train.head_lr] * 5 * n_epochs
 
 
 def test_each_change_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
