@@ -147,7 +147,7 @@ def train(recipe: str, changes: dict[str, Any]) -> dict[str, Any]:
     from fieldguide.core.manifest import classes_of, read_manifest, rows_of, splits_in_use
     from fieldguide.core.paths import CHECKPOINT, HISTORY_CSV, MANIFEST, METRICS, RAW
     from fieldguide.network.checkpoint import Checkpoint, load_checkpoint
-    from fieldguide.network.inference import predict, score
+    from fieldguide.network.inference import predict, score, scores
     from fieldguide.network.loader import open_images
     from fieldguide.tracking.run import Run
     from fieldguide.training.distributed import World
@@ -187,9 +187,9 @@ def train(recipe: str, changes: dict[str, Any]) -> dict[str, Any]:
         test = rows_of(frame, "test")
         model, px = load_checkpoint(CHECKPOINT)[0].to(device), settings.model.image_px
         source = open_images(test, RAW, px, settings.runtime.n_workers, device, settings.train)
-        logits = predict(model, source, settings.evaluate.batch_size, device, torch.float32)
+        logits = torch.cat(list(predict(model, source, settings.evaluate.batch_size, device, torch.float32))).cpu()
         source.close()
-        result["test"] = score(logits, torch.from_numpy(classes.targets(test))).as_dict() | {"n": len(test)}
+        result["test"] = score(scores(logits, torch.from_numpy(classes.targets(test)))).as_dict() | {"n": len(test)}
     return result
 
 

@@ -175,6 +175,17 @@ class CleanMetrics(Part):
     macro_f1: float | None = None
     weighted_f1: float | None = None
     n: int
+    classes: int = 0  # with images: macro F1 is the mean over them
+
+
+class BandMetrics(Part):
+    """Accuracy on the images of classes with a number of train images in a band; `classes` of them have images here."""
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    n: int
+    classes: int
 
 
 class SplitMetrics(Part):
@@ -200,10 +211,12 @@ class SplitMetrics(Part):
     accuracy_at_coverage_95: float
     risk_coverage_area: float
     n: int
+    classes: int  # with images: macro F1 is the mean over them
     known: float | None = None
     sure: float | None = None
     accuracy_when_sure: float | None = None  # also None if no prediction is sure
     as_corrected: OrNoKey[CleanMetrics] = None
+    by_class_size: OrNoKey[dict[str, BandMetrics]] = None  # by the number of train images: 1-5, 6-20, 21-100, 101+
 
 
 class TtaMetrics(Part):
@@ -232,8 +245,9 @@ class OodMetrics(Part):
 
 
 class EvaluateMetrics(Artifact):
-    """Metrics by split; `test` is absent if the test split has no labels."""
+    """Metrics by split; `test` is absent if the test split has no labels. `classes`: of the network."""
 
+    classes: int
     train: SplitMetrics
     valid: SplitMetrics
     test: SplitMetrics | None = None
@@ -285,6 +299,7 @@ class FoldsMetrics(Artifact):
     macro_f1_high: float
     weighted_f1: float
     n: int
+    classes: int
     as_corrected: OrNoKey[CleanMetrics] = None
     per_fold: list[FoldScore]
     worst_classes: list[ClassScore]

@@ -155,11 +155,18 @@ class Train(Section):
     clip_norm: Annotated[float, Field(ge=0, le=1_000_000)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     class_weights: Literal["equal", "balanced"]
-    sampling: Literal["shuffle", "balanced"]
+    logit_adjustment: Annotated[float, Field(ge=0, le=10)]
+    sampling: Literal["shuffle", "square_root", "balanced"] | Probability
     best_by: Literal["accuracy", "loss"]
     precision: Literal["auto", "bf16", "fp32"]
     compile: bool
     seed: Seed
+
+    @property
+    def balance(self) -> float:
+        """Exponent of the sampling: a class of n images has a share in proportion to n ** (1 - balance) of an epoch."""
+        named = {"shuffle": 0.0, "square_root": 0.5, "balanced": 1.0}
+        return named[self.sampling] if isinstance(self.sampling, str) else self.sampling
 
 
 class Augment(Section):

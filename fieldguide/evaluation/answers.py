@@ -1,17 +1,21 @@
-"""Predictions of a trained network for every image, and the calibration fitted on them."""
+"""Predictions of a trained network for every image, and the calibration fitted on them.
 
-from collections.abc import Callable
+Logits are reduced to what the metrics need batch by batch, so that memory does not grow with images times classes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import softmax
 from tqdm import tqdm
 
+from fieldguide.core.manifest import Classes
 from fieldguide.core.params import Evaluate, Runtime
+from fieldguide.evaluation.metrics import Answers
 from fieldguide.evaluation.ood import ood_images
 from fieldguide.network.calibration import (
     Calibration,
@@ -20,6 +24,7 @@ from fieldguide.network.calibration import (
     fit_temperature,
     fit_unknown_below,
     fit_unsure_below,
+    sample_of,
     score_tensors,
 )
 from fieldguide.network.checkpoint import Checkpoint
@@ -29,6 +34,9 @@ from fieldguide.network.loader import Prefetching, Resident, Source
 from fieldguide.network.models import Classifier
 
 N_NOISE = 100  # images of each kind of noise
+
+Known = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Logits `[B, K]` and embeddings `[B, F]` to known scores `[B]`."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +57,13 @@ class TrainedNetwork:
         return Prefetching(rows, self.raw, self.facts.image_px, self.runtime.n_workers, self.device)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Predictions for the images of one split.
+class Pass(NamedTuple):
+    """What the network makes of a batch of a split's images; `logits` and `embedding` are means over the views."""
 
-    logits: float32 `[N, K]`, the mean over the views; first_view: int64 `[N]`, the classes without test-time augmentation;
-    known: float32 `[N]`, known scores.
-    """
-
-    logits: np.ndarray
-    first_view: np.ndarray
-    known: np.ndarray
-
-    @cached_property
-    def predicted(self) -> np.ndarray:
-        """int64 `[N]`."""
-        return self.logits.argmax(axis=1)
-
-    def probabilities(self, temperature: float) -> np.ndarray:
-        """float64 `[N, K]`."""
-        return softmax(self.logits.astype(np.float64) / temperature, axis=1)
+    rows: torch.Tensor  # int64 [B], on the CPU
+    logits: torch.Tensor  # float32 [B, K]
+    embedding: torch.Tensor  # float32 [B, F]
+    first_view: torch.Tensor  # int64 [B], the answers without test-time augmentation
 
 
 def answer_all(
@@ -77,59 +72,100 @@ def answer_all(
     """Predictions for each table of rows, known scores of out-of-distribution images by kind, and the calibration.
 
     The calibration is fitted on train (class means) and valid (temperature, thresholds), both as corrected. Train has no known
-    scores.
+    scores. Valid comes first, for the temperature, but its known scores need the class means: its embeddings are kept.
     """
-    evaluate, kept = network.evaluate, rows["valid"]["decision"].ne("drop").to_numpy(dtype=bool)
-    fitted_on = {"train": rows["train"], "valid": rows["valid"][kept]}
-    targets = {split: network.facts.classes.targets(table) for split, table in fitted_on.items()}
-    moments = Moments(len(network.facts.class_names), network.model.head.in_features)
-    batches = iter(torch.from_numpy(targets["train"]).split(evaluate.batch_size))
+    evaluate, classes, batch_size = network.evaluate, network.facts.classes, network.evaluate.batch_size
+    targets = {split: targets_of(classes, split, table) for split, table in rows.items() if split != "unlabelled"}
+    kept = np.flatnonzero(rows["valid"]["decision"].ne("drop"))
+    as_corrected = classes.targets(rows["valid"].iloc[kept])
+    valid = kept_embeddings(passes(network, network.images(rows["valid"]), "valid"), len(rows["valid"]))
+    sample = sample_of(len(kept), len(classes.names))
+    some_logits = logits_of(replay(network.model, valid, batch_size), kept[sample])
+    temperature = fit_temperature(some_logits, as_corrected[sample])
+
+    moments = Moments(len(classes.names), network.model.head.in_features)
+    batches = iter(torch.from_numpy(targets["train"]).split(batch_size))
 
     def learn(logits: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         moments.add(embedding, next(batches))
         return torch.full((len(logits),), torch.nan)
 
-    answers = {"train": answer(network, network.images(rows["train"]), "train", learn)}
+    def answered(split: str, known: Known) -> Answers:
+        source = network.images(rows[split])
+        return answer(passes(network, source, split), len(source), targets.get(split), temperature, known)
+
+    answers = {"train": answered("train", learn)}
     tensors = score_tensors(evaluate.known_score, moments)
-    unfitted = Calibration(evaluate.tta, 1.0, 0.0, evaluate.known_score, 0.0, tensors)
-    known_score = KnownScore(unfitted).to(network.device)
-    answers |= {
-        name: answer(network, network.images(table), name, known_score) for name, table in rows.items() if name != "train"
-    }
-    ood = {
-        kind: answer(network, Resident(images.to(network.device)), kind, known_score).known
-        for kind, images in ood_images(network.facts.image_px, N_NOISE).items()
-    }
-    valid = Answers(*(each[kept] for each in (answers["valid"].logits, answers["valid"].first_view, answers["valid"].known)))
-    temperature = fit_temperature(valid.logits, targets["valid"])
-    right = valid.predicted == targets["valid"]
-    confidence = valid.probabilities(temperature).max(axis=1)
+    unfitted = Calibration(evaluate.tta, temperature, 0.0, evaluate.known_score, 0.0, tensors)
+    known = KnownScore(unfitted).to(network.device)
+    answers["valid"] = answer(replay(network.model, valid, batch_size), len(valid[0]), targets["valid"], temperature, known)
+    answers |= {split: answered(split, known) for split in rows if split not in answers}
+    ood = {}
+    for kind, images in ood_images(network.facts.image_px, N_NOISE).items():
+        batches_of_kind = passes(network, Resident(images.to(network.device)), kind)
+        ood[kind] = answer(batches_of_kind, len(images), None, temperature, known).known
     fitted = replace(
         unfitted,
-        temperature=temperature,
-        unsure_below=fit_unsure_below(confidence, right, evaluate.sure_accuracy),
-        unknown_below=fit_unknown_below(valid.known, evaluate.accept),
+        unsure_below=fit_unsure_below(
+            answers["valid"].confidence[kept], answers["valid"].predicted[kept] == as_corrected, evaluate.sure_accuracy
+        ),
+        unknown_below=fit_unknown_below(answers["valid"].known[kept], evaluate.accept),
     )
     return answers, ood, fitted
 
 
-def answer(
-    network: TrainedNetwork, source: Source, name: str, known: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-) -> Answers:
-    """Predictions for all images; `known` maps logits `[B, K]` and embeddings `[B, F]` of a batch to scores `[B]`."""
-    n_images, n_classes, evaluate = len(source), len(network.facts.class_names), network.evaluate
-    answers = Answers(  # allocated at once: parts kept from each batch fragment memory, 20 kB per image
-        np.empty((n_images, n_classes), np.float32), np.empty(n_images, np.int64), np.empty(n_images, np.float32)
-    )
-    batches = batches_of(n_images, evaluate.batch_size)
-    image_px, batch_size = network.facts.image_px, evaluate.batch_size
+def targets_of(classes: Classes, split: str, rows: pd.DataFrame) -> np.ndarray:
+    """Output numbers of a labelled split, int64 `[N]`: as corrected in train, elsewhere of the labels that the data give."""
+    return classes.targets(rows) if split == "train" else classes.given_targets(rows)
+
+
+def passes(network: TrainedNetwork, source: Source, name: str) -> Iterator[Pass]:
+    """The network's passes over all images in their order; `name` stands beside the progress."""
+    batch_size, image_px = network.evaluate.batch_size, network.facts.image_px
+    batches = batches_of(len(source), batch_size)
     features = known_features(network.model, source, image_px, batch_size, torch.float32, begin=False)
-    all_views = views(network.model, source, batches, network.device, evaluate.tta, batch_size, features)
-    bar = tqdm(batches, desc=name, unit="image", unit_scale=evaluate.batch_size, disable=None)
-    for rows, (seen, embeddings) in zip(bar, all_views, strict=True):
-        logits, batch = seen.mean(dim=0), rows.numpy()
-        answers.logits[batch] = logits.cpu()
-        answers.first_view[batch] = seen[0].argmax(dim=1).cpu()
-        answers.known[batch] = known(logits, embeddings.mean(dim=0)).cpu()
+    all_views = views(network.model, source, batches, network.device, network.evaluate.tta, batch_size, features)
+    bar = tqdm(batches, desc=name, unit="image", unit_scale=batch_size, disable=None)
+    for rows, (logits, embeddings) in zip(bar, all_views, strict=True):
+        yield Pass(rows, logits.mean(dim=0), embeddings.mean(dim=0), logits[0].argmax(dim=1))
     features.save()
+
+
+def kept_embeddings(batches: Iterable[Pass], n_images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings, float32 `[N, F]`, and answers of the first view, int64 `[N]`, of all images, on the CPU."""
+    embeddings, first_view = torch.empty(0), torch.empty(n_images, dtype=torch.int64)
+    for batch in batches:
+        if not len(embeddings):
+            embeddings = torch.empty(n_images, batch.embedding.shape[1])
+        embeddings[batch.rows], first_view[batch.rows] = batch.embedding.cpu(), batch.first_view.cpu()
+    return embeddings, first_view
+
+
+def replay(model: Classifier, kept: tuple[torch.Tensor, torch.Tensor], batch_size: int) -> Iterator[Pass]:
+    """The passes again, from what `kept_embeddings` kept of them."""
+    embeddings, first_view = kept
+    for rows in batches_of(len(embeddings), batch_size):
+        embedding = embeddings[rows].to(model.head.weight.device)
+        with torch.inference_mode():
+            logits = model.head(embedding)
+        yield Pass(rows, logits, embedding, first_view[rows])
+
+
+def logits_of(batches: Iterable[Pass], chosen: np.ndarray) -> np.ndarray:
+    """The logits of the images `chosen`, int64 `[M]` in ascending order: float32 `[M, K]`."""
+    parts = []
+    for batch in batches:
+        within = np.isin(batch.rows.numpy(), chosen, assume_unique=True)
+        parts.append(batch.logits.cpu().numpy()[within])
+    return np.concatenate(parts)
+
+
+def answer(batches: Iterable[Pass], n_images: int, targets: np.ndarray | None, temperature: float, known: Known) -> Answers:
+    """Predictions for all images; targets: the truth, int64 `[N]`, if it is known."""
+    answers = Answers.unfilled(n_images)
+    for batch in batches:
+        rows = batch.rows.numpy()
+        answers.put(rows, batch.logits.cpu().numpy(), None if targets is None else targets[rows], temperature)
+        answers.first_view[rows] = batch.first_view.cpu()
+        answers.known[rows] = known(batch.logits, batch.embedding).cpu()
     return answers

@@ -1,74 +1,146 @@
 """Metrics of predictions: NumPy arrays in, plain numbers out.
 
-`probabilities` are float `[N, K]`, `targets` and `predicted` int `[N]`, `right` bool `[N]`, `confidence` (the largest
-probability) float `[N]`.
+`targets` and `predicted` are int `[N]`, `right` bool `[N]`, `confidence` (the largest probability) float `[N]`.
 """
 
+import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 from scipy.stats import norm
-from sklearn.metrics import f1_score, roc_auc_score, top_k_accuracy_score
+from sklearn.metrics import f1_score, roc_auc_score
 
-from fieldguide.core.artifacts import OodMetrics
+from fieldguide.core.artifacts import BandMetrics, OodMetrics
 from fieldguide.core.intervals import accuracy_interval as accuracy_interval
 
 SHARES = np.arange(1, 101) / 100  # of the images, for accuracy by coverage
 COVERAGES = (80, 90, 95)  # percentages of the images at which accuracy is reported
 N_RESAMPLES = 1000  # of the bootstrap
 SEED = 0  # of the bootstrap
+N_BEST = 5  # classes that are kept of each prediction
+BANDS = (0, 5, 20, 100)  # train images of a class: the upper ends of the bands of class sizes
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the metrics need of the predictions for N images: memory grows with the images, not with the classes.
+
+    best: int64 `[N, N_BEST]`, the classes with the largest logits in descending order, of equal ones the first; -1 beyond the
+    last class. probabilities: float64 `[N, N_BEST]`, theirs, calibrated; NaN beyond the last class. log_likelihood: float64
+    `[N]`, the log-probability of the truth, calibrated; NaN without truth. first_view: int64 `[N]`, the answers without
+    test-time augmentation. known: float32 `[N]`, known scores. `…_uncalibrated`: at temperature 1.
+    """
+
+    best: np.ndarray
+    probabilities: np.ndarray
+    log_likelihood: np.ndarray
+    log_likelihood_uncalibrated: np.ndarray
+    confidence_uncalibrated: np.ndarray
+    first_view: np.ndarray
+    known: np.ndarray
+
+    @classmethod
+    def unfilled(cls, n_images: int) -> "Answers":
+        """Allocated at once: parts kept from each batch fragment memory."""
+        return cls(
+            best=np.full((n_images, N_BEST), -1),
+            probabilities=np.full((n_images, N_BEST), np.nan),
+            log_likelihood=np.full(n_images, np.nan),
+            log_likelihood_uncalibrated=np.full(n_images, np.nan),
+            confidence_uncalibrated=np.full(n_images, np.nan),
+            first_view=np.full(n_images, -1),
+            known=np.full(n_images, np.nan, np.float32),
+        )
+
+    def put(self, rows: np.ndarray, logits: np.ndarray, targets: np.ndarray | None, temperature: float) -> None:
+        """Fills all of the rows, int `[B]`, but `first_view` and `known`.
+
+        logits: float32 `[B, K]`, not divided by the temperature; targets: the truth, int64 `[B]`, if it is known.
+        """
+        best = self.best[rows, : logits.shape[1]] = largest(logits)
+        calibrated, plain = (log_softmax(logits / np.float64(divisor), axis=1) for divisor in (temperature, 1.0))
+        self.probabilities[rows, : best.shape[1]] = np.exp(np.take_along_axis(calibrated, best, axis=1))
+        self.confidence_uncalibrated[rows] = np.exp(plain.max(axis=1))
+        if targets is not None:
+            self.log_likelihood[rows] = calibrated[np.arange(len(rows)), targets]
+            self.log_likelihood_uncalibrated[rows] = plain[np.arange(len(rows)), targets]
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """int64 `[N]`."""
+        return self.best[:, 0]
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """The largest calibrated probability: float64 `[N]`."""
+        return self.probabilities[:, 0]
+
+
+def largest(logits: np.ndarray) -> np.ndarray:
+    """The classes with the largest logits of each row, float `[B, K]`, in descending order: int64 `[B, min(K, N_BEST)]`."""
+    rest, rows = logits.copy(), np.arange(len(logits))
+    best = np.empty((len(logits), min(logits.shape[1], N_BEST)), np.int64)
+    for place in range(best.shape[1]):
+        best[:, place] = rest.argmax(axis=1)
+        rest[rows, best[:, place]] = -np.inf
+    return best
 
 
 def accuracy_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """Accuracy with Wilson's 95 % interval, and F1 by scikit-learn over the classes that occur in truth or prediction."""
-    n_right, n = int((predicted == targets).sum()), len(targets)
+    """Accuracy with Wilson's 95 % interval, and F1 by scikit-learn: means over the `classes` that have images in `targets`."""
+    n_right, n, measured = int((predicted == targets).sum()), len(targets), np.unique(targets)
     low, high = accuracy_interval(n_right, n)
-    f1 = {f"{mean}_f1": float(f1_score(targets, predicted, average=mean, zero_division=0)) for mean in ("macro", "weighted")}
-    return {"accuracy": n_right / n, "accuracy_low": low, "accuracy_high": high, "n": n} | f1
+    f1 = {
+        f"{mean}_f1": float(f1_score(targets, predicted, labels=measured, average=mean, zero_division=0))
+        for mean in ("macro", "weighted")
+    }
+    return {"accuracy": n_right / n, "accuracy_low": low, "accuracy_high": high, "n": n} | f1 | {"classes": len(measured)}
 
 
-def split_metrics(logits: np.ndarray, targets: np.ndarray, temperature: float, ece_bins: int) -> dict[str, Any]:
-    """The metrics of one split in `evaluate.json`; logits: float `[N, K]`, not divided by the temperature.
+def split_metrics(answers: Answers, targets: np.ndarray, ece_bins: int) -> dict[str, Any]:
+    """The metrics of one split in `evaluate.json`.
 
     `loss` (nats) and `ece` are those of the calibrated probabilities, `…_uncalibrated` those at temperature 1. The interval of
     macro F1 is the bootstrap's.
     """
-    predicted, n_classes = logits.argmax(axis=1), logits.shape[1]
-    f1_low, f1_high = macro_f1_interval(targets, predicted)
-    loss, ece, confidence = _of_probabilities(logits, targets, temperature, ece_bins)
-    loss_uncalibrated, ece_uncalibrated, _ = _of_probabilities(logits, targets, 1.0, ece_bins)
-    accuracies, _ = coverage_curve(confidence, predicted == targets)
-    return accuracy_metrics(targets, predicted) | {
-        "top5_accuracy": 1.0 if n_classes <= 5 else float(top_k_accuracy_score(targets, logits, k=5, labels=range(n_classes))),
+    confidence, right = answers.confidence, answers.predicted == targets
+    f1_low, f1_high = macro_f1_interval(targets, answers.predicted)
+    accuracies, _ = coverage_curve(confidence, right)
+    return accuracy_metrics(targets, answers.predicted) | {
+        "top5_accuracy": float((answers.best == targets[:, None]).any(axis=1).mean()),
         "macro_f1_low": f1_low,
         "macro_f1_high": f1_high,
-        "loss": loss,
-        "loss_uncalibrated": loss_uncalibrated,
-        "ece": ece,
-        "ece_uncalibrated": ece_uncalibrated,
+        "loss": -float(answers.log_likelihood.mean()),
+        "loss_uncalibrated": -float(answers.log_likelihood_uncalibrated.mean()),
+        "ece": expected_calibration_error(confidence, right, ece_bins),
+        "ece_uncalibrated": expected_calibration_error(answers.confidence_uncalibrated, right, ece_bins),
         **{f"accuracy_at_coverage_{percent}": float(accuracies[percent - 1]) for percent in COVERAGES},
-        "risk_coverage_area": risk_coverage_area(confidence, predicted == targets),
+        "risk_coverage_area": risk_coverage_area(confidence, right),
     }
 
 
-def _of_probabilities(
-    logits: np.ndarray, targets: np.ndarray, temperature: float, ece_bins: int
-) -> tuple[float, float, np.ndarray]:
-    """Log loss, calibration error and confidence at a temperature."""
-    log_probabilities = log_softmax(logits / np.float64(temperature), axis=1)
-    loss = float(-log_probabilities[np.arange(len(targets)), targets].mean())
-    probabilities = np.exp(log_probabilities, out=log_probabilities)
-    return loss, expected_calibration_error(probabilities, targets, ece_bins), probabilities.max(axis=1)
+def band_metrics(targets: np.ndarray, right: np.ndarray, train_images: np.ndarray) -> dict[str, BandMetrics]:
+    """Accuracy by the number of train images of the true class, int `[K]`; bands without images are left out."""
+    band = np.searchsorted(BANDS, train_images)  # of each class
+    names = [str(BANDS[0]), *(f"{low + 1}-{high}" for low, high in itertools.pairwise(BANDS)), f"{BANDS[-1] + 1}+"]
+    metrics = {}
+    for number, name in enumerate(names):
+        within = band[targets] == number
+        if n := int(within.sum()):
+            n_right = int(right[within].sum())
+            low, high = accuracy_interval(n_right, n)
+            classes = len(np.unique(targets[within]))
+            metrics[name] = BandMetrics(accuracy=n_right / n, accuracy_low=low, accuracy_high=high, n=n, classes=classes)
+    return metrics
 
 
-def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray, n_bins: int) -> float:
+def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, n_bins: int) -> float:
     """Mean gap between confidence and accuracy over equal-width bins, weighted by their size (Guo et al. 2017)."""
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == targets
     gaps = np.bincount(confidence_bins(confidence, n_bins), confidence - right, minlength=n_bins)
-    return float(np.abs(gaps).sum() / len(targets))
+    return float(np.abs(gaps).sum() / len(right))
 
 
 def confidence_bins(confidence: np.ndarray, n_bins: int) -> np.ndarray:
@@ -90,16 +162,17 @@ def paired_difference(right: np.ndarray, other_right: np.ndarray) -> tuple[float
 
 
 def macro_f1_interval(targets: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of macro F1 over the images; deterministic."""
+    """The 95 % percentile bootstrap interval over the images of macro F1 over the classes of `targets`; deterministic."""
     generator = np.random.default_rng(SEED)
     n, n_classes = len(targets), int(max(targets.max(), predicted.max())) + 1
+    measured = np.bincount(targets, minlength=n_classes) > 0
     scores = np.empty(N_RESAMPLES)
     for resample in range(N_RESAMPLES):
         rows = generator.integers(0, n, n)
         truth, answer = targets[rows], predicted[rows]
         n_right = np.bincount(truth[truth == answer], minlength=n_classes)
         n_both = np.bincount(truth, minlength=n_classes) + np.bincount(answer, minlength=n_classes)
-        occurs = n_both > 0
+        occurs = measured & (n_both > 0)
         scores[resample] = (2 * n_right[occurs] / n_both[occurs]).mean()
     low, high = np.percentile(scores, [2.5, 97.5])
     return float(low), float(high)

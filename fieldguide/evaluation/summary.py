@@ -10,8 +10,8 @@ import pandas as pd
 from fieldguide.core.artifacts import CleanMetrics, EvaluateMetrics, SplitMetrics, Thresholds, TtaMetrics
 from fieldguide.core.manifest import Classes, held_out_split, is_corrected, leaked
 from fieldguide.core.params import Evaluate
-from fieldguide.evaluation.answers import Answers
-from fieldguide.evaluation.metrics import accuracy_metrics, ood_metrics, split_metrics
+from fieldguide.evaluation.answers import targets_of
+from fieldguide.evaluation.metrics import Answers, accuracy_metrics, band_metrics, ood_metrics, split_metrics
 from fieldguide.network.calibration import Calibration, verdicts
 from fieldguide.network.checkpoint import Checkpoint
 from fieldguide.network.inference import N_VIEWS
@@ -29,14 +29,9 @@ class LabelledSplit:
     calibration: Calibration
 
     @property
-    def probabilities(self) -> np.ndarray:
-        """Calibrated: float64 `[N, K]`."""
-        return self.answers.probabilities(self.calibration.temperature)
-
-    @cached_property
     def confidence(self) -> np.ndarray:
         """float64 `[N]`."""
-        return self.probabilities.max(axis=1)
+        return self.answers.confidence
 
     @cached_property
     def right(self) -> np.ndarray:
@@ -66,11 +61,16 @@ class Evaluation:
     @cached_property
     def splits(self) -> dict[str, LabelledSplit]:
         names, classes = np.array(self.facts.class_names, dtype=object), self.facts.classes
-        splits = {}
-        for name, rows in self.rows.items():
-            targets = classes.targets(rows) if name == "train" else classes.given_targets(rows)
-            splits[name] = LabelledSplit(name, names, rows, targets, self.answers[name], self.calibration)
-        return splits
+        return {
+            name: LabelledSplit(name, names, rows, targets_of(classes, name, rows), self.answers[name], self.calibration)
+            for name, rows in self.rows.items()
+        }
+
+    @property
+    def train_images(self) -> np.ndarray:
+        """Train images of each class, int64 `[K]`."""
+        train = self.splits["train"]
+        return np.bincount(train.targets, minlength=len(train.class_names))
 
     @property
     def unseen(self) -> list[LabelledSplit]:
@@ -84,8 +84,11 @@ def evaluate_metrics(evaluation: Evaluation, ood: dict[str, np.ndarray], evaluat
     metrics: dict[str, Any] = {}
     gains: dict[str, float] = {}
     for name, split in splits.items():
-        figures = split_metrics(split.answers.logits, split.targets, calibration.temperature, evaluate.ece_bins)
-        further: dict[str, Any] = {} if name == "train" else verdict_metrics(split)
+        figures = split_metrics(split.answers, split.targets, evaluate.ece_bins)
+        further: dict[str, Any] = {}
+        if name != "train":
+            further |= verdict_metrics(split)
+            further["by_class_size"] = band_metrics(split.targets, split.right, evaluation.train_images)
         if name != "train" and is_corrected(split.rows):
             further["as_corrected"] = corrected_metrics(split, evaluation.facts.classes)
         metrics[name] = SplitMetrics(**figures | further)
@@ -95,6 +98,7 @@ def evaluate_metrics(evaluation: Evaluation, ood: dict[str, np.ndarray], evaluat
         metrics["test_without_leaks"] = clean_metrics(splits["test"])
     known = evaluation.answers[evaluation.held_out].known
     return EvaluateMetrics(
+        classes=len(evaluation.facts.class_names),
         **metrics,
         tta=TtaMetrics(forward_passes=N_VIEWS[calibration.tta], **gains),
         calibration=Thresholds(
@@ -140,6 +144,7 @@ def headline(metrics: EvaluateMetrics, split: str) -> str:
     return (
         f"{split} accuracy {figures.accuracy:.2%}, 95 % interval {figures.accuracy_low:.1%} to"
         f" {figures.accuracy_high:.1%} (n={figures.n}); macro F1 {figures.macro_f1:.4f}"
+        + ("" if figures.classes == metrics.classes else f" over {figures.classes} of {metrics.classes} classes")
         + (f"; valid accuracy {metrics.valid.accuracy:.2%}" if split != "valid" else "")
         + f"\ntemperature {fitted.temperature:.3f}: calibration error {figures.ece_uncalibrated:.4f} -> {figures.ece:.4f};"
         f" sure {figures.sure:.1%}{right}; accepted as known {figures.known:.1%}"

@@ -15,12 +15,9 @@ from fieldguide.core.paths import (
     SUBMISSION_CSV,
     confusion_csv,
 )
-from fieldguide.evaluation.answers import Answers
-from fieldguide.evaluation.metrics import SHARES, accuracy_interval, confidence_bins, coverage_curve
+from fieldguide.evaluation.metrics import N_BEST, SHARES, Answers, accuracy_interval, confidence_bins, coverage_curve
 from fieldguide.evaluation.summary import Evaluation, LabelledSplit
 from fieldguide.network.checkpoint import Checkpoint
-
-N_ANSWERS = 5  # in predictions.csv
 
 
 def save_submission(answers: Answers, facts: Checkpoint, rows: pd.DataFrame) -> None:
@@ -34,7 +31,7 @@ def save_tables(evaluation: Evaluation, ece_bins: int) -> None:
     splits, unseen = evaluation.splits, evaluation.unseen
     corrected = any(is_corrected(split.rows) for split in unseen)
     write_table(pd.concat(predictions(split, corrected) for split in unseen), PREDICTIONS_CSV)
-    write_table(pd.concat(per_class(split) for split in unseen), PER_CLASS_CSV)
+    write_table(pd.concat(per_class(split, evaluation.train_images) for split in unseen), PER_CLASS_CSV)
     write_table(coverage(unseen), COVERAGE_CSV)
     for name in SPLITS:
         write_table(confusions(splits.get(name)), confusion_csv(name))
@@ -49,25 +46,27 @@ def predictions(split: LabelledSplit, corrected: bool = False) -> pd.DataFrame:
 
     `truth` is the class that the data give; with `corrected` a column has the corrected one, empty for a dropped image.
     """
-    names = np.append(split.class_names, "")
-    best = np.argsort(-split.answers.logits, axis=1, kind="stable")[:, :N_ANSWERS]
-    largest = np.take_along_axis(split.probabilities, best, axis=1)
-    missing = ((0, 0), (0, N_ANSWERS - best.shape[1]))
-    best, largest = np.pad(best, missing, constant_values=-1), np.pad(largest, missing, constant_values=np.nan)
+    names, answers = np.append(split.class_names, ""), split.answers
     columns = {"split": split.name, "id": split.rows["id"], "sha256": split.rows["sha256"], "truth": names[split.targets]}
     if corrected:
         columns["corrected"] = split.rows["class_name"].where(split.rows["decision"].ne("drop"), "")
-    columns |= {f"answer_{place + 1}": names[best[:, place]] for place in range(N_ANSWERS)}
-    columns |= {f"probability_{place + 1}": largest[:, place].round(6) for place in range(N_ANSWERS)}
-    return pd.DataFrame(columns | {"known_score": split.answers.known, "verdict": split.verdict})
+    columns |= {f"answer_{place + 1}": names[answers.best[:, place]] for place in range(N_BEST)}
+    columns |= {f"probability_{place + 1}": answers.probabilities[:, place].round(6) for place in range(N_BEST)}
+    return pd.DataFrame(columns | {"known_score": answers.known, "verdict": split.verdict})
 
 
-def per_class(split: LabelledSplit) -> pd.DataFrame:
-    """Precision, recall, F1 and support of every class, as scikit-learn defines them; 0 where undefined."""
+def per_class(split: LabelledSplit, train_images: np.ndarray) -> pd.DataFrame:
+    """Precision, recall, F1 and support of every class, as scikit-learn defines them, and its train images, int `[K]`.
+
+    Figures of a class without images in the split are not measured: empty. The precision of one never predicted is 0.
+    """
     labels = np.arange(len(split.class_names))
     figures = precision_recall_fscore_support(split.targets, split.answers.predicted, labels=labels, zero_division=0)
-    columns = zip(("precision", "recall", "f1", "support"), figures, strict=True)
-    return pd.DataFrame({"split": split.name, "class_name": split.class_names} | dict(columns))
+    table = pd.DataFrame(dict(zip(("precision", "recall", "f1", "support"), figures, strict=True)))
+    table.loc[table["support"] == 0, ["precision", "recall", "f1"]] = np.nan
+    table.insert(0, "split", split.name)
+    table.insert(1, "class_name", split.class_names)
+    return table.assign(train_images=train_images)
 
 
 def coverage(splits: list[LabelledSplit]) -> pd.DataFrame:

@@ -22,14 +22,13 @@ def predict(
     batch_size: int,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    """Logits of all images in their order: float32 `[N, K]` on the CPU."""
+) -> Iterator[torch.Tensor]:
+    """Logits of all images in their order, batch by batch: float32 `[B, K]` on the device."""
     model.eval()
-    logits = [torch.empty(0, model.head.out_features)]
     for pixels in pixels_of(source, batches_of(len(source), batch_size), device):
         with autocast(device, dtype):
-            logits.append(model(pixels).float())
-    return torch.cat([part.cpu() for part in logits])
+            logits = model(pixels).float()
+        yield logits
 
 
 @torch.inference_mode()
@@ -138,6 +137,12 @@ def scaled(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def score(logits: torch.Tensor, targets: torch.Tensor) -> SplitScore:
-    accuracy = (logits.argmax(1) == targets).double().mean().item()
-    return SplitScore(loss=F.cross_entropy(logits, targets).item(), accuracy=accuracy)
+def scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy (nats), and 1 if the prediction is right, of each image: float32 `[B, 2]`."""
+    return torch.stack([F.cross_entropy(logits, targets, reduction="none"), (logits.argmax(1) == targets).float()], dim=1)
+
+
+def score(each: torch.Tensor) -> SplitScore:
+    """The means of the `scores` of all images."""
+    loss, accuracy = each.double().mean(dim=0).tolist()
+    return SplitScore(loss=loss, accuracy=accuracy)

@@ -4,7 +4,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
@@ -19,16 +19,17 @@ from fieldguide.core.files import check_free_space
 from fieldguide.core.manifest import write_table
 from fieldguide.core.params import Train
 from fieldguide.core.paths import CHECKPOINT, HISTORY_CSV
-from fieldguide.network.calibration import fit_temperature
+from fieldguide.network.calibration import fit_temperature, sample_of
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
 from fieldguide.network.device import autocast
-from fieldguide.network.inference import embed, predict, score
+from fieldguide.network.inference import batches_of, embed, predict, score, scores
 from fieldguide.network.loader import Source
 from fieldguide.tracking.run import Run
 from fieldguide.training.loop import Progress, Training
 from fieldguide.training.resume import KEPT, States
 
 N_FITTED = 5000  # images; enough for one number
+BATCH_OF_HEAD = 4096  # embeddings: few steps, little memory
 OOM_PATTERN = "out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"  # messages of torch's allocators
 
 
@@ -108,11 +109,10 @@ class Fit:
         training, train, number = self.training, self.training.train, len(self.history) + 1
         with out_of_memory_explained(train, training.image_px):
             if training.is_cached(number - 1):
-                logits = self._head_logits()
+                batches = self._head_logits()
             else:
-                logits = predict(training.result, self.valid, train.batch_size, training.device, training.dtype)
-        logits = training.world.gather_rows(logits, len(self.targets))
-        validated = score(logits, self.targets)
+                batches = predict(training.result, self.valid, train.batch_size, training.device, training.dtype)
+            validated, calibrated = self._validate(batches)
         line = {
             "epoch": number,
             "image_px": training.image_px_at(number - 1),
@@ -120,7 +120,7 @@ class Fit:
             "train_accuracy": trained.accuracy,
             "valid_loss": validated.loss,
             "valid_accuracy": validated.accuracy,
-            "valid_calibrated_loss": calibrated_loss(logits, self.targets),
+            "valid_calibrated_loss": calibrated,
             "lr": training.lr((number - 1) * training.steps_per_epoch),
         }
         if self.best == 0 or rank(line, train.best_by) > rank(self.history[self.best - 1], train.best_by):
@@ -140,15 +140,35 @@ class Fit:
             flush=True,
         )
 
+    def _validate(self, batches: Iterable[torch.Tensor]) -> tuple[SplitScore, float]:
+        """Score of the validation split, and its loss after calibration, from the logits `[B, K]` of this process's images.
+
+        Logits are kept of the images on which the loss is calibrated only.
+        """
+        world, n_images, n_classes = self.training.world, len(self.targets), self.training.model.head.out_features
+        step, own = calibration_step(n_images, n_classes), torch.arange(world.rank, n_images, world.size)
+        each, some = torch.empty(len(own), 2), torch.zeros(-(-n_images // step), n_classes)
+        start = 0
+        for logits in batches:
+            rows = own[start : start + len(logits)]
+            each[start : start + len(logits)] = scores(logits, self.targets[rows].to(logits.device)).cpu()
+            chosen = rows % step == 0
+            some[rows[chosen] // step] = logits[chosen.to(logits.device)].cpu()
+            start += len(logits)
+        validated = score(world.gather_rows(each, n_images))
+        return validated, calibrated_loss(world.sum(some), self.targets[::step])
+
     @torch.inference_mode()
-    def _head_logits(self) -> torch.Tensor:
-        """Logits of the validation split, float32 `[N, K]` on the CPU, from embeddings that are computed once."""
+    def _head_logits(self) -> Iterator[torch.Tensor]:
+        """Logits of the validation split, float32 `[B, K]`, from embeddings that are computed once."""
         training = self.training
         if self.embeddings is None:
             rows, batch_size = torch.arange(len(self.valid)), training.train.batch_size
             self.embeddings = embed(training.model, self.valid, rows, batch_size, training.dtype, training.image_px)
-        with autocast(training.device, training.dtype):
-            return training.result.head(self.embeddings).float().cpu()
+        for rows in batches_of(len(self.valid), BATCH_OF_HEAD):
+            with autocast(training.device, training.dtype):
+                logits = training.result.head(self.embeddings[rows]).float()
+            yield logits
 
     def _write_history(self) -> None:
         if self.training.world.is_first:
@@ -177,10 +197,13 @@ def rank(line: dict[str, float], best_by: str) -> tuple[float, float]:
 
 
 def calibrated_loss(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """Mean cross-entropy of logits `[N, K]` at the temperature that fits them (or `N_FITTED` of them) best."""
-    some = slice(None, None, 1 + len(targets) // N_FITTED)
-    temperature = fit_temperature(logits[some].numpy(), targets[some].numpy())
-    return F.cross_entropy(logits / temperature, targets).item()
+    """Mean cross-entropy of logits `[N, K]` at the temperature that fits them best."""
+    return F.cross_entropy(logits / fit_temperature(logits.numpy(), targets.numpy()), targets).item()
+
+
+def calibration_step(n_images: int, n_classes: int) -> int:
+    """The loss after calibration is that of one image in so many: all of them up to `N_FITTED`."""
+    return max(1 + n_images // N_FITTED, sample_of(n_images, n_classes).step)
 
 
 @contextmanager

@@ -78,6 +78,18 @@ class Training:
         weights = len(self.targets) / (counts.clamp(min=1) * (counts > 0).sum())
         return torch.where(counts > 0, weights, 1.0)  # a class without images still has its share of smoothed labels
 
+    @cached_property
+    def log_priors(self) -> torch.Tensor | None:
+        """What `logit_adjustment` adds to the logits in the loss, so that rare classes need a larger margin: float32 `[K]`.
+
+        The logarithm of each class's share of an epoch (Menon et al. 2021, arXiv:2007.07314).
+        """
+        if not self.train.logit_adjustment:
+            return None
+        counts = torch.bincount(self.targets, minlength=self.model.head.out_features).clamp(min=1)  # finite without images
+        shares = counts.double() ** (1 - self.train.balance)
+        return (self.train.logit_adjustment * (shares / shares.sum()).log()).float()
+
     def is_cached(self, epoch: int) -> bool:
         """Whether the epoch trains the head on embeddings that were computed once."""
         return epoch < self.train.head_epochs and not self.train.head_augment
@@ -100,7 +112,7 @@ class Training:
         return Embeddings(self.world.gather_rows(vectors, len(self.source)).to(self.device))
 
     def epoch(self, epoch: int, begun: Progress | None = None, stop: Callable[[], int] = lambda: 0) -> SplitScore | Progress:
-        """Trains on every image once (or on every class equally often); the score is that of the augmented images.
+        """Trains on every image once (or on rare classes more often); the score is that of the augmented images.
 
         The device is synchronised only at the end. All random numbers are a function of (seed, epoch, position in the epoch),
         so that resuming from `begun` gives the same result. Raises `UserError` for the first batch whose loss is not finite.
@@ -111,8 +123,8 @@ class Training:
         source = self.embeddings if cached else self.source
         network = self._begin(epoch)
         order = augment.order(train.seed, epoch, n_images)
-        if train.sampling == "balanced":
-            order = balanced_order(train.seed, epoch, self.targets.cpu())
+        if train.balance:
+            order = resampled_order(train.seed, epoch, self.targets.cpu(), train.balance)
         batches = self._cut(order)  # of all processes
         places = world.shares([len(batch) for batch in batches])  # of this one
         own, lengths = [order[place] for place in places], [len(place) for place in places]
@@ -164,9 +176,10 @@ class Training:
             logits = (self.model if network is None else network)(pixels)
         logits = logits.float()
         settings: dict[str, Any] = {"weight": self.class_weights, "label_smoothing": self.train.label_smoothing}
-        loss = F.cross_entropy(logits, target, **settings)
+        adjusted = logits if self.log_priors is None else logits + self.log_priors
+        loss = F.cross_entropy(adjusted, target, **settings)
         if share < 1:
-            loss = share * loss + (1 - share) * F.cross_entropy(logits, partner, **settings)
+            loss = share * loss + (1 - share) * F.cross_entropy(adjusted, partner, **settings)
         (loss * weight).backward()
         with torch.no_grad():
             scores = _score(logits, target)
@@ -269,16 +282,21 @@ def image_px_at(epoch: int, train: Train, image_px: int) -> int:
     return image_px if size == 1 else min(max(round(size * image_px / PX_STEP), 1) * PX_STEP, image_px)
 
 
-def balanced_order(seed: int, epoch: int, targets: torch.Tensor) -> torch.Tensor:
-    """N row numbers in which each class is equally frequent, with images of rare classes repeated: int64 `[N]`, shuffled.
+def resampled_order(seed: int, epoch: int, targets: torch.Tensor, balance: float) -> torch.Tensor:
+    """N row numbers in which a class of n images has a share in proportion to n ** (1 - balance): int64 `[N]`, shuffled.
 
-    targets: int64 `[N]` on the CPU. Each epoch draws other images of the large classes.
+    targets: int64 `[N]` on the CPU. Images of rare classes are repeated; each epoch draws other images of the large classes.
     """
     random = np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, 3]))  # streams 0 to 2: `augment`
-    present = [np.flatnonzero(targets.numpy() == k) for k in targets.unique().tolist()]
-    n_each = len(targets) // len(present) + (random.permutation(len(present)) < len(targets) % len(present))
+    _, counts = np.unique(targets.numpy(), return_counts=True)
+    by_class = np.split(np.argsort(targets.numpy(), kind="stable"), counts.cumsum()[:-1])
+    shares = counts ** (1 - balance)
+    exact = len(targets) * shares / shares.sum()
+    n_each = np.floor(exact).astype(np.int64)
+    largest_remainder = np.lexsort((random.permutation(len(counts)), n_each - exact))
+    n_each[largest_remainder[: len(targets) - n_each.sum()]] += 1
     drawn = [
-        np.concatenate([random.permutation(rows) for _ in range(-(-n // len(rows)))])[:n]
-        for rows, n in zip(present, n_each.tolist(), strict=True)
+        np.concatenate([random.permutation(rows) for _ in range(-(-n // len(rows)))])[:n] if n else rows[:0]
+        for rows, n in zip(by_class, n_each.tolist(), strict=True)
     ]
     return torch.from_numpy(random.permutation(np.concatenate(drawn)))

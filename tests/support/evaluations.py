@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from fieldguide.core.artifacts import EvaluateMetrics, SplitMetrics, Thresholds, TtaMetrics
-from fieldguide.evaluation.answers import Answers
 from fieldguide.evaluation.gallery import THUMBNAIL_PX
+from fieldguide.evaluation.metrics import Answers
 from fieldguide.evaluation.summary import Evaluation
 from fieldguide.network.calibration import Calibration
 from fieldguide.network.checkpoint import Checkpoint
@@ -35,21 +35,24 @@ def evaluation(names: tuple[str, ...] = NAMES, **splits: Answered) -> Evaluation
                 "decision": "",
             }
         )
-        logits = np.log(probabilities).astype(np.float32)
-        answers[split] = Answers(logits, np.array(predicted), np.ones(len(targets), np.float32))
+        answers[split] = Answers.unfilled(len(targets))
+        answers[split].put(np.arange(len(targets)), np.log(probabilities).astype(np.float32), np.array(targets), 1.0)
+        answers[split].first_view[:] = predicted
+        answers[split].known[:] = 1
     facts = Checkpoint("cnn", 32, names, tuple(range(len(names))), 1, "00")
     return Evaluation(facts, rows, answers, Calibration("none", 1.0, 0.5, "probability", 0.5, {}))
 
 
 def evaluate_metrics(**accuracies: tuple[float, int]) -> EvaluateMetrics:
     """metrics/evaluate.json in which splits have the given accuracy and number of images."""
-    keys = set(SplitMetrics.model_fields) - {"accuracy", "n", "known", "sure", "accuracy_when_sure", "as_corrected"}
+    optional = {"known", "sure", "accuracy_when_sure", "as_corrected", "by_class_size"}
+    keys = set(SplitMetrics.model_fields) - {"accuracy", "n", "classes"} - optional
     splits = {
-        split: SplitMetrics(accuracy=accuracy, n=n, **dict.fromkeys(keys, 0.5))
+        split: SplitMetrics(accuracy=accuracy, n=n, classes=3, **dict.fromkeys(keys, 0.5))
         for split, (accuracy, n) in ({"train": (0.5, 4), "valid": (0.5, 4)} | accuracies).items()
     }
     thresholds = Thresholds(temperature=1.0, unsure_below=0.5, unknown_below=0.5)
-    return EvaluateMetrics(**splits, tta=TtaMetrics(forward_passes=1), calibration=thresholds, strangers={})
+    return EvaluateMetrics(classes=3, **splits, tta=TtaMetrics(forward_passes=1), calibration=thresholds, strangers={})
 
 
 def photographs(split: str, rows: np.ndarray, image_px: int = THUMBNAIL_PX) -> np.ndarray:

@@ -120,7 +120,7 @@ def test_a_number_is_read_as_dvc_reads_it(written: Callable[[str], Path], value:
         ("train.ema", "1", "train.ema must be in [0, 1), got 1"),
         ("train.clip_norm", "-1", "train.clip_norm must be in [0, 1000000], got -1"),
         ("train.class_weights", "rare", "train.class_weights must be one of equal, balanced, got 'rare'"),
-        ("train.sampling", "random", "train.sampling must be one of shuffle, balanced, got 'random'"),
+        ("train.sampling", "random", "train.sampling must be one of shuffle, square_root, balanced or in [0, 1], got 'random'"),
         ("train.compile", "1", "train.compile must be true or false, got 1"),
         ("augment.scale", "1", "augment.scale must be in [0, 1), got 1"),
         ("augment.translate", "1.1", "augment.translate must be in [0, 1], got 1.1"),

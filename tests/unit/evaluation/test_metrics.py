@@ -1,6 +1,7 @@
 """Figures of merit against scikit-learn, torch and sums done by hand."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,15 +12,18 @@ from sklearn.metrics import accuracy_score, auc, f1_score, log_loss, roc_curve, 
 
 from fieldguide.evaluation.metrics import (
     SHARES,
+    Answers,
     accuracy_interval,
+    band_metrics,
     coverage_curve,
-    expected_calibration_error,
+    largest,
     macro_f1_interval,
     ood_metrics,
     paired_difference,
     risk_coverage_area,
     split_metrics,
 )
+from fieldguide.evaluation.metrics import expected_calibration_error as calibration_error
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
@@ -33,6 +37,22 @@ def case(n_images: int, n_classes: int, seed: int = 0, n_present: int | None = N
     return logits, targets
 
 
+def answers_of(logits: np.ndarray, targets: np.ndarray | None, temperature: float) -> Answers:
+    """The answers of all images, in two batches."""
+    answers = Answers.unfilled(len(logits))
+    for rows in np.array_split(np.arange(len(logits)), 2):
+        answers.put(rows, logits[rows], None if targets is None else targets[rows], temperature)
+    return answers
+
+
+def metrics_of(logits: np.ndarray, targets: np.ndarray, temperature: float, ece_bins: int) -> dict[str, Any]:
+    return split_metrics(answers_of(logits, targets, temperature), targets, ece_bins)
+
+
+def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray, n_bins: int) -> float:
+    return calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets, n_bins)
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     return torch.from_numpy(logits).double().softmax(1).numpy()
 
@@ -44,12 +64,13 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_metrics_are_scikit_learns(n_images: int, n_classes: int, n_present: int) -> None:
     logits, targets = case(n_images, n_classes, n_present=n_present)
     probabilities, labels = softmax(logits), np.arange(n_classes)
-    found = split_metrics(logits, targets, 1.0, 15)
+    found = metrics_of(logits, targets, 1.0, 15)
     assert found["accuracy"] == pytest.approx(accuracy_score(targets, probabilities.argmax(1)))
     assert found["top5_accuracy"] == pytest.approx(top_k_accuracy_score(targets, probabilities, k=5, labels=labels))
-    assert found["macro_f1"] == pytest.approx(f1_score(targets, probabilities.argmax(1), average="macro", zero_division=0))
-    weighted = f1_score(targets, probabilities.argmax(1), average="weighted", zero_division=0)
-    assert found["weighted_f1"] == pytest.approx(weighted)
+    for mean in ("macro", "weighted"):
+        f1 = f1_score(targets, probabilities.argmax(1), labels=np.unique(targets), average=mean, zero_division=0)
+        assert found[f"{mean}_f1"] == pytest.approx(f1)
+    assert found["classes"] == len(set(targets.tolist()))
     assert found["loss"] == pytest.approx(log_loss(targets, probabilities, labels=labels))
     assert found["n"] == n_images
     assert all(type(value) in (float, int) for value in found.values())
@@ -57,31 +78,63 @@ def test_metrics_are_scikit_learns(n_images: int, n_classes: int, n_present: int
 
 def test_top5_by_hand() -> None:
     logits = np.array([[6, 5, 4, 3, 2, 1, 0]] * 3, np.float32)
-    assert split_metrics(logits, np.array([4, 5, 0]), 1.0, 15)["top5_accuracy"] == pytest.approx(2 / 3)
+    assert metrics_of(logits, np.array([4, 5, 0]), 1.0, 15)["top5_accuracy"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 5])
 def test_top5_of_five_classes_or_fewer_is_one(n_classes: int) -> None:
     logits, targets = case(20, n_classes)
-    assert split_metrics(-logits, targets, 1.0, 15)["top5_accuracy"] == 1
+    assert metrics_of(-logits, targets, 1.0, 15)["top5_accuracy"] == 1
 
 
 def test_macro_f1_by_hand_leaves_out_a_class_that_occurs_nowhere() -> None:
     logits = np.eye(4, dtype=np.float32)[[0, 0, 1, 1]]  # predicted 0 0 1 1; classes 2 and 3 occur nowhere
     f1_of_0, f1_of_1 = 2 / 3, 4 / 5  # precision 1/2 and recall 1; precision 1 and recall 2/3
-    assert split_metrics(logits, np.array([0, 1, 1, 1]), 1.0, 15)["macro_f1"] == pytest.approx((f1_of_0 + f1_of_1) / 2)
+    assert metrics_of(logits, np.array([0, 1, 1, 1]), 1.0, 15)["macro_f1"] == pytest.approx((f1_of_0 + f1_of_1) / 2)
 
 
-def test_macro_f1_counts_a_class_that_is_only_predicted_as_zero() -> None:
-    logits = np.eye(3, dtype=np.float32)[[0, 2]]
-    assert split_metrics(logits, np.array([0, 0]), 1.0, 15)["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
+def test_macro_f1_does_not_measure_a_class_that_is_only_predicted() -> None:
+    logits = np.eye(3, dtype=np.float32)[[0, 2, 1]]
+    found = metrics_of(logits, np.array([0, 0, 1]), 1.0, 15)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["classes"] == 2
+
+
+@pytest.mark.parametrize("n_classes", [2, 4, 5, 6, 300])
+def test_the_largest_logits_are_those_of_a_stable_sort(n_classes: int) -> None:
+    logits = np.random.default_rng(n_classes).integers(0, 6, (40, n_classes)).astype(np.float32)  # with many equal ones
+    expected = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+    assert np.array_equal(largest(logits), expected)
+    answers = answers_of(logits, None, 2.0)
+    probabilities = softmax(logits / 2)
+    assert np.allclose(answers.probabilities[:, : expected.shape[1]], np.take_along_axis(probabilities, expected, axis=1))
+    assert (answers.best[:, n_classes:] == -1).all()
+    assert np.isnan(answers.probabilities[:, n_classes:]).all()
+    assert np.isnan(answers.log_likelihood).all()  # no truth is known
+
+
+def test_accuracy_by_the_size_of_the_class_by_hand() -> None:
+    train_images = np.array([0, 1, 5, 6, 20, 21, 100, 101, 7])  # of nine classes; the last has no image here
+    targets = np.array([0, 1, 2, 2, 3, 4, 5, 6, 7, 7])
+    right = np.array([False, True, True, False, True, True, False, False, True, True])
+    found = band_metrics(targets, right, train_images)
+    figures = {name: (band.accuracy, band.n, band.classes) for name, band in found.items()}
+    assert figures == {
+        "0": (0, 1, 1),
+        "1-5": (2 / 3, 3, 2),
+        "6-20": (1, 2, 2),
+        "21-100": (0, 2, 2),
+        "101+": (1, 2, 1),
+    }
+    assert (found["1-5"].accuracy_low, found["1-5"].accuracy_high) == accuracy_interval(2, 3)
+    assert "0" not in band_metrics(targets[1:], right[1:], train_images)
 
 
 @pytest.mark.parametrize("scale", [1.0, 60.0])
 def test_loss_is_torchs_cross_entropy_however_sure_the_network_is(scale: float) -> None:
     logits, targets = case(40, 7)
     expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double() * scale, torch.from_numpy(targets))
-    assert split_metrics(logits * np.float32(scale), targets, 1.0, 15)["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics_of(logits * np.float32(scale), targets, 1.0, 15)["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_ece_by_hand() -> None:
@@ -173,8 +226,8 @@ def test_the_interval_of_a_difference_holds_the_true_one_as_often_as_it_says(gai
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_loss_and_ece_are_those_of_the_calibrated_probabilities_and_nothing_else_changes(temperature: float) -> None:
     logits, targets = case(60, 7)
-    found, plain = split_metrics(logits, targets, temperature, 15), split_metrics(logits, targets, 1.0, 15)
-    scaled = split_metrics(logits / np.float32(temperature), targets, 1.0, 15)
+    found, plain = metrics_of(logits, targets, temperature, 15), metrics_of(logits, targets, 1.0, 15)
+    scaled = metrics_of(logits / np.float32(temperature), targets, 1.0, 15)
     for key in ("loss", "ece"):
         assert found[key] == pytest.approx(scaled[key], rel=1e-5)
         assert found[f"{key}_uncalibrated"] == plain[key] == plain[f"{key}_uncalibrated"]
@@ -198,7 +251,7 @@ def test_the_interval_of_macro_f1_is_scipys_bootstrap_of_scikit_learns_macro_f1(
 
 def test_the_interval_of_macro_f1_is_the_same_each_time_and_holds_the_figure() -> None:
     logits, targets = case(200, 12, seed=5)
-    found, again = (split_metrics(logits, targets, 1.0, 15) for _ in range(2))
+    found, again = (metrics_of(logits, targets, 1.0, 15) for _ in range(2))
     assert found == again
     assert found["macro_f1_low"] < found["macro_f1"] < found["macro_f1_high"]
 

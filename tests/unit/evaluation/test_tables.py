@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import classification_report, confusion_matrix
 
-from fieldguide.core.paths import CONFUSED_PAIRS_CSV, RELIABILITY_CSV, confusion_csv
+from fieldguide.core.paths import CONFUSED_PAIRS_CSV, PER_CLASS_CSV, RELIABILITY_CSV, confusion_csv
 from fieldguide.evaluation.tables import confused_pairs, per_class, reliability, save_tables
 from support.evaluations import NAMES, TEST, TRAIN, VALID, evaluation
 
@@ -56,13 +56,22 @@ def test_without_mistakes_there_are_no_pairs() -> None:
 def test_the_table_per_class_is_scikit_learns() -> None:
     names = ("a", "b", "c", "d")  # d never occurs, but is predicted
     targets, predicted = [0, 0, 1, 2, 2, 1], [0, 3, 1, 2, 1, 1]
-    table = per_class(evaluation(names, test=(targets, predicted, [0.9] * 6)).splits["test"]).set_index("class_name")
+    split = evaluation(names, test=(targets, predicted, [0.9] * 6)).splits["test"]
+    table = per_class(split, np.array([7, 8, 9, 0])).set_index("class_name")
     report = classification_report(targets, predicted, labels=range(4), target_names=names, output_dict=True, zero_division=0)
-    for name in names:
+    for name, train_images in zip(names[:3], (7, 8, 9), strict=True):
         line = report[name]
-        expected = [line["precision"], line["recall"], line["f1-score"], line["support"]]
+        expected = [line["precision"], line["recall"], line["f1-score"], line["support"], train_images]
         assert table.loc[name].tolist() == ["test", *map(pytest.approx, expected)]
-    assert table.loc["d", "support"] == 0
+
+
+def test_a_class_without_images_in_a_split_is_not_measured_there() -> None:
+    names = ("a", "b", "c", "d")
+    save_tables(evaluation(names, train=([0, 1, 2], [0, 1, 2], [0.9] * 3), valid=([0, 0], [0, 3], [0.9] * 2)), 10)
+    lines = PER_CLASS_CSV.read_text().splitlines()
+    assert lines[0] == "split,class_name,precision,recall,f1,support,train_images"
+    assert lines[1].startswith("valid,a,1.0,0.5,0.66")
+    assert lines[2:] == ["valid,b,,,,0,1", "valid,c,,,,0,1", "valid,d,,,,0,0"]
 
 
 def test_classes_are_named_as_in_the_data_and_confusions_are_in_the_form_of_dvcs_template() -> None:

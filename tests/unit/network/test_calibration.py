@@ -17,6 +17,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from fieldguide.core.errors import UserError
 from fieldguide.evaluation.metrics import expected_calibration_error
+from fieldguide.network import calibration
 from fieldguide.network.calibration import (
     NEVER,
     SCORES,
@@ -29,6 +30,7 @@ from fieldguide.network.calibration import (
     fit_unknown_below,
     fit_unsure_below,
     load_calibration,
+    sample_of,
     save_calibration,
     score_tensors,
     verdicts,
@@ -51,7 +53,7 @@ def test_the_temperature_behind_the_targets_is_found(temperature: float) -> None
     found = fit_temperature(logits, targets)
     assert found == pytest.approx(temperature, rel=0.05)
     calibrated = softmax(logits / found, axis=1)
-    assert expected_calibration_error(calibrated, targets, 15) < 0.015
+    assert expected_calibration_error(calibrated.max(axis=1), calibrated.argmax(axis=1) == targets, 15) < 0.015
 
 
 def test_at_the_temperature_the_slope_of_the_log_loss_is_zero() -> None:
@@ -75,6 +77,25 @@ def test_without_a_wrong_answer_the_mean_probability_is_that_of_the_rule_of_succ
 def test_with_wrong_answers_only_the_temperature_is_the_largest() -> None:
     logits = 5 * np.eye(3, dtype=np.float32)
     assert fit_temperature(logits, np.array([1, 2, 0])) == pytest.approx(TEMPERATURES[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("chunk", [30, 1000])
+def test_the_temperature_does_not_depend_on_the_size_of_the_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, targets = drawn(400, 6, 1.7)
+    expected = fit_temperature(logits, targets), fit_temperature(logits, logits.argmax(axis=1))
+    monkeypatch.setattr(calibration, "CHUNK", chunk)
+    assert (fit_temperature(logits, targets), fit_temperature(logits, logits.argmax(axis=1))) == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+def test_a_temperature_is_fitted_on_a_stated_number_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert np.arange(10_000)[sample_of(10_000, 1000)].tolist() == list(range(10_000))
+    monkeypatch.setattr(calibration, "FITTED", 100)
+    assert np.arange(10)[sample_of(10, 10)].tolist() == list(range(10))
+    assert np.arange(11)[sample_of(11, 10)].tolist() == [0, 2, 4, 6, 8, 10]
+    assert len(np.arange(10_000)[sample_of(10_000, 7)]) * 7 <= 100 + 7
+    assert sample_of(0, 10) == slice(None, None, 1)
 
 
 def test_large_logits_do_not_overflow() -> None:

@@ -1,17 +1,24 @@
 """Prediction equals the plain network on plain pixels, however it is cut into batches."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
 
-from fieldguide.network.inference import batches_of, predict, score, views
+from fieldguide.network.inference import batches_of, score, scores, views
+from fieldguide.network.inference import predict as predict_batches
 from fieldguide.network.loader import Resident
 from fieldguide.network.models import NETWORKS, Classifier, build
 
 CPU = torch.device("cpu")
+
+
+def predict(model: Classifier, *arguments: Any) -> torch.Tensor:
+    """The logits of all batches."""
+    return torch.cat([torch.empty(0, model.head.out_features), *predict_batches(model, *arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +129,7 @@ def test_score_is_scikit_learns(n_images: int, n_classes: int) -> None:
     generator = torch.Generator().manual_seed(n_images)
     logits = 3 * torch.randn(n_images, n_classes, generator=generator)
     targets = torch.randint(n_classes, (n_images,), generator=generator)
-    found = score(logits, targets)
+    found = score(scores(logits, targets))
     probabilities = logits.double().softmax(1).numpy()
     expected = log_loss(targets.numpy(), probabilities, labels=np.arange(n_classes))
     assert found.loss == pytest.approx(expected, rel=1e-5)
@@ -131,6 +138,6 @@ def test_score_is_scikit_learns(n_images: int, n_classes: int) -> None:
 
 def test_score_of_known_logits() -> None:
     logits = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 0.5]])
-    found = score(logits, torch.tensor([1, 1, 1]))
+    found = score(scores(logits, torch.tensor([1, 1, 1])))
     assert found.loss == pytest.approx((np.log(2) + 100 + np.log(1 + np.exp(-0.5))) / 3)
     assert found.accuracy == pytest.approx(1 / 3)

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fieldguide.network.calibration import FITTED
 from fieldguide.training import fit
-from fieldguide.training.fit import calibrated_loss, rank
+from fieldguide.training.fit import calibrated_loss, calibration_step, rank
 
 TARGETS = torch.arange(400) % 8
 
@@ -28,10 +29,11 @@ def test_smoothing_that_makes_a_network_less_confident_does_not_make_it_worse() 
     assert calibrated_loss(late, TARGETS) < calibrated_loss(early, TARGETS) < math.log(8)
 
 
-def test_a_large_split_is_calibrated_on_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = calibrated_loss(logits(1.5), TARGETS)
-    monkeypatch.setattr(fit, "N_FITTED", 90)
-    assert calibrated_loss(logits(1.5), TARGETS) == pytest.approx(whole, rel=0.02)
+@pytest.mark.parametrize(("n_images", "n_classes", "step"), [(1, 8, 1), (4999, 8, 1), (5000, 8, 2), (100_000, 9, 21)])
+def test_a_large_split_is_calibrated_on_a_part(n_images: int, n_classes: int, step: int) -> None:
+    assert calibration_step(n_images, n_classes) == step
+    assert n_images / step <= fit.N_FITTED
+    assert n_images * 10**6 / calibration_step(n_images, 10**6) <= FITTED + 10**6  # logits of a million classes
 
 
 @pytest.mark.parametrize(
