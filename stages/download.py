@@ -1,7 +1,7 @@
 """Raw data, with a receipt of source, version and content hash.
 
-Reads `data` of params.yaml; writes data/raw: photographs as one uncompressed images.zip with labels.csv or as
-TFRecord shards, left_out.csv (files that are not used), and receipt.json. Run it with `dvc repro download`.
+Reads `data` of params.yaml; writes data/raw: photographs as one uncompressed images.zip (a large data set as several) with
+labels.csv, or as TFRecord shards, left_out.csv (files that are not used), and receipt.json. Run it with `dvc repro download`.
 """
 
 from fieldguide.core.errors import run_command

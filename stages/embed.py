@@ -7,17 +7,14 @@ it runs once per data set. Run it with `dvc repro embed`.
 from fieldguide.core.artifacts import Receipt
 from fieldguide.core.errors import run_command
 from fieldguide.core.params import read_params
-from fieldguide.core.paths import EMBEDDINGS, IMAGES_ZIP, RAW, RECEIPT
+from fieldguide.core.paths import EMBEDDINGS, RAW, RECEIPT
 from fieldguide.network.embeddings import embed_images, save_embeddings
-from fieldguide.sources.index import index_folders, index_shards
+from fieldguide.sources.index import index_images
 
 
 def main() -> None:
     params = read_params()
-    receipt = Receipt.read(RECEIPT)
-    shards = receipt.layout == "tfrecords"
-    rows = index_shards(receipt, RAW) if shards else index_folders(IMAGES_ZIP)
-    embeddings = embed_images(rows, RAW, params.label_check, params.runtime)
+    embeddings = embed_images(index_images(Receipt.read(RECEIPT), RAW), RAW, params.label_check, params.runtime)
     save_embeddings(EMBEDDINGS, embeddings, params.label_check)
     n_images, size = embeddings.vectors.shape
     print(f"{n_images} embeddings of length {size} -> {EMBEDDINGS}" if size else f"label_check is off -> {EMBEDDINGS}, empty")

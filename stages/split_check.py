@@ -25,7 +25,6 @@ from fieldguide.core.paths import (
     CLASSES_CSV,
     CORRECTIONS,
     FINDINGS_CSV,
-    IMAGES_ZIP,
     MANIFEST,
     MEAN_IMAGES,
     NEAR_DUPLICATES_CSV,
@@ -34,7 +33,7 @@ from fieldguide.core.paths import (
     RECEIPT,
     stage_metrics,
 )
-from fieldguide.sources.index import index_folders, index_shards, read_left_out
+from fieldguide.sources.index import index_images, read_left_out
 
 
 def main() -> None:
@@ -42,8 +41,7 @@ def main() -> None:
     policy, n_workers = params.split_check, params.runtime.n_workers
     receipt = Receipt.read(RECEIPT)
     findings, corrections = left_out_findings(read_left_out(RAW)), read_numbered(CORRECTIONS)
-    frame = index_shards(receipt, RAW) if receipt.layout == "tfrecords" else index_folders(IMAGES_ZIP)
-    frame = with_groups(as_given(number_classes(frame, findings)), policy.group, findings)
+    frame = with_groups(as_given(number_classes(index_images(receipt, RAW), findings)), policy.group, findings)
     frame, fingerprints, means = inspect_images(frame, RAW, policy.max_megapixels, n_workers)
     copies = exact_pairs(frame["sha256"].where(frame["reason"].eq(""), ""))
     search = policy.near_duplicates

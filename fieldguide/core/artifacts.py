@@ -70,6 +70,7 @@ class Receipt(Artifact):
     images: dict[str, int]  # by split, or `not yet split`
     ignored: dict[str, int]  # files of the source, by the reason
     class_names: OrNoKey[list[str]] = None  # by label, if a list of names came with the data
+    max_side_px: OrNoKey[int] = None  # larger photographs are stored with this side, and not as they came
     files: dict[str, RawFile]  # by the name under data/raw
 
 

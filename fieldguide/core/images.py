@@ -34,6 +34,7 @@ from fieldguide.core.formats import HEAD_BYTES, MAX_PIXELS, kind_of
 
 UPRIGHT, QUARTER_TURNS = 1, (5, 6, 7, 8)  # EXIF 2.3, 4.6.4
 CAPTION_PX = 20  # height of letters
+STORED_QUALITY = 92  # of a JPEG that is trained on
 RESIZE_RULE = "centre square; JPEG decoded at the smallest n/8 scale that is large enough; Pillow bicubic, antialiased"
 PLUGINS = (  # register their openers in `Image.OPEN`
     AvifImagePlugin,
@@ -119,6 +120,29 @@ def _orientation(image: Image.Image) -> int:
         return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
     except (*REFUSALS, *DEFECTS):
         return UPRIGHT
+
+
+def bounded(encoded: bytes, max_side_px: int) -> bytes:
+    """The image as a JPEG, upright and in sRGB, whose larger side is `max_side_px`.
+
+    `encoded` itself if no side is larger, or if it cannot be decoded, which `inspect` reports. Metadata are lost, such as the
+    place where a photograph was taken.
+    """
+    try:
+        with _opened(encoded, MAX_PIXELS) as image:
+            if max(image.size) <= max_side_px:
+                return encoded
+            image.draft("RGB", (max_side_px, max_side_px))
+            image.load()
+            rgb, to_srgb = to_rgb(image)
+            share = max_side_px / max(rgb.size)
+            size = max(round(share * rgb.width), 1), max(round(share * rgb.height), 1)
+            upright = _upright(to_srgb(rgb.resize(size, Image.Resampling.LANCZOS)), _orientation(image))
+    except UnreadableImage:
+        return encoded
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(upright)).save(stream, "JPEG", quality=STORED_QUALITY)
+    return stream.getvalue()
 
 
 def encode_jpeg(pixels: np.ndarray, max_px: int) -> bytes:

@@ -80,6 +80,7 @@ class Data(Section):
     table: str
     columns: Columns
     max_gigabytes: Annotated[float, Field(gt=0, le=10_000)]
+    max_side_px: Literal[0] | Annotated[int, Field(ge=64, le=65_535)]
     sample: Sample
 
     @field_serializer("path")

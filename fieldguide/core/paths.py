@@ -97,6 +97,11 @@ def download_cache() -> Path:
     return project_root() / ".fieldguide" / "downloads"
 
 
+def packs_state() -> Path:
+    """What went into each pack of photographs."""
+    return project_root() / ".fieldguide" / "packs.json"
+
+
 def inspected_cache() -> Path:
     """What the split check found in images, by content."""
     return project_root() / ".fieldguide" / "inspected"

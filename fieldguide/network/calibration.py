@@ -174,7 +174,7 @@ def _sum_of_log_sums(logits: np.ndarray, temperature: float) -> float:
 
 
 def sample_of(n_images: int, n_classes: int) -> slice:
-    """Rows of about `FITTED` logits at most, evenly spaced, on which a temperature is fitted: all of them for most data sets."""
+    """Evenly spaced rows with about `FITTED` logits at most, on which a temperature is fitted: in most data sets all."""
     return slice(None, None, -(-n_images * n_classes // FITTED) or 1)
 
 

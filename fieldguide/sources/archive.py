@@ -6,7 +6,7 @@ manifest.
 
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -33,6 +33,7 @@ class Archive:
     n_system: int
     n_bytes: int
     garbled: frozenset[str]  # names in an unknown code page
+    members: Mapping[str, Member]
     read: Callable[[str], bytes]
 
 
@@ -77,6 +78,7 @@ def open_archive(
             n_system=members.n_system,
             n_bytes=n_bytes,
             garbled=frozenset(name for name, member in by_name.items() if member.is_garbled),
+            members=by_name,
             read=lambda name: _read(by_name.get(name) or tables[name], path),
         )
 

@@ -44,21 +44,28 @@ def read_left_out(raw: Path) -> pd.DataFrame:
     )
 
 
-def index_folders(images_zip: Path) -> pd.DataFrame:
-    """One row per image in images.zip: split ("" if not yet drawn), class ("" if unlabelled), position of its bytes.
+def index_images(receipt: Receipt, raw: Path) -> pd.DataFrame:
+    """One row per image of the raw data, of any layout."""
+    return index_shards(receipt, raw) if receipt.layout == "tfrecords" else index_folders(receipt, raw)
+
+
+def index_folders(receipt: Receipt, raw: Path) -> pd.DataFrame:
+    """One row per image in the zips: split ("" if not yet drawn), class ("" if unlabelled), position of its bytes.
 
     Also has the column `group` if the labels have it.
     """
-    source = images_zip.with_name(LABELS.name)
+    source = raw / LABELS.name
     try:
         labels = pd.read_csv(source, dtype=str, keep_default_na=False, na_filter=False)
         places = {row.id: (row.split, row.class_name) for row in named_tuples(labels)}
         rows = [
-            (places[name][0], None, places[name][1], name, images_zip.name, offset, length)
-            for name, offset, length in stored_members(images_zip)
+            (places[name][0], None, places[name][1], name, file, offset, length)
+            for file in receipt.files
+            if file.endswith(".zip")
+            for name, offset, length in stored_members(raw / file)
         ]
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{source}: missing or not of {images_zip}; recreate it with: dvc repro -f download") from error
+        raise UserError(f"{source}: missing or not of these photographs; recreate it with: dvc repro -f download") from error
     frame = pd.DataFrame(rows, columns=INDEX_COLUMNS)
     return frame.assign(group=frame["id"].map(labels.set_index("id")["group"])) if "group" in labels else frame
 

@@ -14,6 +14,7 @@ import stat
 import struct
 import tarfile
 import tempfile
+import time
 import unicodedata
 import zipfile
 import zlib
@@ -71,6 +72,7 @@ MOST_ACCENTED = 0.4  # share of such letters in names that have any; more is ano
 NO_LOCK = nullcontext()
 UNREADABLE = Kind("unreadable file", remedy="fix its permissions, or download it again")
 UNPACK = "unpack it and use the folder"
+FRESH_NS = 2_000_000_000  # within which a file may be changed twice at the same time, as the file system has it
 
 
 class NotReadable(OSError):
@@ -88,6 +90,7 @@ class Member:
     is_garbled: bool = False  # its name is in an unknown code page
     lock: AbstractContextManager[object] = NO_LOCK
     path: Path | None = None  # of a file in a folder
+    stamp: str = ""  # changes whenever the content does; "" if nothing is known that does
 
     def read(self, most: int | None = None) -> bytes:
         """Its bytes, or the first `most` of them, never more than declared; raises one of `READ_ERRORS`."""
@@ -281,8 +284,14 @@ def _folder(root: Path) -> Listed:
                 waiting.append((path, f"{name}/", way))
             else:
                 fault = "" if stat.S_ISREG(status.st_mode) else "is not an ordinary file; remove it"
-                members.append(Member(name, status.st_size, partial(_open, path), fault, path=path))
+                stamp = _stamp(status.st_mtime_ns, status.st_ino)
+                members.append(Member(name, status.st_size, partial(_open, path), fault, path=path, stamp=stamp))
     return members, folders, n_system
+
+
+def _stamp(mtime_ns: int, inode: int) -> str:
+    """The stamp of a file in a folder; "" if it was changed just now, and may change again without another time."""
+    return f"{mtime_ns} {inode}" if mtime_ns < time.time_ns() - FRESH_NS else ""
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -371,7 +380,8 @@ def _zip(file: IO[bytes], head: bytes, where: str, stack: ExitStack) -> Listed:
         elif is_system(name):
             n_system += 1
         else:
-            members.append(Member(name, info.file_size, partial(archive.open, info), _zip_fault(info), is_garbled))
+            read, crc = partial(archive.open, info), f"{info.CRC:08x}"
+            members.append(Member(name, info.file_size, read, _zip_fault(info), is_garbled, stamp=crc))
     return members, folders, n_system
 
 

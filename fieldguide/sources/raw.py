@@ -2,8 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fieldguide.core.addresses import scheme_of
 from fieldguide.core.artifacts import RawFile, Receipt
 from fieldguide.core.errors import UserError
-from fieldguide.core.files import check_free_space, file_hash, read_json, write_bytes
+from fieldguide.core.files import check_free_space, read_json, write_bytes
 from fieldguide.core.formats import TEXT, Kind, counted
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import Data, Runtime
@@ -52,6 +52,7 @@ from fieldguide.sources.layout import (
     wrapper_of,
 )
 from fieldguide.sources.members import LeftOut, printable
+from fieldguide.sources.packs import Photograph, raw_file, write_photographs
 from fieldguide.sources.tfrecord import count_in_name, incomplete_series, series_of
 from fieldguide.sources.transfer import Download
 
@@ -65,10 +66,14 @@ N_NOTED = 3  # tables that do not fit
 IN_PROGRESS = RAW / ".begun"  # exists while the stage writes: all files beside it belong to the stage
 
 
+Stored = Callable[[Mapping[str, str]], dict[Path, RawFile]]
+"""Ids by the name in the source to the files in which these photographs now are."""
+
+
 class RawData(NamedTuple):
     """The files written to data/raw."""
 
-    paths: list[Path]
+    files: dict[Path, RawFile]  # but those that every data set has
     counts: Counter[str]  # images by split
     left_out: list[LeftOut]
     class_names: list[str] | None = None  # by label, if a list came with the data
@@ -110,13 +115,26 @@ def refuse_foreign_files() -> None:
         )
 
 
-def pack_images(members: Iterable[tuple[str, bytes]], n_images: int) -> None:
-    """Writes images.zip, atomically."""
+def store(archive: Archive, ids: Mapping[str, str], data: Data, runtime: Runtime) -> dict[Path, RawFile]:
+    """Writes photographs of the archive, by name, under their ids."""
+    photographs = [
+        Photograph(own, archive.members[name].n_bytes, archive.members[name].stamp, partial(archive.read, name))
+        for name, own in ids.items()
+    ]
+    with _writing():
+        return write_photographs(photographs, data.max_side_px, runtime.n_workers)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Around what replaces photographs atomically; after an error the files are as before, but for packs that were added."""
+    before = set(RAW.glob("*.zip"))
     IN_PROGRESS.touch()
     try:
-        pack(tqdm(members, total=n_images, unit="image", disable=None), IMAGES_ZIP)
+        yield
     except UserError:
-        IN_PROGRESS.unlink()
+        if set(RAW.glob("*.zip")) == before:
+            IN_PROGRESS.unlink()
         raise
 
 
@@ -133,17 +151,18 @@ def remove_old_files(new: Iterable[Path]) -> None:
 
 def download(data: Data, runtime: Runtime) -> Receipt:
     """Writes the data that `data` names to data/raw and returns their receipt; removes nothing."""
-    if data.dataset == "sample" and not data.path:
+    is_sample, folders = data.dataset == "sample" and not data.path, CATALOG[data.dataset].layout == "folders"
+    if data.max_side_px and (is_sample or not folders):
+        what = "the sample is drawn" if is_sample else "TFRecords are kept"
+        raise UserError(f"params.yaml: data.max_side_px is {data.max_side_px}, but {what} as they are; set it to 0")
+    if is_sample:
         return make_receipt(data, "fieldguide/sources/sample.py", "", pack_sample(data, runtime))
     origin = locate(data)
-    folders = CATALOG[data.dataset].layout == "folders"
     keep = None if folders else partial(_is_wanted_shard, data, origin.files)
     with open_archive(origin.path, max_bytes(data), keep, RAW) as archive:
-        check_free_space(RAW, archive.n_bytes)
-        raw = (pack_photographs if folders else copy_shards)(archive, data)
+        raw = pack_photographs(archive, data, runtime) if folders else copy_shards(archive, data)
         if raw.left_out:
             write_left_out(raw.left_out)
-            raw.paths.append(LEFT_OUT)
         if left_out := left_out_in_words(raw.left_out, archive.n_system):
             print(f"left out: {left_out}; see {LEFT_OUT}" if raw.left_out else f"left out: {left_out}")
     return make_receipt(data, origin.source, origin.version, raw, archive.n_system)
@@ -198,19 +217,20 @@ def _is_wanted_shard(data: Data, files: frozenset[str], name: str) -> bool:
     return is_shard(name) and resolution_of(name) in (None, data.resolution) and (not files or name in files)
 
 
-def pack_photographs(archive: Archive, data: Data) -> RawData:
-    """Writes photographs as one zip, and their labels: those of a table, or else of class folders."""
+def pack_photographs(archive: Archive, data: Data, runtime: Runtime) -> RawData:
+    """Writes photographs, and their labels: those of a table, or else of class folders."""
+    stored = partial(store, archive, data=data, runtime=runtime)
     if data.dataset != "folder":
-        return pack_folders(archive, *place_images(archive, data))
+        return pack_folders(archive, *place_images(archive, data), stored)
     source = Contents(archive.where, archive.names, archive.tables, archive.read)
     if data.table not in ("", NO_TABLE):
-        return pack_labelled(archive, named_table(source, data, project_root()))
+        return pack_labelled(archive, named_table(source, data, project_root()), stored)
     candidates = tables_that_fit(source, data) if not data.table else Candidates()
     try:
         layout, classes = place_images(archive, data)
     except UserError as error:
         if fit := the_only(candidates, archive.where):
-            return pack_labelled(archive, fit)
+            return pack_labelled(archive, fit, stored)
         raise UserError(f"{error}{_tables_that_do_not_fit(archive, candidates)}") from error
     for fit in candidates.fits:
         if not agrees_with_folders(fit, classes):
@@ -223,7 +243,7 @@ def pack_photographs(archive: Archive, data: Data) -> RawData:
         print(f"{fit.name} is not used, but the class folders, with which it agrees{more}")
     for name, problem in list(candidates.problems.items())[:N_NOTED]:
         print(f"{name} is not used, but the class folders: {problem}")
-    return pack_folders(archive, layout, classes)
+    return pack_folders(archive, layout, classes, stored)
 
 
 def _tables_that_do_not_fit(archive: Archive, candidates: Candidates) -> str:
@@ -236,7 +256,7 @@ def _tables_that_do_not_fit(archive: Archive, candidates: Candidates) -> str:
     return f"; if {printable(tables[0])} has the labels, {'' if is_table(tables[0]) else 'save it as CSV and '}set data.table"
 
 
-def pack_labelled(archive: Archive, fit: LabelTable) -> RawData:
+def pack_labelled(archive: Archive, fit: LabelTable, stored: Stored) -> RawData:
     """Writes the photographs that a table labels, and those without labels of a test folder."""
     joined = fit.joined
     for note in joined.notes:
@@ -244,12 +264,12 @@ def pack_labelled(archive: Archive, fit: LabelTable) -> RawData:
     names = joined.rows["id"].tolist()
     root = wrapper_of(names) if all("/" in name for name in names) else PurePosixPath()
     ids = [PurePosixPath(name).relative_to(root).as_posix() for name in names]
-    pack_images(((own, archive.read(name)) for own, name in zip(ids, names, strict=True)), len(names))
+    files = stored(dict(zip(names, ids, strict=True)))
     rows = joined.rows.assign(id=ids)
     write_labels((rows if rows["group"].ne("").any() else rows.drop(columns="group")).to_numpy().tolist())
     counts = Counter(split or "not yet split" for split in rows["split"])
     missing = [LeftOut(name, KINDS[reason], REMEDIES[reason], reason) for name, reason in joined.left_out]
-    return RawData([IMAGES_ZIP, LABELS], counts, [*(file for file in archive.left_out if file.name not in fit.used), *missing])
+    return RawData(files, counts, [*(file for file in archive.left_out if file.name not in fit.used), *missing])
 
 
 def place_images(archive: Archive, data: Data) -> tuple[Layout, dict[str, str]]:
@@ -275,17 +295,17 @@ def place_images(archive: Archive, data: Data) -> tuple[Layout, dict[str, str]]:
     return layout, classes
 
 
-def pack_folders(archive: Archive, layout: Layout, classes: Mapping[str, str]) -> RawData:
-    """Writes the photographs of class folders as one zip, and their labels; the split check draws splits that are missing."""
+def pack_folders(archive: Archive, layout: Layout, classes: Mapping[str, str], stored: Stored) -> RawData:
+    """Writes the photographs of class folders and their labels; the split check draws splits that are missing."""
     ids = {name: PurePosixPath(name).relative_to(PurePosixPath(*layout.root)).as_posix() for name in layout.places}
-    pack_images(((ids[name], archive.read(name)) for name in layout.places), len(layout.places))
+    files = stored(ids)
     write_labels((ids[name], place.split, classes[name]) for name, place in layout.places.items())
     counts = Counter(place.split or "not yet split" for place in layout.places.values())
     outside = [
         LeftOut(name, PHOTOGRAPH, RENAME if reason == OUTSIDE_SPLITS else MOVE, reason)
         for name, reason in layout.outside.items()
     ]
-    return RawData([IMAGES_ZIP, LABELS], counts, [*archive.left_out, *outside])
+    return RawData(files, counts, [*archive.left_out, *outside])
 
 
 def copy_shards(archive: Archive, data: Data) -> RawData:
@@ -309,14 +329,16 @@ def copy_shards(archive: Archive, data: Data) -> RawData:
         class_names = find_class_names(lists, archive.read, data.features.label, archive.where)
     for series, n_shards, total in incomplete_series(splits):
         print(f"{archive.where}: {n_shards} of {total} shards of {series} are there; the images of the others are missing")
+    check_free_space(RAW, archive.n_bytes)
     IN_PROGRESS.touch()
     for name in tqdm(splits, unit="shard", disable=None):
         write_bytes(RAW / name, archive.read(name))
+    files = {RAW / name: raw_file(RAW / name) for name in splits}
     counts: Counter[str] = Counter()
     for name, split in splits.items():
         counts[str(split)] += count_in_name(Path(name).name) or 0
     unused = [LeftOut(name, TEXT) for name in lists if data.class_names]
-    return RawData([RAW / name for name in splits], counts, [*archive.left_out, *unused], class_names or None)
+    return RawData(files, counts, [*archive.left_out, *unused], class_names or None)
 
 
 def _refuse_several_sets(splits: Mapping[str, str | None], where: str, remedy: str) -> None:
@@ -341,9 +363,11 @@ def pack_sample(data: Data, runtime: Runtime) -> RawData:
     size = data.sample
     counts = Counter({split: size.species * getattr(size, f"{split}_images") for split in SPLITS})
     settings = size.model_dump(exclude={"species"})
-    pack_images(sample.photographs(n_species=size.species, workers=runtime.n_workers, **settings), counts.total())
+    photographs = sample.photographs(n_species=size.species, workers=runtime.n_workers, **settings)
+    with _writing():
+        pack(tqdm(photographs, total=counts.total(), unit="image", disable=None), IMAGES_ZIP)
     write_labels((name, *name.split("/")[:2]) for name, _, _ in stored_members(IMAGES_ZIP))
-    return RawData([IMAGES_ZIP, LABELS], counts, [])
+    return RawData({IMAGES_ZIP: raw_file(IMAGES_ZIP)}, counts, [])
 
 
 def make_receipt(data: Data, source: str, version: str, raw: RawData, n_system: int = 0) -> Receipt:
@@ -351,6 +375,8 @@ def make_receipt(data: Data, source: str, version: str, raw: RawData, n_system: 
     dataset, counts = CATALOG[data.dataset], raw.counts
     ignored = Counter(file.reason or file.kind.name for file in raw.left_out)
     ignored["hidden or system file"] += n_system
+    tables = [LABELS] * (dataset.layout == "folders") + [LEFT_OUT] * bool(raw.left_out)
+    files = raw.files | {path: raw_file(path) for path in tables}
     return Receipt(
         dataset=data.dataset,
         title=dataset.title,
@@ -364,7 +390,6 @@ def make_receipt(data: Data, source: str, version: str, raw: RawData, n_system: 
         images=dict(sorted(counts.items())),
         ignored={reason: n for reason, n in sorted(ignored.items()) if n},
         class_names=raw.class_names,
-        files={
-            path.relative_to(RAW).as_posix(): RawFile(bytes=path.stat().st_size, sha256=file_hash(path)) for path in raw.paths
-        },
+        max_side_px=data.max_side_px or None,
+        files={path.relative_to(RAW).as_posix(): file for path, file in files.items()},
     )
