@@ -228,6 +228,7 @@ class Runtime(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"]
+    decoded_gigabytes: Annotated[float, Field(ge=0, le=100_000)]
 
     @property
     def n_workers(self) -> int:

@@ -112,6 +112,11 @@ def features_cache() -> Path:
     return project_root() / ".fieldguide" / "features"
 
 
+def decoded_cache() -> Path:
+    """Decoded images for training, by content."""
+    return project_root() / ".fieldguide" / "decoded"
+
+
 def models_cache() -> Path:
     """Cache of models of the registry, each named by its hash."""
     return project_root() / ".fieldguide" / "models"

@@ -5,19 +5,15 @@ Results are the same bytes with and without it: every forward pass has as many i
 embedding does not depend on the others in it. A file that is damaged or cannot be written is not used.
 """
 
-import hashlib
-import json
 import os
-from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fieldguide.core.caches import cache_key, remove_oldest
 from fieldguide.core.errors import UserError
-from fieldguide.core.imports import import_closure
 from fieldguide.core.machine import cpu_model
 from fieldguide.core.paths import features_cache
 from fieldguide.network.checkpoint import save_sealed, sealed_content
@@ -74,11 +70,7 @@ class KnownFeatures:
         with suppress(UserError, OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_sealed(self.path, {"sha256": torch.from_numpy(digests.copy()), "vectors": vectors}, {})
-            files = sorted(self.path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-            sizes = [file.stat().st_size for file in files]
-            while len(files) > 1 and sum(sizes) > MAX_BYTES:
-                files.pop(0).unlink(missing_ok=True)
-                sizes.pop(0)
+            remove_oldest(self.path.parent, "*.safetensors", MAX_BYTES)
 
 
 def known_features(
@@ -97,15 +89,11 @@ def known_features(
 
 def _key(model: Classifier, image_px: int, batch_size: int, dtype: torch.dtype) -> str:
     """A hash of all on which an embedding depends but the image."""
-    device, root = model.head.weight.device, Path(__file__).parents[2]
-    facts: Sequence[object] = [image_px, batch_size, str(dtype), device_name(device), cpu_model(), computes_bf16(device)]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for name, tensor in model.state_dict().items():
-        if not name.startswith("head."):
-            digest.update(f"\n{name} {list(tensor.shape)}\n".encode() + tensor.contiguous().numpy().tobytes())
-    for file in sorted(import_closure(Path(__file__).with_name("inference.py").resolve(), root)):
-        digest.update(f"\n{file.relative_to(root)}\n".encode() + file.read_bytes())
-    for package in LIBRARIES:
-        with suppress(PackageNotFoundError):
-            digest.update(f"\n{package} {version(package)}".encode())
-    return digest.hexdigest()[:32]
+    device = model.head.weight.device
+    settings = [image_px, batch_size, str(dtype), device_name(device), cpu_model(), computes_bf16(device)]
+    weights = (
+        f"{name} {list(tensor.shape)}\n".encode() + tensor.contiguous().numpy().tobytes()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("head.")
+    )
+    return cache_key([settings, *weights], Path(__file__).with_name("inference.py"), LIBRARIES)

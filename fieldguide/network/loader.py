@@ -1,11 +1,10 @@
-"""Manifest rows to pixels: decoded once into memory (resident), by worker processes in every epoch (streaming), or by
-threads a few batches ahead (prefetching).
+"""Manifest rows to pixels: decoded once into memory (resident) or on disk (decoded), by worker processes in every epoch
+(streaming), or by threads a few batches ahead (prefetching).
 
-All three return the same bytes in the same order. Pillow releases the GIL, so that threads decode in parallel; the processes of
+All return the same bytes in the same order. Pillow releases the GIL, so that threads decode in parallel; the processes of
 streaming also leave the GIL to the training step.
 """
 
-import hashlib
 import multiprocessing
 import os
 import shutil
@@ -13,9 +12,8 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from itertools import repeat
 from multiprocessing import forkserver, resource_tracker
@@ -28,19 +26,18 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tqdm import tqdm
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.images import UnreadableImage, decode, encoded_reader
 from fieldguide.core.params import Train
+from fieldguide.network.decoded import Decoded
+from fieldguide.network.decoder import CHANNELS, REMEDY, Decoder, faults_named
 
-CHANNELS = 3
 PREFETCHED = 4  # batches per worker
 STUCK_SECONDS = 5.0  # grace period for workers to exit
 SHARED_MEMORY = Path("/dev/shm")  # Linux's; through it workers send batches
-REMEDY = "run the container with --shm-size=1g, or lower train.batch_size, train.decode_px or runtime.workers"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # stop a training; SIGHUP: the terminal was closed
 
 
@@ -82,8 +79,8 @@ class Streaming:
 
     def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device) -> None:
         self.device, self.n_workers, self.image_px = device, n_workers, image_px
-        self._decoder = _Decoder(rows, raw, image_px)
-        self.digests = self._decoder.digests
+        self._decoder, self._ids = Decoder(rows, raw, image_px), rows["id"]
+        self.digests = rows["sha256"].to_numpy(dtype="S64")
         self._use_threads = partial(Prefetching, rows, raw, image_px, n_workers, device)
         self._threads: Prefetching | None = None  # decode instead of processes where /dev/shm is too small
         self._fitting_bytes = 0  # for which it was found large enough
@@ -113,8 +110,9 @@ class Streaming:
         self._order[:] = [rows.tolist() for rows in batches]
         try:
             for pixels in self._start_iterator():
-                if isinstance(pixels, UserError):  # returned, because torch wraps an exception in the worker's traceback
-                    raise pixels
+                if isinstance(pixels, Exception):  # returned, because torch wraps an exception in the worker's traceback
+                    with faults_named(self._ids):
+                        raise pixels
                 yield pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         except (RuntimeError, EOFError, ConnectionError) as error:  # the last two: it died while sending a batch
             if isinstance(error, RuntimeError) and "worker" not in str(error):
@@ -167,8 +165,8 @@ class Prefetching:
 
     def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device) -> None:
         self.device, self.n_workers, self.image_px = device, n_workers, image_px
-        self._decoder = _Decoder(rows, raw, image_px)
-        self.digests = self._decoder.digests
+        self._decoder, self._ids = Decoder(rows, raw, image_px), rows["id"]
+        self.digests = rows["sha256"].to_numpy(dtype="S64")
 
     def __len__(self) -> int:
         return len(self._decoder)
@@ -188,7 +186,8 @@ class Prefetching:
                 pool.shutdown(cancel_futures=True)
 
     def _decoded(self, pixels: np.ndarray, filled: Iterator[None]) -> torch.Tensor:
-        deque(filled, maxlen=0)  # waits, and raises the first error
+        with faults_named(self._ids):
+            deque(filled, maxlen=0)  # waits, and raises the first error
         return torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
 
 
@@ -233,67 +232,14 @@ def _start_worker(_: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
 
 
-class _Decoder(Dataset[torch.Tensor | UserError]):
-    """Runs in a worker: a list of row numbers to uint8 `[B, px, px, 3]`."""
-
-    def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int) -> None:
-        self.files = sorted(set(rows["file"]))
-        numbers = {file: number for number, file in enumerate(self.files)}
-        columns = rows["file"].map(numbers), rows["offset"], rows["length"]
-        self.places = np.stack([column.to_numpy(dtype=np.int64) for column in columns], axis=1)
-        self.names = rows["id"].to_numpy(dtype=str)
-        self.digests = rows["sha256"].to_numpy(dtype="S64")
-        self.raw, self.image_px = raw, image_px
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, rows: list[int]) -> torch.Tensor | UserError:
-        pixels = self.empty(len(rows))
-        try:
-            with self.reader(self.files[number] for number in set(self.places[rows, 0])) as read:
-                for slot, row in zip(pixels, rows, strict=True):
-                    self.fill(slot, row, read)
-            return torch.from_numpy(pixels).share_memory_()  # here, as torch would do it where an error is lost
-        except UserError as error:
-            return error
-        except (RuntimeError, OSError) as error:
-            reason = str(error).partition("\n")[0]
-            return UserError(f"a batch of {len(rows)} images does not get from its worker to the training ({reason}); {REMEDY}")
-
-    def empty(self, n: int) -> np.ndarray:
-        return np.empty((n, self.image_px, self.image_px, CHANNELS), np.uint8)
-
-    @contextmanager
-    def reader(self, files: Iterable[str]) -> Iterator[Callable[[str, int, int], bytes]]:
-        """`encoded_reader` of the raw data; raises `UserError` for a missing file."""
-        try:
-            with encoded_reader(self.raw, files) as read:
-                yield read
-        except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}; restore the data with: dvc repro download") from error
-
-    def fill(self, slot: np.ndarray, row: int, read: Callable[[str, int, int], bytes]) -> None:
-        """Decodes one image into uint8 `[px, px, 3]`; raises `UserError` naming the image."""
-        number, offset, length = self.places[row].tolist()
-        name = f"{self.raw / self.files[number]} at byte {offset} ({self.names[row]})"
-        try:
-            encoded = read(self.files[number], offset, length)
-            if hashlib.sha256(encoded).hexdigest().encode() != self.digests[row]:
-                raise UserError(f"{name}: changed since the split check; restore it with: dvc checkout data/raw")
-            slot[:] = decode(encoded, self.image_px)
-        except (UnreadableImage, OSError) as error:
-            raise UserError(f"{name}: {error}; check the data with: dvc repro -f split_check") from error
-
-
 def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> torch.Tensor:
     """The images of `rows` in their order: uint8 `[N, 3, image_px, image_px]`, RGB, channels last in memory.
 
     Raises `UserError` naming the first image that cannot be decoded.
     """
-    decoder = _Decoder(rows, raw, image_px)
+    decoder = Decoder(rows, raw, image_px)
     pixels = decoder.empty(len(rows))
-    with decoder.reader(decoder.files) as read, ThreadPoolExecutor(n_workers) as pool:
+    with faults_named(rows["id"]), decoder.reader(decoder.files) as read, ThreadPoolExecutor(n_workers) as pool:
         filled = pool.map(decoder.fill, pixels, range(len(rows)), repeat(read))
         deque(tqdm(filled, total=len(rows), unit="image", desc="decode", disable=None), maxlen=0)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
@@ -305,9 +251,18 @@ def decode_pixels(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) 
 
 
 def open_images(
-    rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, device: torch.device, train: Train
-) -> Resident | Streaming:
-    """The images of `rows` by `train.loader`; auto is resident if they fit in `train.memory_share` of the free memory."""
+    rows: pd.DataFrame,
+    raw: Path,
+    image_px: int,
+    n_workers: int,
+    device: torch.device,
+    train: Train,
+    decoded_gigabytes: float = 0.0,
+) -> Resident | Decoded | Streaming:
+    """The images of `rows` by `train.loader`; auto is resident if they fit in `train.memory_share` of the free memory.
+
+    What would stream is decoded once if it takes at most `decoded_gigabytes` on the disk.
+    """
     n_bytes = len(rows) * image_px * image_px * CHANNELS
     fits = n_bytes <= train.memory_share * free_memory(device)
     if train.loader == "resident" or (train.loader == "auto" and fits):
@@ -318,6 +273,8 @@ def open_images(
                 f"out of memory with {len(rows)} images at {image_px} px, {n_bytes / 2**30:.1f} GiB;"
                 " set train.loader=streaming, or lower train.decode_px"
             ) from error
+    if n_bytes <= decoded_gigabytes * 1e9:
+        return Decoded(rows, raw, image_px, n_workers, device)
     print(f"streaming {len(rows)} images at {image_px} px ({n_bytes / 2**30:.1f} GiB decoded)")
     return Streaming(rows, raw, image_px, n_workers, device)
 

@@ -7,9 +7,8 @@ changes one pack, and only that is written, hashed, cached and pushed again. Wha
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,7 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.files import check_free_space, file_hash, read_json, write_json
 from fieldguide.core.images import bounded
 from fieldguide.core.paths import IMAGES_ZIP, RAW, packs_state
+from fieldguide.core.threads import map_ahead
 from fieldguide.sources.archive import pack
 
 PACK_BYTES = 1 << 30  # mean size of a pack, bytes of the source
@@ -121,17 +121,7 @@ def _read_ahead(
         for photograph in photographs:
             yield photograph.read()
         return
-    waiting: deque[Future[bytes]] = deque()
-    try:
-        for photograph in photographs:
-            waiting.append(pool.submit(lambda one: bounded(one.read(), max_side_px), photograph))
-            if len(waiting) == AHEAD * n_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+    yield from map_ahead(pool, lambda one: bounded(one.read(), max_side_px), photographs, AHEAD * n_workers)
 
 
 def _key(photographs: Sequence[Photograph], max_side_px: int) -> str:

@@ -18,6 +18,7 @@ from fieldguide.core.imports import import_closure
 from fieldguide.core.manifest import Classes
 from fieldguide.core.params import Params
 from fieldguide.core.paths import MANIFEST
+from fieldguide.network.decoded import Decoded, bound_decoded
 from fieldguide.network.device import computes_bf16, device_name, pick_device, pick_dtype, repeatable
 from fieldguide.network.loader import Source, open_images
 from fieldguide.network.models import build, depthwise_share, frozen_blocks, runs_at
@@ -65,10 +66,12 @@ def training_setup(
     with ExitStack() as stack:
         n_workers = max(1, params.runtime.n_workers // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # for each process
         own_rows = {"train": rows["train"], "valid": rows["valid"].iloc[world.rank :: world.size].reset_index(drop=True)}
-        sources = {
-            split: stack.enter_context(closing(open_images(own_rows[split], raw, px, n_workers, device, train)))
-            for split, px in (("train", max(train.decode_px, *sizes)), ("valid", image_px))
-        }
+        sources, free_gigabytes = {}, params.runtime.decoded_gigabytes
+        for split, px in (("train", max(train.decode_px, *sizes)), ("valid", image_px)):
+            source = open_images(own_rows[split], raw, px, n_workers, device, train, free_gigabytes)
+            sources[split] = stack.enter_context(closing(source))
+            free_gigabytes -= source.n_bytes / 1e9 if isinstance(source, Decoded) else 0
+        bound_decoded(params.runtime.decoded_gigabytes * 1e9)
         counts = ", ".join(f"{len(table)} {split}" for split, table in rows.items())
         print(f"{params.model.name} at {image_px} px; {len(classes.names)} classes, {counts}")
         training = Training(

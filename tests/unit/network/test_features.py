@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fieldguide.core import caches
 from fieldguide.core.paths import features_cache
 from fieldguide.network import features
 from fieldguide.network.features import KnownFeatures, known_features
@@ -99,9 +100,9 @@ def test_other_weights_sizes_batches_and_code_have_a_file_of_their_own(monkeypat
         model_with_other_head.head.weight.add_(1)
     keys = [features._key(*arguments) for arguments in ((model, PX, 8, FP32), (other, PX, 8, FP32), (model, PX + 1, 8, FP32))]
     keys += [features._key(model, PX, 9, FP32), features._key(model, PX, 8, torch.bfloat16)]
-    monkeypatch.setattr(features, "version", lambda package: "another")
+    monkeypatch.setattr(caches, "version", lambda package: "another")
     keys.append(features._key(model, PX, 8, FP32))
-    monkeypatch.setattr(features, "import_closure", lambda script, root: {script})
+    monkeypatch.setattr(caches, "import_closure", lambda script, root: {script})
     keys.append(features._key(model, PX, 8, FP32))
     monkeypatch.setattr(features, "device_name", lambda device: "cpu, 99 threads")
     keys.append(features._key(model, PX, 8, FP32))

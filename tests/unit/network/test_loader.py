@@ -1,6 +1,5 @@
 """Manifest rows become pixels: in order, whole, the same from memory as from workers, and what cannot be read is named."""
 
-import hashlib
 import io
 import multiprocessing
 import os
@@ -26,29 +25,16 @@ from torch.utils.data import DataLoader
 from fieldguide.core.errors import UserError
 from fieldguide.core.images import decode
 from fieldguide.core.params import Train
-from fieldguide.network import loader
+from fieldguide.network import decoder, loader
+from fieldguide.network.decoder import Decoder
 from fieldguide.network.loader import PREFETCHED, STOP_SIGNALS, Prefetching, Resident, Streaming, decode_all, open_images
 from support.disk import on_a_tiny_disk
 from support.settings import PARAMS
+from support.shards import SHARD, noise_png, write_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on a machine of one core
 CPU = torch.device("cpu")
 TRAIN = PARAMS.train
-SHARD = "shard.bin"  # images one after the other in one file, with bytes between them that are no image
-
-
-def write_shard(raw: Path, images: list[bytes], gap: bytes = b"between") -> pd.DataFrame:
-    content, offsets = b"", []
-    for image in images:
-        content += gap
-        offsets.append(len(content))
-        content += image
-    (raw / SHARD).write_bytes(content + gap)
-    lengths = [len(image) for image in images]
-    ids = [f"train/A/{k}.jpg" for k in range(len(images))]
-    digests = [hashlib.sha256(image).hexdigest() for image in images]
-    rows = pd.DataFrame({"file": SHARD, "offset": offsets, "length": lengths, "id": ids, "sha256": digests})
-    return rows.astype({"file": "string", "id": "string", "offset": "int64", "length": "int64", "sha256": "string"})
 
 
 @pytest.mark.parametrize("n_workers", [1, 4])
@@ -110,12 +96,6 @@ def test_a_missing_file_is_named(tmp_path: Path, make_jpeg: Callable[..., bytes]
 
 
 N_GOOD, CUT, NO_IMAGE, GONE = 30, 30, 31, 32  # rows of `streamed`
-
-
-def noise_png(seed: int, px: int = 20) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (px, px, 3), dtype=np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +277,7 @@ def test_a_batch_that_a_worker_cannot_share_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(torch.Tensor, "share_memory_", lambda self: (_ for _ in ()).throw(error))
-    found = loader._Decoder(write_shard(tmp_path, [noise_png(0)]), tmp_path, 16)[[0, 0]]
+    found = Decoder(write_shard(tmp_path, [noise_png(0)]), tmp_path, 16)[[0, 0]]
     assert isinstance(found, UserError)
     assert str(found).startswith("a batch of 2 images does not get from its worker to the training (") and "\n" not in str(
         found
@@ -327,7 +307,8 @@ def test_a_worker_whose_sending_thread_fails_ends(
 FULL = """
 import sys; from pathlib import Path; import pandas as pd; import torch
 from fieldguide.core.errors import run_command
-from fieldguide.network import loader
+from fieldguide.network import decoder, loader
+from fieldguide.network.decoder import Decoder
 def main():
     loader.free_shared_memory = lambda: 2**40  # another program fills it later
     source = loader.Streaming(pd.read_csv(sys.argv[1]), Path(sys.argv[1]).parent, 400, 2, torch.device("cpu"))
@@ -520,7 +501,7 @@ def test_any_number_of_batches_comes_ahead(tmp_path: Path, n_batches: int) -> No
 
 def test_no_more_is_decoded_than_some_batches_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    monkeypatch.setattr(loader, "decode", lambda encoded, px: decoded.append(1) or decode(encoded, px))
+    monkeypatch.setattr(decoder, "decode", lambda encoded, px: decoded.append(1) or decode(encoded, px))
     rows = write_shard(tmp_path, [noise_png(seed) for seed in range(N_GOOD)])
     batches = Prefetching(rows, tmp_path, 16, 2, CPU).batches(torch.arange(N_GOOD).split(2))
     for n_taken in range(1, 4):
