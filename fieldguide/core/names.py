@@ -4,6 +4,7 @@ import string
 from typing import Any, Literal
 
 SPLITS = ("train", "valid", "test")
+MAX_NAMED_CLASSES = 150  # a chart of more classes than this shows how they are spread, and names the extremes
 ClassFrom = Literal["last", "path", "first"]  # which of nested folders are the class
 
 
