@@ -45,8 +45,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # of a split's metrics
     "loss": ("loss (nats)", number),
     "ece": ("calibration error", number),
 }
-MAX_OPEN_ROWS = 40  # of a table that stands open
-N_CARDS = 10  # photographs of a gallery, of many classes; wrong.png and right.png have more
+MAX_OPEN_ROWS = 10  # of a table that stands open, of many classes
+N_CARDS = 5  # photographs of a gallery, of many classes; wrong.png and right.png have more
 MAX_PAIRS = 500  # confused pairs in the page; confused_pairs.csv has all
 COVERAGES = (0.5, 0.8, 0.9, 0.95, 1.0)  # of the table; the chart has all
 
@@ -70,6 +70,7 @@ def render_page(facts: Facts, figures: dict[Path, Figure]) -> str:
             BATCH_PNG, "What the network saw in training", "Training images as decoded, and as augmented in different epochs"
         ),
         results=results_section(facts),
+        many=facts.many_classes,
         class_table=class_table(facts) if facts.many_classes else [],
         class_charts=class_charts(facts, figures) if facts.many_classes else [],
         confusions=confusion_charts(facts, figures),
@@ -197,6 +198,9 @@ def labels_text(facts: Facts) -> str:
 def labels_section(facts: Facts, figures: dict[Path, Figure]) -> dict[str, Any]:
     """What the label check found, and the map of the images."""
     check = facts.label_check
+    shown = check.inseparable[: MAX_OPEN_ROWS if facts.many_classes else None]
+    n_all = len(check.inseparable)
+    worst = f"; the {len(shown)} worst of {count(n_all)} pairs in label_check.json" if len(shown) < n_all else ""
     return {
         "text": labels_text(facts),
         "enabled": check.enabled,
@@ -209,10 +213,8 @@ def labels_section(facts: Facts, figures: dict[Path, Figure]) -> dict[str, Any]:
             ("findings decided by data/corrections.csv", count(check.decided)),
             ("images in classes without others, not judged", count(check.not_judged)),
         ],
-        "pairs": [
-            (pair.one, pair.other, count(pair.confused), count(pair.images)) for pair in check.inseparable[:MAX_OPEN_ROWS]
-        ],
-        "n_pairs": len(check.inseparable),
+        "pairs": [(pair.one, pair.other, count(pair.confused), count(pair.images)) for pair in shown],
+        "pairs_note": "images taken for the other class" + worst,
         "map": _chart("Map of the images", figures[LABEL_MAP_PNG], f"t-SNE of the embeddings; {colours_text(facts)}"),
     }
 

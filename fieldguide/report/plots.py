@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm, hsv_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, ScalarFormatter
 
 from fieldguide.core.files import atomic_path
 from fieldguide.core.names import common_name
@@ -139,7 +139,7 @@ def class_size_histograms(counts: dict[str, np.ndarray]) -> Figure:
         axis.set(xscale="log", yscale="log", xlabel="images a class")
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            side.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
         without = f"; {len(values) - len(present):,} of {len(values):,} have none" if len(present) < len(values) else ""
         axis.set_title(f"{split}: {values.sum():,} images\n{present.min():,} to {present.max():,} a class{without}", fontsize=9)
     axes[0].set_ylabel("classes")
@@ -328,7 +328,7 @@ def label_map(points: pd.DataFrame, groups: Mapping[str, str] | None = None) -> 
     axis = figure.subplots()
     if groups is not None:
         few = len(set(groups.values())) <= MAX_MAP_NAMES
-        points = points.assign(class_name=points["class_name"].map(groups if few else {}).fillna(""))
+        points = points.assign(class_name=[groups.get(name, "") if few else "" for name in points["class_name"]])
     names = sorted(set(points["class_name"]))
     colours = {
         name: hsv_to_rgb((k * GOLDEN % 1, 0.55 + 0.4 * (k % 2), 0.85 - 0.25 * (k % 3 == 2))) for k, name in enumerate(names)

@@ -183,6 +183,7 @@ def write_large_run(names: list[str], images_per_class: int = 6) -> None:
     Classes of one or two images are in train alone. Wrong answers are mostly of one of the next four classes.
     """
     write_run("Large")
+    Image.new("RGB", (1100, 400), "grey").save(BATCH_PNG)
     random, n_classes = np.random.default_rng(0), len(names)
     sizes = 1 + random.geometric(1 / (images_per_class - 1), n_classes) * random.choice([0, 1, 3], n_classes, p=[0.2, 0.7, 0.1])
     held_out = np.where(sizes >= 3, np.maximum(1, sizes // 6), 0)

@@ -20,7 +20,7 @@ def species(n_classes: int, genera: list[str]) -> list[str]:
         (["Pieris napi", "Pieris rapae", "PIERIS BRASSICAE", "Vanessa atalanta"], ["Pieris", "Pieris", "Pieris", "Vanessa"]),
         (["pieris_napi", "pieris_rapae", "vanessa_cardui", "vanessa_io"], ["Pieris", "Pieris", "Vanessa", "Vanessa"]),
         (
-            ["00001_Animalia_Io", "00002_Animalia_Ia", "00003_Plantae_Rosa", "00004_Plantae_Rosa"],
+            ["0001_Animalia_Io", "0002_Animalia_Ia", "0003_Plantae_Rosa", "0004_Plantae_Poa"],
             ["Animalia"] * 2 + ["Plantae"] * 2,
         ),
         (["class 1", "class 2", "class 3"], None),  # all share it
