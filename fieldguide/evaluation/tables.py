@@ -86,7 +86,7 @@ def confusions(split: LabelledSplit | None) -> pd.DataFrame:
     Of more than `MAX_NAMED_CLASSES` classes the images (`n`) of each pair of blocks, since DVC's page holds the whole table.
     """
     if split and len(split.class_names) > MAX_NAMED_CLASSES:
-        return confused_blocks(split.class_names, split.targets, split.answers.predicted)
+        return confused_blocks(split.class_names.tolist(), split.targets, split.answers.predicted)
     truth, predicted = (split.class_names[[split.targets, split.answers.predicted]]) if split else ([], [])
     return pd.DataFrame({"truth": truth, "predicted": predicted})
 

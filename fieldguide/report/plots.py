@@ -272,7 +272,7 @@ def class_score_extremes(scores: pd.DataFrame, title: str) -> Figure:
     """
     measured = scores[scores["f1"].notna()]
     figure = Figure(figsize=(14, 11.5), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[2.6, 8.9])
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.6, 8.9])[:, 0]
     for axis, name, text in zip(above.subplots(1, 2, sharey=True), ("f1", "recall"), ("F1", "recall"), strict=True):
         axis.hist(measured[name], bins=np.linspace(0, 1, 21).tolist(), color="0.35")
         axis.set(xlim=(0, 1), xlabel=text, ylabel="classes", axisbelow=True)
