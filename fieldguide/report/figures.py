@@ -77,8 +77,8 @@ def confusion(facts: Facts, split: str) -> Figure:
     if table.empty:
         return plots.notice(f"{split}: no labels")
     in_blocks = "n" in table
-    known = [] if in_blocks else facts.class_names
-    names = list(dict.fromkeys([*known, *table["truth"], *table["predicted"]]))
+    blocks = sorted({*table["truth"], *table["predicted"]})  # the others come last
+    names = blocks if in_blocks else list(dict.fromkeys([*facts.class_names, *table["truth"], *table["predicted"]]))
     counts = confusion_matrix(table["truth"], table["predicted"], labels=names, sample_weight=table["n"] if in_blocks else None)
     n_right, n_images = facts.n_right(split)
     title = f"{split}: {n_right} of {n_images} right ({n_right / n_images:.1%})"

@@ -137,6 +137,7 @@ def class_size_histograms(counts: dict[str, np.ndarray]) -> Figure:
         steps = np.unique(np.geomspace(1, present.max() + 1, 21).round())  # of whole images: 1, 2, 3, 4 to 5, …
         axis.hist(present, bins=steps - 0.5, color="0.35")
         axis.set(xscale="log", yscale="log", xlabel="images a class")
+        axis.set_ylim(bottom=0.7)  # a bar of one class can be seen
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_locator(LogLocator(subs=(1, 2, 5)))
             side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
@@ -271,8 +272,8 @@ def class_score_extremes(scores: pd.DataFrame, title: str) -> Figure:
     classes of most images come first.
     """
     measured = scores[scores["f1"].notna()]
-    figure = Figure(figsize=(14, 11.5), layout="constrained")
-    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.6, 8.9])[:, 0]
+    figure = Figure(figsize=(14, 10), layout="constrained")
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.4, 7.6])[:, 0]
     for axis, name, text in zip(above.subplots(1, 2, sharey=True), ("f1", "recall"), ("F1", "recall"), strict=True):
         axis.hist(measured[name], bins=np.linspace(0, 1, 21).tolist(), color="0.35")
         axis.set(xlim=(0, 1), xlabel=text, ylabel="classes", axisbelow=True)
