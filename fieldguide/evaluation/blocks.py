@@ -1,33 +1,13 @@
 """Blocks of classes, so that a confusion of thousands of classes stays a table and a picture of bounded size."""
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from fieldguide.core.names import common_name
+from fieldguide.core.names import MAX_BLOCKS, name_groups
 
-MAX_BLOCKS = 40  # names that can be read along an axis, one of them for all others
 OTHERS = "… {:,} others"  # sorts behind every name, also in Vega
-
-
-def name_groups(names: Sequence[str]) -> list[str] | None:
-    """The group of each class: the first words of its name, such as the genus of a scientific name.
-
-    More words are taken as long as they give no more than `MAX_BLOCKS` groups, and half as many as there are classes. A number
-    in front (00042_Animalia_…) is not among them. None where fewer than half of the classes share their first word with
-    another, or all share it.
-    """
-    words = [re.sub(r"^[\d\s.-]+(?=\D)", "", common_name(name)).split() or [name] for name in names]
-    groups = [each[0] for each in words]
-    for n_words in range(2, 1 + max(map(len, words), default=0)):
-        deeper = [" ".join(each[:n_words]) for each in words]
-        if len(set(deeper)) > min(MAX_BLOCKS, len(names) // 2):
-            break
-        groups = deeper
-    _, sizes = np.unique(groups, return_counts=True)
-    return groups if len(sizes) > 1 and 2 * sizes[sizes > 1].sum() >= len(names) else None
 
 
 def confused_blocks(names: Sequence[str], targets: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:

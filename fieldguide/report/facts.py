@@ -24,7 +24,7 @@ from fieldguide.core.artifacts import (
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash
 from fieldguide.core.manifest import held_out_split
-from fieldguide.core.names import MAX_NAMED_CLASSES, SPLITS
+from fieldguide.core.names import MAX_NAMED_CLASSES, SPLITS, name_groups
 from fieldguide.core.paths import (
     BATCH_PNG,
     CALIBRATION,
@@ -48,7 +48,6 @@ from fieldguide.core.paths import (
     confusion_csv,
     stage_metrics,
 )
-from fieldguide.evaluation.blocks import name_groups
 
 TABLES = {
     "classes": CLASSES_CSV,

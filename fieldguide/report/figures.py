@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix
 
 from fieldguide.core.artifacts import GalleryPair, GalleryPhotograph
 from fieldguide.core.images import inspect
+from fieldguide.core.names import MAX_BLOCKS
 from fieldguide.core.paths import (
     ACTIVATION_PNG,
     CONFUSED_PAIRS_PNG,
@@ -26,7 +27,6 @@ from fieldguide.core.paths import (
     WRONG_PNG,
     confusion_png,
 )
-from fieldguide.evaluation.blocks import MAX_BLOCKS
 from fieldguide.report import plots
 from fieldguide.report.facts import Facts
 

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from fieldguide.evaluation.blocks import MAX_BLOCKS, confused_blocks, most_confused, name_groups
+from fieldguide.core.names import MAX_BLOCKS, name_groups
+from fieldguide.evaluation.blocks import confused_blocks, most_confused
 
 GENERA = [f"{a}{b}us" for a in "BCDFGHLM" for b in "aeiourst"]  # 64
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fieldguide.core.names import MAX_BLOCKS
 from fieldguide.core.paths import CLASSES_PNG, CONFUSED_PAIRS_CSV, PER_CLASS_CSV, PER_CLASS_PNG, confusion_csv, confusion_png
-from fieldguide.evaluation.blocks import MAX_BLOCKS
 from fieldguide.report.card import render_card
 from fieldguide.report.data_figures import data_figures
 from fieldguide.report.facts import read_facts
