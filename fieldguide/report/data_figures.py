@@ -14,7 +14,7 @@ from fieldguide.core.paths import CLASSES_CSV, CLASSES_PNG, MANIFEST, MEAN_IMAGE
 from fieldguide.report import plots
 
 N_SAMPLES, SAMPLE_PX = 10, 96  # pictures of each split in samples.png
-N_SIZES = 40  # of many classes those whose size `dvc plots` shows
+N_SIZES = 20  # of many classes those whose size `dvc plots` shows, in a chart of 300 px
 
 
 def data_figures() -> dict[Path, Figure]:

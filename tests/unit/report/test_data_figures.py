@@ -60,7 +60,7 @@ def test_the_pictures_of_the_data_show_what_the_split_check_wrote(project: Path,
     assert captions[0] == ["A"] * 3 + ["Na"] * 4 + ["Painted Lady"] * 3
 
 
-def test_the_sizes_that_dvc_plots_are_all_of_few_classes_and_forty_of_many() -> None:
+def test_the_sizes_that_dvc_plots_are_all_of_few_classes_and_some_of_many() -> None:
     random = np.random.default_rng(0)
     many = pd.DataFrame({"class_name": [f"class {k}" for k in range(10_000)], "train": random.permutation(10_000)})
     assert class_sizes(many[:MAX_NAMED_CLASSES]).equals(many[:MAX_NAMED_CLASSES])
