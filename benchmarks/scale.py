@@ -1,11 +1,13 @@
 """Seconds and peak memory of download and split_check as the number of images grows.
 
     python benchmarks/scale.py [--images 1000 10000 100000] [--px 48] [--pictures textured] [--without-near-duplicates]
+    python benchmarks/scale.py report [--classes 1000 5000 10000] [--without-genus] [--keep FOLDER]
 
 Draws that many small JPEGs in class folders under a temporary folder, runs the two stages on them as DVC would
 (`data.dataset: folder`), and prints a line for each size. The peak is that of the stage's process (resident set).
 `textured` pictures have the spectrum of photographs (amplitude ~ 1 / frequency); `smooth` ones have 36 values each, are
 much alike, and show the part of the search for near duplicates that grows with the square of the images.
+`report` measures the charts, the page and `dvc plots show` of many classes instead (benchmarks/scale_report.py).
 """
 
 import argparse
@@ -71,11 +73,19 @@ def run_stage(stage: str, folder: Path) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["stages", "report"], default="stages")
+    parser.add_argument("--classes", type=int, nargs="+", default=[1000, 5000, 10_000], help="of report")
+    parser.add_argument("--without-genus", action="store_true", help="of report: class names share no first word")
+    parser.add_argument("--keep", type=Path, help="of report: a folder for what was drawn")
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--px", type=int, default=48, help="side of the pictures, pixels")
     parser.add_argument("--pictures", choices=PICTURES, default="textured")
     parser.add_argument("--without-near-duplicates", action="store_true", help="without their search")
     arguments = parser.parse_args()
+    if arguments.what == "report":
+        from scale_report import report_sizes
+
+        return report_sizes(arguments.classes, not arguments.without_genus, arguments.keep and arguments.keep.resolve())
     print(f"{'images':>8s} {'download s':>11s} {'MiB':>6s} {'split_check s':>14s} {'MiB':>6s}")
     for n_images in arguments.images:
         folder = Path(tempfile.mkdtemp(prefix="scale-"))

@@ -21,6 +21,7 @@ ONNX_INT8 = Path("models/model_int8.onnx")
 METRICS = Path("metrics")
 EVALUATE = METRICS / "evaluate.json"
 CLASSES_CSV = METRICS / "classes.csv"
+CLASS_SIZES_CSV = METRICS / "class_sizes.csv"
 FINDINGS_CSV = METRICS / "findings.csv"
 NEAR_DUPLICATES_CSV = METRICS / "near_duplicates.csv"
 NEAR_DUPLICATES_HTML = METRICS / "near_duplicates.html"

@@ -5,7 +5,7 @@ import pandas as pd
 from sklearn.metrics import precision_recall_fscore_support
 
 from fieldguide.core.manifest import is_corrected, write_table
-from fieldguide.core.names import SPLITS
+from fieldguide.core.names import MAX_NAMED_CLASSES, SPLITS
 from fieldguide.core.paths import (
     CONFUSED_PAIRS_CSV,
     COVERAGE_CSV,
@@ -15,6 +15,7 @@ from fieldguide.core.paths import (
     SUBMISSION_CSV,
     confusion_csv,
 )
+from fieldguide.evaluation.blocks import confused_blocks
 from fieldguide.evaluation.metrics import N_BEST, SHARES, Answers, accuracy_interval, confidence_bins, coverage_curve
 from fieldguide.evaluation.summary import Evaluation, LabelledSplit
 from fieldguide.network.checkpoint import Checkpoint
@@ -79,7 +80,12 @@ def coverage(splits: list[LabelledSplit]) -> pd.DataFrame:
 
 
 def confusions(split: LabelledSplit | None) -> pd.DataFrame:
-    """Truth and prediction of every image; no rows for a split without labels."""
+    """Truth and prediction of every image; no rows for a split without labels.
+
+    Of more than `MAX_NAMED_CLASSES` classes the images (`n`) of each pair of blocks, since DVC's page holds the whole table.
+    """
+    if split and len(split.class_names) > MAX_NAMED_CLASSES:
+        return confused_blocks(split.class_names.tolist(), split.targets, split.answers.predicted)
     truth, predicted = (split.class_names[[split.targets, split.answers.predicted]]) if split else ([], [])
     return pd.DataFrame({"truth": truth, "predicted": predicted})
 

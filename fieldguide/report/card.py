@@ -11,6 +11,7 @@ from fieldguide.report.page import (
     data_section,
     environment,
     labels_text,
+    measured_text,
     per_class,
     results_section,
     summary,
@@ -31,7 +32,8 @@ def render_card(facts: Facts) -> str:
         summary=summary(facts),
         model=facts.params["model"],
         parameters=facts.train.parameters,
-        classes=facts.tables["classes"]["class_name"].tolist(),
+        n_classes=len(facts.class_names),
+        classes=[] if facts.many_classes else facts.class_names,
         thresholds=facts.evaluate.calibration,
         limitations=limitations(facts),
         data=data_section(facts),
@@ -72,6 +74,8 @@ def limitations(facts: Facts) -> list[str]:
     lines = []
     check, rows, split = facts.split_check, per_class(facts), facts.held_out
     few = sum(row["support"] < FEW for row in rows)
+    if of_all := measured_text(facts):
+        lines.append(f"Macro F1 and the metrics per class on {split} are {of_all}: the others have no images there.")
     if few:
         lines.append(f"{few} of {len(rows)} classes have fewer than {FEW} images in {split}: their metrics are unreliable.")
     low = [f"{common_name(row['class_name'])} ({row['f1']:.2f}, n = {row['support']})" for row in rows if row["f1"] < 1]

@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 
 from fieldguide.core.images import decode, read_encoded
 from fieldguide.core.manifest import named_tuples, read_manifest
-from fieldguide.core.names import SPLITS
+from fieldguide.core.names import MAX_NAMED_CLASSES, SPLITS
 from fieldguide.core.paths import CLASSES_CSV, CLASSES_PNG, MANIFEST, MEAN_IMAGES, RAW, SAMPLES_PNG, SIZES_PNG
 from fieldguide.report import plots
 
 N_SAMPLES, SAMPLE_PX = 10, 96  # pictures of each split in samples.png
+N_SIZES = 20  # of many classes those whose size `dvc plots` shows, in a chart of 300 px
 
 
 def data_figures() -> dict[Path, Figure]:
@@ -24,13 +25,29 @@ def data_figures() -> dict[Path, Figure]:
         means = dict(archive)
     sized = frame[frame["width"].notna()]
     widths, heights = (sized[side].to_numpy(dtype=np.int64) for side in ("width", "height"))
+    by_split = {split: counts[split].to_numpy() for split in SPLITS if counts[split].any()}
+    many = len(counts) > MAX_NAMED_CLASSES
     return {
-        CLASSES_PNG: plots.class_distribution(
-            {split: counts[split].to_numpy() for split in SPLITS if counts[split].any()}, counts["class_name"].tolist()
-        ),
+        CLASSES_PNG: plots.class_size_histograms(by_split)
+        if many
+        else plots.class_distribution(by_split, counts["class_name"].tolist()),
         SAMPLES_PNG: samples(frame[frame["use"]]),
         SIZES_PNG: plots.sizes_and_mean(widths, heights, means),
     }
+
+
+def class_sizes(counts: pd.DataFrame) -> pd.DataFrame:
+    """metrics/class_sizes.csv, which `dvc plots` shows: the rows of metrics/classes.csv.
+
+    Of more than `MAX_NAMED_CLASSES` the rows of `N_SIZES`, from the largest in train to the smallest at equal steps of rank.
+    """
+    if len(counts) <= MAX_NAMED_CLASSES:
+        return counts
+    ranks = np.linspace(0, len(counts) - 1, N_SIZES).round().astype(int)
+    chosen = counts.sort_values("train", ascending=False, kind="stable").iloc[ranks]
+    width = len(str(len(counts)))  # DVC's template sorts by name
+    names = [f"{k + 1:0{width}d} of {len(counts)}: {name}" for k, name in zip(ranks, chosen["class_name"], strict=True)]
+    return chosen.assign(class_name=names)
 
 
 def samples(rows: pd.DataFrame) -> Figure:

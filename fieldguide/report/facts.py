@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fieldguide.core.artifacts import (
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash
 from fieldguide.core.manifest import held_out_split
-from fieldguide.core.names import SPLITS
+from fieldguide.core.names import MAX_NAMED_CLASSES, SPLITS, name_groups
 from fieldguide.core.paths import (
     BATCH_PNG,
     CALIBRATION,
@@ -69,8 +70,8 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow", "
 class Facts:
     """The outputs of all stages.
 
-    params: by section; tables: by their name in `TABLES`; confusions: truth and prediction of every image, by split;
-    hashes: a row for each file.
+    params: by section; tables: by their name in `TABLES`; confusions: truth and prediction of every image, by split, or of many
+    classes the images of each pair of blocks; hashes: a row for each file.
     """
 
     params: dict[str, dict[str, Any]]
@@ -96,6 +97,34 @@ class Facts:
     def measured(self) -> SplitMetrics:
         """The metrics of the held-out split."""
         return self.evaluate.splits[self.held_out]
+
+    @property
+    def class_names(self) -> list[str]:
+        """All classes, in the order of their numbers."""
+        return self.tables["classes"]["class_name"].tolist()
+
+    @property
+    def many_classes(self) -> bool:
+        """Whether there are more classes than a chart can name."""
+        return len(self.class_names) > MAX_NAMED_CLASSES
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """The group of each class by the first words of its name; empty where the names have none."""
+        return dict(zip(self.class_names, name_groups(self.class_names) or [], strict=False))
+
+    def n_right(self, split: str) -> tuple[int, int]:
+        """Images of a split that are classified correctly, and all of them; 0 and 0 for a split without labels."""
+        table = self.confusions[split]
+        if "n" not in table:
+            return int((table["truth"] == table["predicted"]).sum()), len(table)
+        figures = self.evaluate.splits[split]
+        return round(figures.accuracy * figures.n), figures.n
+
+    def per_class(self, split: str) -> pd.DataFrame:
+        """Metrics of every class; those of a class without images in the split are not measured: NaN."""
+        table = self.rows("per_class", split)
+        return table.assign(**{key: table[key].where(table["support"] > 0) for key in ("precision", "recall", "f1")})
 
     def rows(self, table: str, split: str) -> pd.DataFrame:
         """The rows of one split."""

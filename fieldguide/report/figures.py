@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix
 
 from fieldguide.core.artifacts import GalleryPair, GalleryPhotograph
 from fieldguide.core.images import inspect
+from fieldguide.core.names import MAX_BLOCKS
 from fieldguide.core.paths import (
     ACTIVATION_PNG,
     CONFUSED_PAIRS_PNG,
@@ -42,7 +43,9 @@ def figures_of(facts: Facts) -> dict[Path, Figure]:
         RELIABILITY_PNG: reliability(facts),
         COVERAGE_PNG: coverage(facts),
         SPEED_PNG: speed(facts),
-        LABEL_MAP_PNG: plots.label_map(facts.tables["label_map"].fillna({"kind": ""})),
+        LABEL_MAP_PNG: plots.label_map(
+            facts.tables["label_map"].fillna({"kind": ""}), facts.groups if facts.many_classes else None
+        ),
         **{confusion_png(split): confusion(facts, split) for split in facts.confusions},
         **galleries(facts),
     }
@@ -69,22 +72,41 @@ def curves(facts: Facts) -> Figure:
 
 
 def confusion(facts: Facts, split: str) -> Figure:
-    """Truth against prediction, or a notice where the split has no labels."""
+    """Truth against prediction, of many classes in blocks, or a notice where the split has no labels."""
     table = facts.confusions[split]
     if table.empty:
         return plots.notice(f"{split}: no labels")
-    names = list(dict.fromkeys([*facts.tables["classes"]["class_name"], *table["truth"], *table["predicted"]]))
-    counts = confusion_matrix(table["truth"], table["predicted"], labels=names)
-    n_right = int(np.trace(counts))
-    return plots.confusion(counts, names, f"{split}: {n_right} of {len(table)} right ({n_right / len(table):.1%})")
+    in_blocks = "n" in table
+    blocks = sorted({*table["truth"], *table["predicted"]})  # the others come last
+    names = blocks if in_blocks else list(dict.fromkeys([*facts.class_names, *table["truth"], *table["predicted"]]))
+    counts = confusion_matrix(table["truth"], table["predicted"], labels=names, sample_weight=table["n"] if in_blocks else None)
+    n_right, n_images = facts.n_right(split)
+    title = f"{split}: {n_right} of {n_images} right ({n_right / n_images:.1%})"
+    if in_blocks:
+        return plots.confusion(counts, names, f"{title}\n{blocks_text(facts)}", "group" if facts.groups else "class")
+    return plots.confusion(counts, names, title)
+
+
+def blocks_text(facts: Facts) -> str:
+    """What the rows of a confusion of many classes are."""
+    n_groups = len(set(facts.groups.values()))
+    what, n_blocks = ("groups by the first word of the name", n_groups) if n_groups else ("classes", len(facts.class_names))
+    if n_blocks <= MAX_BLOCKS:
+        return f"{n_blocks} groups by the first words of the name; the diagonal is the right group"
+    return f"the {MAX_BLOCKS - 1} most confused of {n_blocks:,} {what}, and the others"
 
 
 def per_class(facts: Facts) -> Figure:
-    """F1 of every class of the held-out split, the worst first."""
+    """F1 of every class of the held-out split, the worst first; of many classes how it is spread, and the extremes."""
     split = facts.held_out
-    table = facts.rows("per_class", split)
-    f1 = table["f1"].where((table["support"] > 0) | table["class_name"].isin(facts.confusions[split]["predicted"]))
-    title = f"{split}: macro F1 {f1.mean():.3f}; {(f1 < 0.9).sum()} of {f1.notna().sum()} classes below 0.9"
+    table = facts.per_class(split)
+    f1 = table["f1"]
+    n_measured = int(f1.notna().sum())
+    title = f"{split}: macro F1 {facts.measured.macro_f1:.3f}; {(f1 < 0.9).sum()} of {n_measured} classes below 0.9"
+    if n_measured < len(table):
+        title += f"; {len(table) - n_measured} not measured"
+    if facts.many_classes:
+        return plots.class_score_extremes(table, title)
     return plots.class_scores(f1.to_numpy(), table["support"].to_numpy(), table["class_name"].tolist(), title)
 
 
@@ -115,11 +137,10 @@ def speed(facts: Facts) -> Figure:
 def galleries(facts: Facts) -> dict[Path, Figure]:
     """Wrong and right answers, where the network looked, and the most confused pairs."""
     split, wrong, right = facts.gallery.split, facts.gallery.wrong, facts.gallery.right
-    table = facts.confusions[split]
-    n_right = (table["truth"] == table["predicted"]).sum()
-    n_wrong = len(table) - n_right
+    n_right, n_images = facts.n_right(split)
+    n_wrong = n_images - n_right
     shown = f", the {len(wrong)} most confident" if len(wrong) < n_wrong else ", most confident first"
-    wrong_title = f"{split}: {n_wrong} of {len(table)} predictions are wrong" + (shown if n_wrong > 1 else "")
+    wrong_title = f"{split}: {n_wrong} of {n_images} predictions are wrong" + (shown if n_wrong > 1 else "")
     right_title = f"{split}: {len(right)} of {n_right} correct predictions, from most to least confident"
     chosen = wrong[: 2 * N_COLUMNS] + right[:: max(1, len(right) // N_COLUMNS)]
     pairs = [

@@ -4,6 +4,7 @@ Photographs are `data:` URLs and charts are inline SVG, so that the page needs n
 """
 
 import base64
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,19 @@ from fieldguide.core.images import encode_jpeg, inspect
 from fieldguide.core.names import SPLITS, common_name, flat
 from fieldguide.core.paths import (
     BATCH_PNG,
+    CLASSES_PNG,
     COVERAGE_PNG,
     CURVES_PNG,
     LABEL_MAP_PNG,
+    PER_CLASS_PNG,
     RELIABILITY_PNG,
     SAMPLES_PNG,
     SIZES_PNG,
     confusion_png,
 )
 from fieldguide.report.facts import Facts
-from fieldguide.report.figures import svg
+from fieldguide.report.figures import blocks_text, svg
+from fieldguide.report.plots import MAX_MAP_NAMES
 from fieldguide.report.text import count, interval, markdown, number, percent, shown, size, table_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -41,14 +45,20 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # of a split's metrics
     "loss": ("loss (nats)", number),
     "ece": ("calibration error", number),
 }
+MAX_OPEN_ROWS = 10  # of a table that stands open, of many classes
+N_CARDS = 5  # photographs of a gallery, of many classes; wrong.png and right.png have more
+MAX_PAIRS = 500  # confused pairs in the page; confused_pairs.csv has all
 COVERAGES = (0.5, 0.8, 0.9, 0.95, 1.0)  # of the table; the chart has all
 
 
 def render_page(facts: Facts, figures: dict[Path, Figure]) -> str:
     """The report as HTML; `figures` by the path of their PNG."""
     template = environment(autoescape=True).get_template("report.html")
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8") if facts.many_classes else ""
     return template.render(
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        policy=content_policy(script),
         title=facts.receipt.title,
         summary=summary(facts),
         tiles=tiles(facts),
@@ -60,7 +70,11 @@ def render_page(facts: Facts, figures: dict[Path, Figure]) -> str:
             BATCH_PNG, "What the network saw in training", "Training images as decoded, and as augmented in different epochs"
         ),
         results=results_section(facts),
+        many=facts.many_classes,
+        class_table=class_table(facts) if facts.many_classes else [],
+        class_charts=class_charts(facts, figures) if facts.many_classes else [],
         confusions=confusion_charts(facts, figures),
+        blocks=blocks_text(facts) if facts.many_classes else "",
         gallery=gallery_section(facts),
         confidence=confidence_section(facts, figures),
         export=export_rows(facts),
@@ -72,6 +86,14 @@ def render_page(facts: Facts, figures: dict[Path, Figure]) -> str:
         versions=facts.versions.items(),
         hashes=facts.hashes,
     )
+
+
+def content_policy(script: str) -> Markup:
+    """The page loads nothing and runs nothing but `script`, which may be empty."""
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if script:
+        policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+    return Markup(policy)
 
 
 def environment(autoescape: bool) -> Environment:
@@ -102,12 +124,18 @@ def tiles(facts: Facts) -> list[tuple[str, str, str]]:
     name, best = min(facts.benchmark.backends.items(), key=lambda backend: backend[1].latency_ms.p50)
     return [
         (f"{split} accuracy", percent(figures.accuracy), f"{interval(figures, 'accuracy')}, n\u00a0=\u00a0{count(figures.n)}"),
-        ("macro F1", number(figures.macro_f1), interval(figures, "macro_f1")),
+        ("macro F1", number(figures.macro_f1), ", ".join(filter(None, [interval(figures, "macro_f1"), measured_text(facts)]))),
         ("calibration error", number(figures.ece), "ECE, 0 is best"),
         ("classes", count(check.classes), f"{count(sum(check.images.values()))} labelled images"),
         ("model file", size(export.bytes), f"ONNX, opset {export.opset}"),
         ("latency", f"{best.latency_ms.p50:.1f} ms", f"one image, {name}, median"),
     ]
+
+
+def measured_text(facts: Facts) -> str:
+    """Over how many classes the figures of the held-out split are; empty if over all."""
+    n_measured, n_classes = len(per_class(facts)), len(facts.rows("per_class", facts.held_out))
+    return f"over {count(n_measured)} of {count(n_classes)} classes" if n_measured < n_classes else ""
 
 
 def data_section(facts: Facts) -> dict[str, Any]:
@@ -170,6 +198,9 @@ def labels_text(facts: Facts) -> str:
 def labels_section(facts: Facts, figures: dict[Path, Figure]) -> dict[str, Any]:
     """What the label check found, and the map of the images."""
     check = facts.label_check
+    shown = check.inseparable[: MAX_OPEN_ROWS if facts.many_classes else None]
+    n_all = len(check.inseparable)
+    worst = f"; the {len(shown)} worst of {count(n_all)} pairs in label_check.json" if len(shown) < n_all else ""
     return {
         "text": labels_text(facts),
         "enabled": check.enabled,
@@ -182,9 +213,18 @@ def labels_section(facts: Facts, figures: dict[Path, Figure]) -> dict[str, Any]:
             ("findings decided by data/corrections.csv", count(check.decided)),
             ("images in classes without others, not judged", count(check.not_judged)),
         ],
-        "pairs": [(pair.one, pair.other, count(pair.confused), count(pair.images)) for pair in check.inseparable],
-        "map": _chart("Map of the images", figures[LABEL_MAP_PNG], "t-SNE of the embeddings; a colour per class"),
+        "pairs": [(pair.one, pair.other, count(pair.confused), count(pair.images)) for pair in shown],
+        "pairs_note": "images taken for the other class" + worst,
+        "map": _chart("Map of the images", figures[LABEL_MAP_PNG], f"t-SNE of the embeddings; {colours_text(facts)}"),
     }
+
+
+def colours_text(facts: Facts) -> str:
+    """What the colours of the map are."""
+    if not facts.many_classes:
+        return "a colour per class"
+    few = 0 < len(set(facts.groups.values())) <= MAX_MAP_NAMES
+    return "a colour per group of classes, by the first words of the name" if few else "too many classes for a colour each"
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -242,6 +282,7 @@ def results_section(facts: Facts) -> dict[str, Any]:
             for name, figures in measured.items()
         ],
         "per_class": per_class(facts),
+        "unmeasured": len(facts.rows("per_class", facts.held_out)) - len(per_class(facts)),
         "further": [(name.replace("_", " "), table_rows(rest)) for name, rest in further.items() if rest],
     }
 
@@ -261,18 +302,37 @@ def result_text(facts: Facts) -> str:
 
 def per_class(facts: Facts) -> list[dict[str, Any]]:
     """Figures of every class of the held-out split that has images there, the lowest F1 first."""
-    frame = facts.rows("per_class", facts.held_out)
+    frame = facts.per_class(facts.held_out)
     return _records(frame[frame["support"] > 0].sort_values("f1", kind="stable"))
+
+
+def class_table(facts: Facts) -> list[tuple[str, list[str]]]:
+    """Every class, the lowest F1 of the held-out split first and those not measured last: name and cells.
+
+    The cells are the images of each split, F1, precision and recall.
+    """
+    scores = facts.per_class(facts.held_out).drop(columns=["split", "support"])
+    table = facts.tables["classes"].merge(scores, on="class_name", how="left").sort_values("f1", kind="stable")
+    columns: list[tuple[str, Callable[[Any], str]]] = [(split, count) for split in SPLITS]
+    columns += [("f1", number), ("precision", lambda value: percent(value, 0)), ("recall", lambda value: percent(value, 0))]
+    return [(common_name(row["class_name"]), [write(row[key]) for key, write in columns]) for row in _records(table)]
+
+
+def class_charts(facts: Facts, figures: dict[Path, Figure]) -> list[dict[str, str]]:
+    """How sizes and metrics of many classes are spread."""
+    return [
+        _chart("Images per class", figures[CLASSES_PNG], "each bar counts the classes of that many images in use"),
+        _chart("F1 and recall per class", figures[PER_CLASS_PNG], f"of {facts.held_out}; in brackets its images of a class"),
+    ]
 
 
 def confusion_charts(facts: Facts, figures: dict[Path, Figure]) -> list[dict[str, str | None]]:
     """A chart for each split, the held-out one first; none for a split without labels."""
     charts = []
     for split in reversed(SPLITS):
-        table = facts.confusions[split]
-        n_right = (table["truth"] == table["predicted"]).sum()
-        title = split if table.empty else f"{split}: {count(n_right)} of {count(len(table))} right"
-        chart = None if table.empty else Markup(svg(figures[confusion_png(split)], f"Confusion of {title}"))
+        n_right, n_images = facts.n_right(split)
+        title = f"{split}: {count(n_right)} of {count(n_images)} right" if n_images else split
+        chart = None if not n_images else Markup(svg(figures[confusion_png(split)], f"Confusion of {title}"))
         charts.append({"title": title, "svg": chart})
     return sorted(charts, key=lambda chart: chart["svg"] is None)
 
@@ -282,13 +342,21 @@ def gallery_section(facts: Facts) -> dict[str, Any]:
     gallery, figures = facts.gallery, facts.measured
     has_map = any(one.activation for one in gallery.wrong + gallery.right)
     beside = " Beside each is its class activation map: bright regions support the prediction." if has_map else ""
-    wrong, total = len(gallery.wrong), figures.n - round(figures.accuracy * figures.n)
+    shown_cards = slice(N_CARDS if facts.many_classes else None)  # the table of classes takes the place
+    photographs = {"wrong": gallery.wrong[shown_cards], "right": gallery.right[shown_cards]}
+    wrong, total = len(photographs["wrong"]), figures.n - round(figures.accuracy * figures.n)
     shown = f"{count(wrong)} of the {count(total)}" if wrong < total else f"All {count(total)}" if total > 1 else "The one"
-    return dict(gallery) | {
-        "wrong_text": f"{shown} wrong prediction{'s' if total > 1 else ''} on {gallery.split}.{beside}",
-        "right_text": f"A sample of the correct predictions on {gallery.split}, from most to least confident.{beside}",
-        "all_pairs": _records(facts.rows("confused_pairs", gallery.split)),
-    }
+    pairs = facts.rows("confused_pairs", gallery.split)
+    return (
+        dict(gallery)
+        | photographs
+        | {
+            "wrong_text": f"{shown} wrong prediction{'s' if total > 1 else ''} on {gallery.split}.{beside}",
+            "right_text": f"A sample of the correct predictions on {gallery.split}, from most to least confident.{beside}",
+            "all_pairs": _records(pairs[:MAX_PAIRS]),
+            "n_pairs": len(pairs),
+        }
+    )
 
 
 def confidence_section(facts: Facts, figures: dict[Path, Figure]) -> dict[str, Any]:

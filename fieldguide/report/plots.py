@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm, hsv_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, ScalarFormatter
 
 from fieldguide.core.files import atomic_path
 from fieldguide.core.names import common_name
@@ -28,6 +29,7 @@ FINDINGS = {  # on the map of labels: colour and words
     "duplicate": ("#1f6feb", "copy that no hash found"),
 }
 MAX_TICK_LABELS = 110  # more class names than this cannot be read along an axis
+N_EXTREMES = 40  # classes that a chart names at either end, of more than can be named
 
 
 def svg_settings() -> AbstractContextManager[None]:
@@ -63,8 +65,8 @@ def curves(
     return figure
 
 
-def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
-    """Counts `[K, K]`, truth down, prediction across; each row is shown as shares of its truth."""
+def confusion(counts: np.ndarray, names: Sequence[str], title: str, what: str = "class") -> Figure:
+    """Counts `[K, K]`, truth down, prediction across; each row is shown as shares of its truth. `what` has the names."""
     n_classes = len(names)
     side = min(max(7.0, 0.22 * n_classes + 2), 20)
     figure = Figure(figsize=(side, 0.95 * side), layout="constrained")
@@ -84,8 +86,8 @@ def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
     size = 9 if n_classes <= 20 else 8 if n_classes <= 60 else 6
     axis.set_xticks(ticks, labels, rotation=90, fontsize=size, parse_math=False)
     axis.set_yticks(ticks, labels, fontsize=size, parse_math=False)
-    axis.set(xlabel="predicted class", ylabel="true class", title=title)
-    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.6)
+    axis.set(xlabel=f"predicted {what}", ylabel=f"true {what}", title=title)
+    figure.colorbar(image, ax=axis, label=f"share of the true {what}", shrink=0.6)
     return figure
 
 
@@ -123,6 +125,25 @@ def class_distribution(counts: dict[str, np.ndarray], names: Sequence[str]) -> F
         axis.margins(y=0.01)
     size = 9 if n_classes <= 20 else 6
     axes[0].set_yticks(np.arange(n_classes), [common_name(str(names[k])) for k in order], fontsize=size, parse_math=False)
+    return figure
+
+
+def class_size_histograms(counts: dict[str, np.ndarray]) -> Figure:
+    """How many classes have how many images, a panel for each split; counts: int `[K]` by split. Both axes are logarithmic."""
+    figure = Figure(figsize=(3.2 * len(counts) + 2, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    for axis, (split, values) in zip(axes, counts.items(), strict=True):
+        present = values[values > 0]
+        steps = np.unique(np.geomspace(1, present.max() + 1, 21).round())  # of whole images: 1, 2, 3, 4 to 5, …
+        axis.hist(present, bins=steps - 0.5, color="0.35")
+        axis.set(xscale="log", yscale="log", xlabel="images a class")
+        axis.set_ylim(bottom=0.7)  # a bar of one class can be seen
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
+        without = f"; {len(values) - len(present):,} of {len(values):,} have none" if len(present) < len(values) else ""
+        axis.set_title(f"{split}: {values.sum():,} images\n{present.min():,} to {present.max():,} a class{without}", fontsize=9)
+    axes[0].set_ylabel("classes")
     return figure
 
 
@@ -234,22 +255,55 @@ def reliability(splits: Mapping[str, pd.DataFrame], title: str) -> Figure:
 
 
 def class_scores(f1: np.ndarray, support: np.ndarray, names: Sequence[str], title: str) -> Figure:
-    """F1 of every class, the worst first; f1: float `[K]`, NaN where the class has no image; support: int `[K]`, images."""
+    """F1 of every class, the worst first; f1: float `[K]`, NaN where it is not measured; support: int `[K]`, images."""
     order = np.lexsort((np.arange(len(f1)), np.nan_to_num(f1, nan=2)))
     n_classes = len(order)
     figure = Figure(figsize=(8, min(max(3.0, 0.17 * n_classes + 1.2), 20)), layout="constrained")
     axis = figure.subplots()
-    places, values = np.arange(n_classes), np.nan_to_num(f1[order])
-    axis.hlines(places, 0, values, color="0.75", linewidth=1.5)
-    axis.plot(values, places, "o", color="black", markersize=4)
+    _score_lines(axis, f1[order], support[order], [names[k] for k in order])
+    axis.set_title(title)
+    return figure
+
+
+def class_score_extremes(scores: pd.DataFrame, title: str) -> Figure:
+    """Of many classes the histograms of F1 and recall, and the worst and best `N_EXTREMES` by F1.
+
+    scores: a row per class with `class_name`, `f1`, `recall` (NaN where not measured) and `support` (images). Of equal F1 the
+    classes of most images come first.
+    """
+    measured = scores[scores["f1"].notna()]
+    figure = Figure(figsize=(14, 10), layout="constrained")
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.4, 7.6])[:, 0]
+    for axis, name, text in zip(above.subplots(1, 2, sharey=True), ("f1", "recall"), ("F1", "recall"), strict=True):
+        axis.hist(measured[name], bins=np.linspace(0, 1, 21).tolist(), color="0.35")
+        axis.set(xlim=(0, 1), xlabel=text, ylabel="classes", axisbelow=True)
+        axis.set_title(f"{text}: median {measured[name].median():.2f} over {len(measured):,} classes", fontsize=10)
+        axis.grid(axis="y", color="0.9")
+    n_named = min(N_EXTREMES, max(1, len(measured) // 2))
+    for axis, worst in zip(below.subplots(1, 2), (True, False), strict=True):
+        named = measured.sort_values(["f1", "support"], ascending=[worst, False], kind="stable").head(n_named)
+        _score_lines(axis, named["f1"].to_numpy(), named["support"].to_numpy(), named["class_name"].tolist())
+        axis.set_title(f"the {n_named} classes with the {'lowest' if worst else 'highest'} F1", fontsize=10)
+    figure.suptitle(title)
+    return figure
+
+
+def _score_lines(axis: Axes, f1: np.ndarray, support: np.ndarray, names: Sequence[str]) -> None:
+    """A line with a dot for each class from above; without one, and in words, where `f1` is NaN."""
+    n_classes = len(names)
+    places = np.arange(n_classes)
+    axis.hlines(places, 0, f1, color="0.75", linewidth=1.5)
+    axis.plot(f1, places, "o", color="black", markersize=4)
+    axis.update_datalim([(0, 0), (0, n_classes - 1)])  # also where the first or the last is not measured
     size = 9 if n_classes <= 20 else 8 if n_classes <= 110 else 4
-    labels = [f"{common_name(str(names[k]))} ({support[k]})" for k in order]
+    labels = [f"{common_name(str(name))} ({n})" for name, n in zip(names, support, strict=True)]
     axis.set_yticks(places, labels, fontsize=size, parse_math=False)
     axis.invert_yaxis()
     axis.margins(y=0.01)
-    axis.set(xlim=(0, 1.02), xlabel="F1", ylabel="class (images)", title=title, axisbelow=True)
+    axis.set(xlim=(0, 1.02), xlabel="F1", ylabel="class (images)", axisbelow=True)
     axis.grid(axis="x", color="0.9")
-    return figure
+    for place in places[np.isnan(f1)]:
+        axis.text(0.01, place, "not measured: no images", fontsize=size, va="center", color="0.4")
 
 
 def coverage(accuracy: pd.DataFrame, title: str) -> Figure:
@@ -266,14 +320,21 @@ def coverage(accuracy: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def label_map(points: pd.DataFrame) -> Figure:
-    """Images by their embeddings: `x`, `y`, a colour per `class_name`, and a ring around those with a finding (`kind`)."""
+def label_map(points: pd.DataFrame, groups: Mapping[str, str] | None = None) -> Figure:
+    """Images by their embeddings: `x`, `y`, a colour per `class_name`, and a ring around those with a finding (`kind`).
+
+    With `groups` (by class name) a colour per group; all points are grey if there are more than `MAX_MAP_NAMES` or none.
+    """
     figure = Figure(figsize=(12, 9), layout="constrained")
     axis = figure.subplots()
+    if groups is not None:
+        few = len(set(groups.values())) <= MAX_MAP_NAMES
+        points = points.assign(class_name=[groups.get(name, "") if few else "" for name in points["class_name"]])
     names = sorted(set(points["class_name"]))
     colours = {
         name: hsv_to_rgb((k * GOLDEN % 1, 0.55 + 0.4 * (k % 2), 0.85 - 0.25 * (k % 3 == 2))) for k, name in enumerate(names)
     }
+    colours |= {"": hsv_to_rgb((0, 0, 0.6))}  # of no group
     axis.scatter(
         points["x"], points["y"], s=9, c=[colours[name] for name in points["class_name"]], linewidths=0, rasterized=True
     )

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import pandas as pd
 from PIL import Image
 
 from fieldguide.core.images import encode_jpeg
+from fieldguide.core.manifest import as_given, write_manifest, write_table
+from fieldguide.core.names import common_name
 from fieldguide.core.paths import (
     BATCH_PNG,
     CALIBRATION,
@@ -25,6 +28,7 @@ from fieldguide.core.paths import (
     METRICS,
     ONNX,
     PER_CLASS_CSV,
+    RAW,
     RECEIPT,
     RELIABILITY_CSV,
     SAMPLES_PNG,
@@ -161,3 +165,117 @@ def write_run(name: str) -> None:
     examples = {"mistaken": [gallery_photograph("A", name)], "of_truth": [gallery_photograph("A", "A")], "of_predicted": []}
     wrong, right = [gallery_photograph("A", name)], [gallery_photograph(name, name)]
     GALLERY_JSON.write_text(json.dumps({"split": "test", "wrong": wrong, "right": right, "pairs": [both | examples]}))
+
+
+LETTERS = "BDFGLMNPRSTV"
+
+
+def species_names(n_classes: int, with_genus: bool = True) -> list[str]:
+    """Different names of two words; without `with_genus` no first word is that of many classes."""
+    words = [f"{a}{x}{b.lower()}{y}" for a in LETTERS for x in "aeiou" for b in LETTERS for y in ("us", "is", "ia", "or")]
+    genus = [words[g % len(words)] + "x" * (g // len(words)) for g in (k // 5 if with_genus else k for k in range(n_classes))]
+    return [f"{first} {words[7 * k % len(words)].lower()}{k}" for k, first in enumerate(genus)]
+
+
+def write_large_run(names: list[str], images_per_class: int = 6) -> None:
+    """What every stage writes about many classes of falling size, of which four in five images are answered correctly.
+
+    Classes of one or two images are in train alone. Wrong answers are mostly of one of the next four classes.
+    """
+    write_run("Large")
+    Image.new("RGB", (1100, 400), "grey").save(BATCH_PNG)
+    random, n_classes = np.random.default_rng(0), len(names)
+    sizes = 1 + random.geometric(1 / (images_per_class - 1), n_classes) * random.choice([0, 1, 3], n_classes, p=[0.2, 0.7, 0.1])
+    held_out = np.where(sizes >= 3, np.maximum(1, sizes // 6), 0)
+    counts = {"train": sizes - 2 * held_out, "valid": held_out, "test": held_out}
+    labels = {split: np.repeat(np.arange(n_classes), n) for split, n in counts.items()}
+    class_names = np.array(names, dtype=object)
+    write_table(pd.DataFrame({"label": range(n_classes), "class_name": names} | counts), CLASSES_CSV)
+    missing = {split: int((n == 0).sum()) for split, n in counts.items()}
+    images = {split: int(n.sum()) for split, n in counts.items()}
+    spread = {"smallest": 1, "largest": int(counts["train"].max())}
+    _change("split_check", classes=n_classes, images=images, missing_classes=missing, train_images_per_class=spread)
+    same = [{"one": a, "other": b, "confused": 2, "images": 6} for a, b in zip(names[::10], names[1::10], strict=False)]
+    _change("label_check", inseparable=same)
+    places = {"x": 90 * random.random(2000), "y": 90 * random.random(2000), "class_name": random.choice(class_names, 2000)}
+    kinds = random.choice(["", "label", "atypical", "duplicate"], 2000, p=[0.94, 0.03, 0.02, 0.01])
+    write_table(pd.DataFrame(places | {"split": "train", "file": "a.jpg", "kind": kinds}), LABEL_MAP_CSV)
+    _write_large_photographs(class_names, labels, random)
+    _write_large_gallery(_write_large_answers(class_names, labels, random))
+
+
+def _change(stage: str, **values: Any) -> None:
+    """Other values in the metrics of a stage."""
+    path = stage_metrics(stage)
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def _write_large_answers(class_names: np.ndarray, labels: dict[str, np.ndarray], random: np.random.Generator) -> pd.DataFrame:
+    """evaluate.json, per_class.csv, confused_pairs.csv and a confusion_*.csv for each split; the pairs of test."""
+    from fieldguide.evaluation.tables import confused_pairs, confusions  # which imports torch
+
+    n_classes, figures, per_class, pairs = len(class_names), {}, [], []
+    for split, truth in labels.items():
+        n_images = len(truth)
+        step = np.where(random.random(n_images) < 0.7, random.integers(1, 5, n_images), random.integers(1, n_classes, n_images))
+        predicted = np.where(random.random(n_images) < 0.8, truth, (truth + step) % n_classes)
+        right = truth == predicted
+        answered = SimpleNamespace(name=split, class_names=class_names, targets=truth, right=right)
+        answered.answers = SimpleNamespace(predicted=predicted)
+        write_table(confusions(answered), confusion_csv(split))
+        pairs.insert(0, confused_pairs(answered))
+        n_right, n_truth, n_predicted = (np.bincount(which, minlength=n_classes) for which in (truth[right], truth, predicted))
+        shares = {"precision": (n_right, n_predicted), "recall": (n_right, n_truth), "f1": (2 * n_right, n_truth + n_predicted)}
+        scores = {key: np.where(n_truth, n / np.maximum(of, 1), np.nan) for key, (n, of) in shares.items()}
+        if split != "train":
+            per_class.append(pd.DataFrame({"split": split, "class_name": class_names} | scores | {"support": n_truth}))
+        accuracy = float(right.mean())
+        figures[split] = split_figures(accuracy, n_images) | {"macro_f1": float(np.nanmean(scores["f1"]))}
+    _change("evaluate", **figures)
+    write_table(pd.concat(per_class), PER_CLASS_CSV)
+    table = pd.concat(pairs)
+    table = table.assign(truth=class_names[table["truth"]], predicted=class_names[table["predicted"]])
+    write_table(table, CONFUSED_PAIRS_CSV)
+    return table[table["split"] == "test"]
+
+
+def _write_large_photographs(class_names: np.ndarray, labels: dict[str, np.ndarray], random: np.random.Generator) -> None:
+    """data/manifest.csv with a row per image and data/raw/images.zip, of 50 photographs that the rows share."""
+    photographs = [encode_jpeg(random.integers(0, 256, (60, 80, 3), dtype=np.uint8), 80) for _ in range(50)]
+    (RAW / "images.zip").write_bytes(b"".join(photographs))
+    lengths = np.array([len(photograph) for photograph in photographs])
+    truth = np.concatenate(list(labels.values()))
+    shared = np.arange(len(truth)) % len(photographs)
+    rows = {
+        "split": np.repeat(list(labels), [len(each) for each in labels.values()]),
+        "label": truth,
+        "class_name": class_names[truth],
+        "id": [f"{k}.jpg" for k in range(len(truth))],
+        "file": "images.zip",
+        "offset": (np.cumsum(lengths) - lengths)[shared],
+        "length": lengths[shared],
+        "width": 80,
+        "height": 60,
+    }
+    frame = pd.DataFrame(rows).assign(sha256="00", phash="0", use=True, reason="", unit=range(len(truth)))
+    write_manifest(as_given(frame), MANIFEST)
+    with MEAN_IMAGES.open("wb") as stream:
+        np.savez(stream, **{split: np.full((60, 80, 3), 90 + 40 * k, np.uint8) for k, split in enumerate(labels)})
+
+
+def _write_large_gallery(pairs: pd.DataFrame) -> None:
+    """As many photographs, of as many bytes, as metrics/gallery.json of a real run has: 32 wrong, 24 right, 8 pairs."""
+    texture = np.random.default_rng(0).normal(110, 25, (36, 36, 3)).clip(0, 255).astype(np.uint8)
+    pixels = base64.b64encode(encode_jpeg(np.asarray(Image.fromarray(texture).resize((144, 144))), 144)).decode()
+
+    def photograph(truth: str, predicted: str) -> dict[str, Any]:
+        return gallery_photograph(truth, predicted) | {"photograph": pixels, "activation": pixels}
+
+    confused = [(common_name(row.truth), common_name(row.predicted), row.n, row.n_truth) for row in pairs.head(32).itertuples()]
+    both = [
+        {"truth": a, "predicted": b, "n": n, "n_truth": n_truth, "mistaken": [photograph(a, b)] * min(n, 4)}
+        | {"of_truth": [photograph(a, a)] * 2, "of_predicted": [photograph(b, b)] * 2}
+        for a, b, n, n_truth in confused[:8]
+    ]
+    wrong, right = [photograph(a, b) for a, b, *_ in confused], [photograph(a, a) for a, *_ in confused[:24]]
+    GALLERY_JSON.write_text(json.dumps({"split": "test", "wrong": wrong, "right": right, "pairs": both}))

@@ -185,6 +185,18 @@ def test_dvc_can_restore_every_stage_but_download_and_report_from_its_run_cache(
     assert {name for name in outs if any(out.get("persist") for out in outs[name])} == {"download"}  # guards a user's files
 
 
+def test_a_plot_shows_a_declared_file_and_no_table_that_grows() -> None:
+    """DVC's page holds every file that a stage declares as a plot, so a table with a row for each class is none."""
+    content = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    declared = [plot for stage in PIPELINE.values() for plot in stage.get("plots", [])]
+    names = {next(iter(plot)) if isinstance(plot, dict) else plot for plot in declared}
+    shown = {file for plot in content["plots"] for one in plot.values() for file in one["y"]}
+    assert shown <= names
+    assert names.isdisjoint({"metrics/classes.csv", "metrics/per_class.csv", "metrics/confused_pairs.csv"})
+    own = {path.stem for path in (ROOT / ".dvc" / "plots").glob("*.json")}
+    assert own == {one["template"] for plot in content["plots"] for one in plot.values()} - {"linear", "bar_horizontal"}
+
+
 def test_no_test_module_imports_another() -> None:
     modules = {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
     assert len(modules) == len(list((ROOT / "tests").rglob("test_*.py")))  # each file has a name of its own

@@ -1,14 +1,16 @@
 """The tables of an evaluation agree with scikit-learn and name classes as the data have them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import classification_report, confusion_matrix
 
+from fieldguide.core.names import MAX_NAMED_CLASSES
 from fieldguide.core.paths import CONFUSED_PAIRS_CSV, PER_CLASS_CSV, RELIABILITY_CSV, confusion_csv
-from fieldguide.evaluation.tables import confused_pairs, per_class, reliability, save_tables
+from fieldguide.evaluation.tables import confused_pairs, confusions, per_class, reliability, save_tables
 from support.evaluations import NAMES, TEST, TRAIN, VALID, evaluation
 
 ALL = {"train": TRAIN, "valid": VALID, "test": TEST}
@@ -81,6 +83,20 @@ def test_classes_are_named_as_in_the_data_and_confusions_are_in_the_form_of_dvcs
     assert list(table.columns) == ["truth", "predicted"]
     assert table["truth"].tolist() == [NAMES[k] for k in TEST[0]]
     assert table["predicted"].tolist() == [NAMES[k] for k in TEST[1]]
+
+
+@pytest.mark.parametrize("n_classes", [MAX_NAMED_CLASSES, MAX_NAMED_CLASSES + 1])
+def test_of_many_classes_a_confusion_counts_the_pairs_of_blocks(n_classes: int) -> None:
+    names = np.array([f"Genus{k % 7} {k}" for k in range(n_classes)], dtype=object)
+    truth = np.arange(3000) % n_classes
+    predicted = np.where(truth % 5, truth, (truth + 1) % n_classes)
+    table = confusions(SimpleNamespace(class_names=names, targets=truth, answers=SimpleNamespace(predicted=predicted)))
+    if n_classes <= MAX_NAMED_CLASSES:
+        assert table.to_dict("list") == {"truth": names[truth].tolist(), "predicted": names[predicted].tolist()}
+        return
+    expected = confusion_matrix(*[[name.split()[0] for name in names[each]] for each in (truth, predicted)])
+    assert list(table.columns) == ["truth", "predicted", "n"]
+    assert np.array_equal(table.pivot(index="truth", columns="predicted", values="n").fillna(0), expected)
 
 
 def test_a_split_without_labels_has_a_confusion_without_rows() -> None:

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from fieldguide.core.manifest import COLUMNS, as_given, write_manifest, write_table
-from fieldguide.core.names import SPLITS
+from fieldguide.core.names import MAX_NAMED_CLASSES, SPLITS
 from fieldguide.core.paths import CLASSES_CSV, CLASSES_PNG, MANIFEST, MEAN_IMAGES, RAW, SAMPLES_PNG, SIZES_PNG
 from fieldguide.report import plots
-from fieldguide.report.data_figures import N_SAMPLES, SAMPLE_PX, choose_samples, data_figures
+from fieldguide.report.data_figures import N_SAMPLES, N_SIZES, SAMPLE_PX, choose_samples, class_sizes, data_figures
 
 CLASSES = ("A", "NA", "painted lady")
 
@@ -58,6 +58,19 @@ def test_the_pictures_of_the_data_show_what_the_split_check_wrote(project: Path,
     assert splits == list(SPLITS)
     assert {picture.shape for row in pictures for picture in row} == {(SAMPLE_PX, SAMPLE_PX, 3)}
     assert captions[0] == ["A"] * 3 + ["Na"] * 4 + ["Painted Lady"] * 3
+
+
+def test_the_sizes_that_dvc_plots_are_all_of_few_classes_and_some_of_many() -> None:
+    random = np.random.default_rng(0)
+    many = pd.DataFrame({"class_name": [f"class {k}" for k in range(10_000)], "train": random.permutation(10_000)})
+    assert class_sizes(many[:MAX_NAMED_CLASSES]).equals(many[:MAX_NAMED_CLASSES])
+    table = class_sizes(many)
+    assert len(table) == N_SIZES
+    assert table["train"].is_monotonic_decreasing
+    assert (table["train"].iloc[0], table["train"].iloc[-1]) == (9999, 0)
+    largest = many["class_name"].iloc[many["train"].argmax()]
+    assert table["class_name"].iloc[0] == f"00001 of 10000: {largest}"
+    assert table["class_name"].is_monotonic_increasing  # the order of DVC's chart
 
 
 def drawn_bytes() -> list[bytes]:

@@ -18,12 +18,15 @@ from sklearn.metrics import confusion_matrix
 from fieldguide.report.plots import (
     Cell,
     accuracy_latency,
+    class_score_extremes,
     class_scores,
+    class_size_histograms,
     confusion,
     coverage,
     curves,
     gallery,
     image_grid,
+    label_map,
     notice,
     reliability,
     save_png,
@@ -289,6 +292,73 @@ def test_class_scores_start_with_the_worst_and_can_be_read(n_classes: int) -> No
     assert labels[-1].upper() == f"{names(n_classes)[-1]} ({n_classes - 1})"
     assert not overlapping(axis.get_yticklabels(), "y")
     assert axis.get_yticklabels()[0].get_window_extent().y0 > axis.get_yticklabels()[-1].get_window_extent().y0
+
+
+def test_a_class_that_is_not_measured_has_no_dot_and_says_so() -> None:
+    figure = class_scores(np.array([np.nan, 0.5, 0.0]), np.array([0, 3, 2]), ["A", "B", "C"], "Title")
+    figure.draw_without_rendering()
+    axis = axes_of(figure)
+    dots = axis.lines[0].get_xydata()
+    assert dots[:2].tolist() == [[0, 0], [0.5, 1]]
+    assert np.isnan(dots[2, 0])
+    assert [(text.get_text(), text.get_position()[1]) for text in axis.texts] == [("not measured: no images", 2)]
+    assert axis.get_ylim()[0] > 2 > 0 > axis.get_ylim()[1]  # inside, from above
+
+
+def many_scores(n_classes: int, n_unmeasured: int) -> pd.DataFrame:
+    f1 = np.random.default_rng(0).random(n_classes).round(1)
+    f1[:n_unmeasured] = np.nan
+    support = np.where(np.isnan(f1), 0, 1 + np.arange(n_classes) % 9)
+    return pd.DataFrame({"class_name": [f"CLASS {k}" for k in range(n_classes)], "f1": f1, "recall": f1, "support": support})
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "n_unmeasured", "n_named"), [(151, 0, 40), (10_000, 3000, 40), (160, 110, 25), (151, 150, 1)]
+)
+def test_of_many_classes_the_spread_and_the_extremes_are_drawn(n_classes: int, n_unmeasured: int, n_named: int) -> None:
+    scores = many_scores(n_classes, n_unmeasured)
+    figure = class_score_extremes(scores, "Title")
+    figure.draw_without_rendering()
+    f1, recall, worst, best = figure.axes
+    measured = scores.dropna().sort_values("f1", kind="stable")
+    for axis in (f1, recall):
+        assert sum(bar.get_height() for bar in axis.patches) == len(measured)
+        assert f"over {len(measured):,} classes" in axis.get_title()
+    for axis, end in ((worst, measured.head(n_named)), (best, measured.tail(n_named))):
+        assert np.array_equal(np.sort(axis.lines[0].get_xdata()), end["f1"])
+        assert not overlapping(axis.get_yticklabels(), "y")
+    first, second = (int(label.get_text().split("(")[1][:-1]) for label in best.get_yticklabels()[:2] * (1 + (n_named == 1)))
+    assert first >= second  # of equal F1 the class of more images
+
+
+def test_many_class_sizes_are_counted_and_empty_classes_are_named() -> None:
+    sizes = np.random.default_rng(0).integers(1, 3000, 10_000)
+    figure = class_size_histograms({"train": sizes, "test": np.where(sizes > 1000, sizes, 0)})
+    figure.draw_without_rendering()
+    train, test = figure.axes
+    assert [sum(bar.get_height() for bar in axis.patches) for axis in figure.axes] == [10_000, (sizes > 1000).sum()]
+    assert "have none" not in train.get_title()
+    assert f"; {(sizes <= 1000).sum():,} of 10,000 have none" in test.get_title()
+    assert max(figure.get_size_inches()) * 110 <= 2200
+
+
+def test_the_size_of_the_charts_does_not_grow_with_the_classes() -> None:
+    sizes = [
+        [tuple(figure.get_size_inches()) for figure in (class_size_histograms({"train": n}), class_score_extremes(scores, "T"))]
+        for n, scores in ((np.arange(1, k + 1), many_scores(k, 5)) for k in (151, 10_000))
+    ]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize(("n_groups", "n_colours"), [(3, 3), (60, 60), (61, 1), (0, 1)])
+def test_the_map_of_many_classes_has_a_colour_for_each_group_or_one(n_groups: int, n_colours: int) -> None:
+    names = [f"class {k}" for k in range(200)]
+    points = pd.DataFrame({"x": range(200), "y": range(200), "class_name": names, "kind": ""})
+    groups = {name: f"group {k % n_groups}" for k, name in enumerate(names)} if n_groups else {}
+    figure = label_map(points, groups)
+    figure.draw_without_rendering()
+    assert len(np.unique(axes_of(figure).collections[0].get_facecolors(), axis=0)) == n_colours
+    assert len(np.unique(axes_of(label_map(points)).collections[0].get_facecolors(), axis=0)) > 100
 
 
 def test_coverage_is_in_percent() -> None:

@@ -1,0 +1,94 @@
+"""The report, its charts and `dvc plots show` as the number of classes grows; run by `python benchmarks/scale.py report`.
+
+Writes what the stages before `report` write about that many classes of falling size, six images a class on average, four in
+five answered correctly (tests/support/reports.py), into a temporary folder. A process draws every chart, the page and the
+card as the stage does, and another runs `dvc plots show`. Peaks are of the process that draws (resident set).
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WRITE = """
+import sys
+from support.reports import species_names, write_large_run
+write_large_run(species_names(int(sys.argv[1]), sys.argv[2] == "True"))
+"""
+DRAW = """
+from fieldguide.core.files import write_bytes
+from fieldguide.core.manifest import write_table
+from fieldguide.core.paths import CLASS_SIZES_CSV, MODEL_CARD, REPORT_HTML
+from fieldguide.report.card import render_card
+from fieldguide.report.data_figures import class_sizes, data_figures
+from fieldguide.report.facts import read_facts
+from fieldguide.report.figures import figures_of
+from fieldguide.report.page import render_page
+from fieldguide.report.plots import save_png
+from support.reports import PARAMS
+facts = read_facts(PARAMS)
+figures = data_figures() | figures_of(facts)
+for path, figure in figures.items():
+    save_png(figure, path)
+write_table(class_sizes(facts.tables["classes"]), CLASS_SIZES_CSV)
+write_bytes(REPORT_HTML, render_page(facts, figures).encode())
+write_bytes(MODEL_CARD, render_card(facts).encode())
+"""
+
+
+def measure(*command: str, folder: Path) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds and peak MiB of a command in `folder`; ends the program if it fails."""
+    start = time.perf_counter()
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "DVC_ROOT": str(folder)}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)[:60]} failed in {folder}")
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def make_project(folder: Path, n_classes: int, with_genus: bool) -> None:
+    """A git and DVC repository with the outputs of the stages before `report`."""
+    for name in ("dvc.yaml", ".dvc/config", ".dvc/plots"):
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    (folder / "params.yaml").symlink_to(ROOT / "params.yaml")
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    measure(sys.executable, "-c", WRITE, str(n_classes), str(with_genus), folder=folder)
+
+
+def measure_report(n_classes: int, with_genus: bool, keep: Path | None) -> None:
+    """Prints a line; the artifacts, charts and page stay in `keep`."""
+    folder = Path(tempfile.mkdtemp(prefix="scale-"))
+    try:
+        make_project(folder, n_classes, with_genus)
+        drawn = measure(sys.executable, "-c", DRAW, folder=folder)
+        metrics = folder / "metrics"
+        page, card = ((metrics / name).stat().st_size / 1e6 for name in ("report.html", "model_card.md"))
+        largest = max(metrics.glob("*.png"), key=lambda path: path.stat().st_size)
+        plots = measure(str(Path(sys.executable).parent / "dvc"), "plots", "show", folder=folder)
+        shown = (folder / "dvc_plots" / "index.html").stat().st_size / 1e6
+        print(
+            f"{n_classes:8d} {drawn[0]:8.1f} {drawn[1]:8.1f} {drawn[2]:6.0f} {page:8.2f} {card:8.3f}"
+            f" {largest.stat().st_size / 1e6:8.2f} {plots[0]:8.1f} {plots[1]:8.1f} {shown:8.2f}",
+            flush=True,
+        )
+        if keep:
+            shutil.copytree(folder, keep / str(n_classes), dirs_exist_ok=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+def report_sizes(classes: list[int], with_genus: bool = True, keep: Path | None = None) -> None:
+    """A line for each number of classes: the report, and `dvc plots show`."""
+    print(
+        f"{'classes':>8s} {'report s':>8s} {'CPU s':>8s} {'MiB':>6s} {'page MB':>8s} {'card MB':>8s} {'png MB':>8s}"
+        f" {'plots s':>8s} {'CPU s':>8s} {'html MB':>8s}"
+    )
+    for n_classes in classes:
+        measure_report(n_classes, with_genus, keep)
