@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ class ExportableNetwork(nn.Module):
     def forward(self, images: torch.Tensor, n_maps: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """uint8 `[N, H, W, 3]`, RGB, to the outputs that `output_names` lists, float32.
 
-        probabilities `[N, K]`, embedding `[N, F]`, known_score `[N]`, and with `n_maps`, int64 `[1]`, the activation `[N, n_maps,
-        h, w]` of that many of the most probable classes, best first.
+        probabilities `[N, K]`, embedding `[N, F]`, known_score `[N]`, and with `n_maps`, int64 `[1]`, the activation
+        `[N, n_maps, h, w]` of that many of the most probable classes, best first.
         """
         embedding, feature_map = self._embed(images)
         logits = self.model.head(embedding)  # linear: equals the mean of the logits
@@ -68,7 +68,8 @@ class ExportableNetwork(nn.Module):
 
     def _maps(self, feature_map: torch.Tensor | None, classes: torch.Tensor) -> torch.Tensor:
         assert feature_map is not None  # only networks with a map are asked for one
-        weights = F.embedding(classes, self.model.head.weight)
+        weights = self.model.head.weight.index_select(0, classes.flatten())  # [...] would be exported with a copy of them
+        weights = weights.unflatten(0, classes.shape)
         return (weights @ feature_map.flatten(2)).unflatten(2, feature_map.shape[2:])
 
     def _embed(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -92,6 +93,13 @@ class ExportableNetwork(nn.Module):
             return self.model.features(pixels), maps[-1]
         finally:
             handle.remove()
+
+
+@torch.inference_mode()
+def probabilities_of(exported: ExportableNetwork, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The probabilities, float32 `[B, K]`, of each batch of uint8 `[B, H, W, 3]`, RGB, by torch."""
+    for pixels in batches:
+        yield exported(torch.from_numpy(pixels))[0].numpy()
 
 
 def torch_probabilities(
@@ -133,9 +141,10 @@ def export(exported: ExportableNetwork, image_px: int, opset: int, metadata: dic
             optimize=True,
         )
     assert program is not None  # with dynamo=True
+    proto = program.model_proto  # made at each access
     if asked:
-        _make_maps_optional(program.model_proto.graph)
-    save_model(program.model_proto, metadata, target)
+        _make_maps_optional(proto.graph)
+    save_model(proto, metadata, target)
 
 
 def _make_maps_optional(graph: onnx.GraphProto) -> None:

@@ -158,7 +158,7 @@ def test_maps_are_computed_of_as_many_of_the_most_probable_classes_as_asked_for(
     (unasked,) = classifier.session.run(["activation"], {"images": pixels})  # as others use the file
     assert unasked.shape == (5, 0, 4, 4)
     assert older.predict_pixels(pixels) == classifier.predict_pixels(pixels)
-    with pytest.raises(ONNX_ERRORS, match="n_maps|TopK|[kK] "):
+    with pytest.raises(ONNX_ERRORS, match=r"TopK"):
         classifier.run(pixels, ["activation"], 5)  # of four classes
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fieldguide.onnx.classifier import OUTPUT_NAMES, OnnxClassifier
 from fieldguide.onnx.export import export, save_model
-from fieldguide.onnx.quantize import METHODS, after_embedding, to_fp16, to_int8
+from fieldguide.onnx.quantize import METHODS, beside_embedding, to_fp16, to_int8
 from support.exported import METADATA, computed, network, pictures
 
 pytestmark = pytest.mark.slow  # test_pipeline makes both forms in the fast lane
@@ -45,16 +45,19 @@ def test_a_smaller_form_answers_nearly_as_the_whole(
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > agreement
     assert small.file_bytes < share * whole.file_bytes + 30_000
     for n_images in (1, 2, 7):
-        outputs = small.run(images[:n_images], OUTPUT_NAMES)
+        outputs, of_whole = (one.run(images[:n_images], OUTPUT_NAMES, n_maps=1) for one in (small, whole))
         assert [output.dtype for output in outputs] == [np.float32] * 4
         assert outputs[0] == pytest.approx(found[:n_images], abs=1e-3)
+        same = outputs[0].argmax(axis=1) == of_whole[0].argmax(axis=1)
+        assert outputs[3][same] == pytest.approx(of_whole[3][same], abs=0.5 * float(np.abs(of_whole[3]).max()))
+        assert small.run(images[:n_images], ["activation"])[0].size == 0
 
 
 @pytest.mark.parametrize("form", ["fp16", *METHODS])
-def test_what_comes_after_the_embedding_is_computed_in_fp32(source: Path, forms: dict[str, Path], form: str) -> None:
-    names = after_embedding(onnx.load(source))
+def test_what_the_embedding_does_not_need_is_computed_in_fp32(source: Path, forms: dict[str, Path], form: str) -> None:
+    names = beside_embedding(onnx.load(source))
     kinds = {node.name: node.op_type for node in onnx.load(source).graph.node}
-    assert {"Gemm", "Softmax", "Conv"} <= {kinds[name] for name in names}
+    assert {"Gemm", "Softmax", "TopK", "MatMul"} <= {kinds[name] for name in names}
     model = onnx.load(forms[form])
     model = onnx.shape_inference.infer_shapes(model)
     types = {weight.name: weight.data_type for weight in model.graph.initializer}
