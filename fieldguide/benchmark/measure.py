@@ -13,7 +13,7 @@ from fieldguide.benchmark.timing import Predict, interleaved_ms, latency
 from fieldguide.core.artifacts import BackendMetrics, Int8Comparison, Latency, Speed
 from fieldguide.core.images import decode
 from fieldguide.core.params import Benchmark
-from fieldguide.onnx.sample import Sample, scores
+from fieldguide.onnx.sample import ImageSample, scores
 
 POINTS_LOST = 0.5  # of accuracy, in percentage points: the largest acceptable loss of INT8
 COLUMNS = ["backend", "threads", "batch_size", "images_per_second", "slowest", "fastest"]
@@ -69,7 +69,7 @@ def end_to_end_latency(
     return interleaved_ms({**calls, **library}, encoded, settings.warmup_runs, settings.latency_runs)
 
 
-def accuracies(backends: Mapping[str, Backend], sample: Sample) -> dict[str, float]:
+def accuracies(backends: Mapping[str, Backend], sample: ImageSample) -> dict[str, float]:
     """Top-1 accuracy of each backend on the sample."""
     found = scores({name: backend.predict for name, backend in backends.items()}, sample)
     return {name: score.n_right / len(sample) for name, score in found.items()}

@@ -20,7 +20,7 @@ from fieldguide.core.artifacts import Int8Form, SmallerForm
 from fieldguide.onnx.classifier import INPUT_NAME, MAPS_NAME, OnnxClassifier
 from fieldguide.onnx.export import save_model, silence
 from fieldguide.onnx.metadata import split_accuracy
-from fieldguide.onnx.sample import Sample, Score, scores
+from fieldguide.onnx.sample import ImageSample, Score, scores
 
 METHODS = {  # calibration methods, which choose the range of an activation from its distribution on the calibration images
     "entropy": (CalibrationMethod.Entropy, {}),
@@ -42,7 +42,7 @@ class SmallerForms:
     valid_accuracy: dict[str, float]
 
 
-def smaller_forms(source: Path, metadata: dict[str, Any], calibration: np.ndarray, valid: Sample) -> SmallerForms:
+def smaller_forms(source: Path, metadata: dict[str, Any], calibration: np.ndarray, valid: ImageSample) -> SmallerForms:
     """Both forms of `source`; INT8 is calibrated on `calibration`, uint8 `[N, H, W, 3]`, by the best method on valid."""
     forms = {method: to_int8(source, calibration, method) for method in METHODS}
     found = _scores(forms, metadata, valid)
@@ -52,7 +52,7 @@ def smaller_forms(source: Path, metadata: dict[str, Any], calibration: np.ndarra
 
 
 def write_forms(
-    forms: SmallerForms, fp16: Path, int8: Path, metadata: dict[str, Any], held_out: Sample
+    forms: SmallerForms, fp16: Path, int8: Path, metadata: dict[str, Any], held_out: ImageSample
 ) -> tuple[SmallerForm, Int8Form]:
     """Writes both forms, each with its own accuracy on the held-out images in its metadata; returns accuracies and sizes."""
     split = metadata["evaluate"]["split"]
@@ -67,7 +67,7 @@ def write_forms(
     return small["fp16"], of_int8
 
 
-def _scores(forms: Mapping[str, onnx.ModelProto], metadata: dict[str, Any], sample: Sample) -> dict[str, Score]:
+def _scores(forms: Mapping[str, onnx.ModelProto], metadata: dict[str, Any], sample: ImageSample) -> dict[str, Score]:
     classifiers = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, form in forms.items():

@@ -17,7 +17,7 @@ Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] to probabilit
 
 
 @dataclass(frozen=True)
-class Sample:
+class ImageSample:
     """Images of a split.
 
     rows: of the manifest. targets: their classes, int64 `[N]`. positions: their places in the split, int64 `[N]`. image_px: the
@@ -59,10 +59,10 @@ class Score(NamedTuple):
     log_likelihood: float
 
 
-def draw(rows: pd.DataFrame, targets: np.ndarray, raw: Path, image_px: int, n_workers: int) -> Sample:
+def draw(rows: pd.DataFrame, targets: np.ndarray, raw: Path, image_px: int, n_workers: int) -> ImageSample:
     """The sample of a split, of which `rows` and `targets`, int64 `[N]`, are all."""
     positions = stratified(rows)
-    return Sample(rows.iloc[positions].reset_index(drop=True), targets[positions], positions, raw, image_px, n_workers)
+    return ImageSample(rows.iloc[positions].reset_index(drop=True), targets[positions], positions, raw, image_px, n_workers)
 
 
 def stratified(rows: pd.DataFrame, n: int = SAMPLE_IMAGES) -> np.ndarray:
@@ -75,7 +75,7 @@ def stratified(rows: pd.DataFrame, n: int = SAMPLE_IMAGES) -> np.ndarray:
     return np.sort(turn.index[:n].to_numpy(dtype=np.int64))
 
 
-def scores(predictors: Mapping[str, Predict], sample: Sample) -> dict[str, Score]:
+def scores(predictors: Mapping[str, Predict], sample: ImageSample) -> dict[str, Score]:
     """The score of each on the sample, which is decoded once for all."""
     n_right, log_likelihood, start = dict.fromkeys(predictors, 0), dict.fromkeys(predictors, 0.0), 0
     for pixels in sample.batches():
