@@ -51,7 +51,7 @@ def _timings(
     lines = []
     for batch_size in settings.batch_sizes:
         batch = pixels[np.arange(batch_size) % len(pixels)]
-        for name, times in interleaved_ms(calls, batch, 2, settings.throughput_runs).items():
+        for name, times in interleaved_ms(calls, batch, 1, settings.throughput_runs).items():
             rates = batch_size / times * 1000
             lines.append((name, n_threads, batch_size, np.median(rates), rates.min(), rates.max()))
     return {name: latency(times) for name, times in single.items()}, pd.DataFrame(lines, columns=COLUMNS)

@@ -6,6 +6,7 @@ the range of scores exceeds half precision.
 
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,11 @@ class SmallerForms:
 
 def smaller_forms(source: Path, metadata: dict[str, Any], calibration: np.ndarray, valid: ImageSample) -> SmallerForms:
     """Both forms of `source`; INT8 is calibrated on `calibration`, uint8 `[N, H, W, 3]`, by the best method on valid."""
-    forms = {method: to_int8(source, calibration, method) for method in METHODS}
+    with (
+        silence(),
+        ThreadPoolExecutor(len(METHODS)) as pool,
+    ):  # most of the time NumPy and ONNX Runtime compute, without the GIL
+        forms = dict(zip(METHODS, pool.map(lambda method: to_int8(source, calibration, method), METHODS), strict=True))
     found = _scores(forms, metadata, valid)
     method = max(found, key=lambda name: found[name])
     valid_accuracy = {name: score.n_right / len(valid) for name, score in found.items()}
@@ -95,13 +100,17 @@ class _Images(CalibrationDataReader):
 
 
 def to_int8(source: Path, pixels: np.ndarray, method: str) -> onnx.ModelProto:
-    """Weights int8 per channel, activations uint8 with ranges calibrated on `pixels`, uint8 `[N, H, W, 3]`; QDQ format."""
+    """Weights int8 per channel, activations uint8 with ranges calibrated on `pixels`, uint8 `[N, H, W, 3]`; QDQ format.
+
+    Prints and warns outside of `silence`, which acts on all threads and is therefore the caller's.
+    """
     calibrate_method, options = METHODS[method]
     model = onnx.load(source)
-    with tempfile.TemporaryDirectory() as folder, silence():
-        target = Path(folder, "int8.onnx")
+    with tempfile.TemporaryDirectory() as folder:
+        own, target = Path(folder, source.name), Path(folder, "int8.onnx")
+        own.write_bytes(source.read_bytes())  # ONNX Runtime writes files beside it
         quantize_static(
-            source,
+            own,
             target,
             _Images(pixels, len(model.graph.input) > 1),
             quant_format=QuantFormat.QDQ,

@@ -4,11 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 
+from fieldguide.onnx import sample as samples
 from fieldguide.onnx.classifier import OUTPUT_NAMES, OnnxClassifier
-from fieldguide.onnx.export import export, save_model
-from fieldguide.onnx.quantize import METHODS, beside_embedding, to_fp16, to_int8
+from fieldguide.onnx.export import export, save_model, silence
+from fieldguide.onnx.metadata import split_accuracy
+from fieldguide.onnx.quantize import METHODS, beside_embedding, smaller_forms, to_fp16, to_int8, write_forms
+from fieldguide.onnx.sample import draw
 from support.exported import METADATA, computed, network, pictures
 
 pytestmark = pytest.mark.slow  # test_pipeline makes both forms in the fast lane
@@ -25,7 +29,8 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def forms(source: Path) -> dict[str, Path]:
     pixels = pictures(64, PX).numpy()
-    made = {"fp16": to_fp16(source)} | {method: to_int8(source, pixels, method) for method in METHODS}
+    with silence():
+        made = {"fp16": to_fp16(source)} | {method: to_int8(source, pixels, method) for method in METHODS}
     for name, form in made.items():
         save_model(form, METADATA | {"image_px": PX}, source.with_name(f"{name}.onnx"))
     return {name: source.with_name(f"{name}.onnx") for name in made}
@@ -82,13 +87,30 @@ def test_convolutions_are_in_bytes_with_a_scale_for_each_channel(forms: dict[str
         assert made_by[node.input[0]].op_type == "DequantizeLinear"
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_equal_files_and_images_give_equal_bytes_and_leave_the_source_alone(
-    source: Path, forms: dict[str, Path], method: str, capfd: pytest.CaptureFixture[str]
+def test_the_best_method_on_valid_is_taken_and_equal_images_give_equal_bytes(
+    source: Path, forms: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = source.read_bytes()
-    again = source.with_name("again.onnx")
-    save_model(to_int8(source, pictures(64, PX).numpy(), method), METADATA | {"image_px": PX}, again)
-    assert again.read_bytes() == forms[method].read_bytes()
+    before, pixels = source.read_bytes(), pictures(64, PX).numpy()
+    targets = OnnxClassifier(source, n_threads=1).probabilities(pixels).argmax(axis=1)  # as if it were always right
+    rows = pd.DataFrame({"given_label": pd.array(targets, dtype="Int64"), "sha256": [f"{number:02d}" for number in range(64)]})
+    monkeypatch.setattr(samples, "decode_pixels", lambda *_: pixels)
+    sample = draw(rows, targets, tmp_path, PX, 1)
+    evaluate = split_accuracy("test", 64, 64).as_dict()
+    found = smaller_forms(source, METADATA | {"image_px": PX, "evaluate": evaluate}, pixels, sample)
+    own = {method: OnnxClassifier(forms[method], n_threads=1).probabilities(pixels).argmax(axis=1) for method in METHODS}
+    shares = {method: float((predicted == targets).mean()) for method, predicted in own.items()}
+    assert found.valid_accuracy == shares
+    assert shares[found.method] == max(shares.values())
+    metadata = METADATA | {"image_px": PX, "evaluate": evaluate}
+    fp16, int8 = write_forms(found, tmp_path / "fp16.onnx", tmp_path / "int8.onnx", metadata, sample)
+    assert int8.accuracy == shares[found.method]
+    assert (fp16.bytes, int8.bytes) == tuple((tmp_path / f"{form}.onnx").stat().st_size for form in ("fp16", "int8"))
+    written = OnnxClassifier(tmp_path / "int8.onnx").metadata
+    assert (written["precision"], written["method"]) == ("int8", found.method)
+    assert written["evaluate"]["accuracy"] == int8.accuracy
+    for form, target in ((found.int8, found.method), (found.fp16, "fp16")):
+        del form.metadata_props[:]
+        save_model(form, METADATA | {"image_px": PX}, tmp_path / "again.onnx")
+        assert (tmp_path / "again.onnx").read_bytes() == forms[target].read_bytes()
     assert source.read_bytes() == before
     assert capfd.readouterr() == ("", "")
