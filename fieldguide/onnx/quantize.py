@@ -5,14 +5,16 @@ the range of scores exceeds half precision.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
@@ -27,6 +29,7 @@ METHODS = {  # calibration methods, which choose the range of an activation from
     "entropy": (CalibrationMethod.Entropy, {}),
     "percentile": (CalibrationMethod.Percentile, {"CalibPercentile": 99.99}),
 }
+LOG_WARNINGS, LOG_ERRORS = 2, 3  # severities of ONNX Runtime; the first is its default
 BATCH = 4  # calibration images at a time; all their activations are in memory
 
 
@@ -45,15 +48,23 @@ class SmallerForms:
 
 def smaller_forms(source: Path, metadata: dict[str, Any], calibration: np.ndarray, valid: ImageSample) -> SmallerForms:
     """Both forms of `source`; INT8 is calibrated on `calibration`, uint8 `[N, H, W, 3]`, by the best method on valid."""
-    with (
-        silence(),
-        ThreadPoolExecutor(len(METHODS)) as pool,
-    ):  # most of the time NumPy and ONNX Runtime compute, without the GIL
+    with quiet(), ThreadPoolExecutor(len(METHODS)) as pool:  # NumPy and ONNX Runtime compute without the GIL
         forms = dict(zip(METHODS, pool.map(lambda method: to_int8(source, calibration, method), METHODS), strict=True))
     found = _scores(forms, metadata, valid)
     method = max(found, key=lambda name: found[name])
     valid_accuracy = {name: score.n_right / len(valid) for name, score in found.items()}
     return SmallerForms(to_fp16(source), forms[method], method, valid_accuracy)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppresses what the tools of ONNX Runtime print and log in the block."""
+    with silence():
+        onnxruntime.set_default_logger_severity(LOG_ERRORS)
+        try:
+            yield
+        finally:
+            onnxruntime.set_default_logger_severity(LOG_WARNINGS)
 
 
 def write_forms(
@@ -102,7 +113,7 @@ class _Images(CalibrationDataReader):
 def to_int8(source: Path, pixels: np.ndarray, method: str) -> onnx.ModelProto:
     """Weights int8 per channel, activations uint8 with ranges calibrated on `pixels`, uint8 `[N, H, W, 3]`; QDQ format.
 
-    Prints and warns outside of `silence`, which acts on all threads and is therefore the caller's.
+    Prints and warns outside of `quiet`, which acts on all threads and is therefore the caller's.
     """
     calibrate_method, options = METHODS[method]
     model = onnx.load(source)

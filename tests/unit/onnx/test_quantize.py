@@ -9,9 +9,9 @@ import pytest
 
 from fieldguide.onnx import sample as samples
 from fieldguide.onnx.classifier import OUTPUT_NAMES, OnnxClassifier
-from fieldguide.onnx.export import export, save_model, silence
+from fieldguide.onnx.export import export, save_model
 from fieldguide.onnx.metadata import split_accuracy
-from fieldguide.onnx.quantize import METHODS, beside_embedding, smaller_forms, to_fp16, to_int8, write_forms
+from fieldguide.onnx.quantize import METHODS, beside_embedding, quiet, smaller_forms, to_fp16, to_int8, write_forms
 from fieldguide.onnx.sample import draw
 from support.exported import METADATA, computed, network, pictures
 
@@ -29,7 +29,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def forms(source: Path) -> dict[str, Path]:
     pixels = pictures(64, PX).numpy()
-    with silence():
+    with quiet():
         made = {"fp16": to_fp16(source)} | {method: to_int8(source, pixels, method) for method in METHODS}
     for name, form in made.items():
         save_model(form, METADATA | {"image_px": PX}, source.with_name(f"{name}.onnx"))
@@ -67,9 +67,12 @@ def test_what_the_embedding_does_not_need_is_computed_in_fp32(source: Path, form
     model = onnx.shape_inference.infer_shapes(model)
     types = {weight.name: weight.data_type for weight in model.graph.initializer}
     types |= {value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.output)}
+    inputs = {node.name: {types[name] for name in node.input} for node in model.graph.node if node.name in names}
+    assert set(inputs) == set(names)
+    assert set().union(*inputs.values()) == {onnx.TensorProto.INT64, onnx.TensorProto.FLOAT}  # INT64: shapes and classes
     for node in model.graph.node:
-        if node.name in names:
-            assert {types[name] for name in node.input if types[name] != onnx.TensorProto.INT64} == {onnx.TensorProto.FLOAT}
+        if node.op_type in ("Gemm", "Softmax", "MatMul"):
+            assert inputs[node.name] == {onnx.TensorProto.FLOAT}
 
 
 @pytest.mark.parametrize("method", METHODS)
