@@ -7,7 +7,7 @@ of this machine, which the file describes; repeat them on another with `dvc repr
 
 from fieldguide.benchmark.backends import describe_hardware, load_backends
 from fieldguide.benchmark.footprint import footprint
-from fieldguide.benchmark.measure import accuracy_of, compare_int8, end_to_end_latency, measure_speed, summary_line
+from fieldguide.benchmark.measure import accuracies, compare_int8, end_to_end_latency, measure_speed, summary_line
 from fieldguide.benchmark.reference import peer
 from fieldguide.benchmark.timing import percentiles
 from fieldguide.core.artifacts import BackendMetrics, BenchmarkMetrics, LibraryMetrics
@@ -29,6 +29,7 @@ from fieldguide.core.paths import (
 from fieldguide.network.checkpoint import load_checkpoint
 from fieldguide.network.device import pick_device
 from fieldguide.network.loader import decode_pixels
+from fieldguide.onnx.sample import draw
 from fieldguide.tracking import run as tracking
 
 ONNX_FILES = {"onnxruntime": ONNX, "onnxruntime_fp16": ONNX_FP16, "onnxruntime_int8": ONNX_INT8}  # by backend
@@ -39,18 +40,20 @@ def main() -> None:
     settings, device = params.benchmark, pick_device(params.runtime.device)
     model, facts = load_checkpoint(CHECKPOINT)
     _, rows = held_out(read_manifest(MANIFEST))
-    pixels, targets = decode_pixels(rows, RAW, facts.image_px, params.runtime.n_workers), facts.classes.given_targets(rows)
+    test = draw(rows, facts.classes.given_targets(rows), RAW, facts.image_px, params.runtime.n_workers)
+    pixels = decode_pixels(rows[: max(settings.batch_sizes)], RAW, facts.image_px, params.runtime.n_workers)
     encoded = read_encoded(RAW / rows["file"][0], int(rows["offset"][0]), int(rows["length"][0]))
     backends = load_backends(CHECKPOINT, CALIBRATION, ONNX_FILES, device, settings.compile)
     speeds, throughput = measure_speed(backends, pixels, settings)
     library = peer(facts.model, model, facts.image_px)
     times = end_to_end_latency(backends, library, encoded, facts.image_px, settings)
-    figures = {}
+    accuracy, figures = accuracies(backends, test), {}
     for name, backend in backends.items():
         figures[name] = BackendMetrics(
             **speeds[name].as_dict(),
             bytes_to_answer_ms=percentiles(times[name]),
-            accuracy=accuracy_of(backend.predict, pixels, targets),
+            accuracy=accuracy[name],
+            n=len(test),
             bytes=backend.n_bytes,
             **(footprint(*backend.start) if backend.start else {}),
         )

@@ -13,6 +13,7 @@ from fieldguide.benchmark.timing import Predict, interleaved_ms, latency
 from fieldguide.core.artifacts import BackendMetrics, Int8Comparison, Latency, Speed
 from fieldguide.core.images import decode
 from fieldguide.core.params import Benchmark
+from fieldguide.onnx.sample import ImageSample, scores
 
 POINTS_LOST = 0.5  # of accuracy, in percentage points: the largest acceptable loss of INT8
 COLUMNS = ["backend", "threads", "batch_size", "images_per_second", "slowest", "fastest"]
@@ -50,7 +51,7 @@ def _timings(
     lines = []
     for batch_size in settings.batch_sizes:
         batch = pixels[np.arange(batch_size) % len(pixels)]
-        for name, times in interleaved_ms(calls, batch, 2, settings.throughput_runs).items():
+        for name, times in interleaved_ms(calls, batch, 1, settings.throughput_runs).items():
             rates = batch_size / times * 1000
             lines.append((name, n_threads, batch_size, np.median(rates), rates.min(), rates.max()))
     return {name: latency(times) for name, times in single.items()}, pd.DataFrame(lines, columns=COLUMNS)
@@ -68,10 +69,10 @@ def end_to_end_latency(
     return interleaved_ms({**calls, **library}, encoded, settings.warmup_runs, settings.latency_runs)
 
 
-def accuracy_of(predict: Predict, pixels: np.ndarray, targets: np.ndarray) -> float:
-    """Top-1 accuracy of this backend."""
-    parts = [predict(pixels[start : start + 64]).argmax(axis=1) for start in range(0, len(pixels), 64)]
-    return float((np.concatenate(parts) == targets).mean())
+def accuracies(backends: Mapping[str, Backend], sample: ImageSample) -> dict[str, float]:
+    """Top-1 accuracy of each backend on the sample."""
+    found = scores({name: backend.predict for name, backend in backends.items()}, sample)
+    return {name: score.n_right / len(sample) for name, score in found.items()}
 
 
 def compare_int8(fp32: BackendMetrics, int8: BackendMetrics) -> Int8Comparison:

@@ -10,9 +10,9 @@ import torch
 
 from fieldguide.core.artifacts import Latency, Percentiles
 
-ROUNDS = 10  # blocks of timed calls per backend
+ROUNDS = 5  # blocks of timed calls per backend
 PAUSE_S = 0.05  # measured on 2 cores: without it, torch at batch 1 took 3 times as long beside ONNX Runtime as alone
-BLOCK_WARMUP_RUNS = 2
+BLOCK_WARMUP_RUNS = 1
 
 T = TypeVar("T")
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] to probabilities [B, K]

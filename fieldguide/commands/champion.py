@@ -19,7 +19,7 @@ from fieldguide.core.manifest import as_labelled, read_manifest, rows_of
 from fieldguide.core.paths import MANIFEST, RAW
 from fieldguide.evaluation.metrics import accuracy_interval, paired_difference
 from fieldguide.onnx.classifier import OnnxClassifier
-from fieldguide.onnx.proof import probabilities_alone
+from fieldguide.onnx.proof import BATCH_SIZES, run_alone
 from fieldguide.tracking.registry import CHAMPION, NAME, SCHEME, ExportedRun, Registry, open_registry
 from fieldguide.tracking.store import CHECKPOINT_TAG, DATA_TAG, EXPERIMENT_TAG, ONNX_TAG
 
@@ -150,7 +150,8 @@ def champion_predictions(
         raise UserError(f"champion, version {current.version}: {fault}; the challenger does not know {missing[0]}{more}")
     print(f"champion   evaluated here: {fault}")
     places = list(rows[["file", "offset", "length"]].itertuples(index=False, name=None))
-    answers = np.array(classifier.class_names)[probabilities_alone(file, RAW, places)[-1].argmax(axis=1)]
+    size = max(BATCH_SIZES)
+    answers = np.array(classifier.class_names)[run_alone(file, RAW, places, batch_sizes=(size,)).predicted[size]]
     table = pd.DataFrame({"id": rows["id"], "sha256": rows["sha256"], "truth": rows["given"], "answer_1": answers})
     return Predictions(predictions.split, _sort(table))
 

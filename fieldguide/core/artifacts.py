@@ -357,7 +357,7 @@ class SplitAccuracy(Part):
 
 
 class Agreement(Part):
-    """The ONNX file compared with torch on the held-out images."""
+    """The ONNX file compared with torch on `n` held-out images: all, or a sample."""
 
     top1_agreement: float
     max_abs_difference: float  # of a probability
@@ -418,6 +418,7 @@ class BackendMetrics(Speed):
 
     bytes_to_answer_ms: Percentiles  # from an encoded photograph to its probabilities
     accuracy: float
+    n: OrNoKey[int] = None  # images of that accuracy
     bytes: int  # of its file
     import_s: OrNoKey[float] = None  # this and the next three: measured in a separate process
     load_s: OrNoKey[float] = None

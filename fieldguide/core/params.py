@@ -212,7 +212,7 @@ class Evaluate(Section):
 class Export(Section):
     opset: Annotated[int, Field(ge=18, le=25)]
     max_abs_difference: Annotated[float, Field(gt=0, le=1)]
-    int8_images: Annotated[int, Field(ge=8, le=100_000)]
+    int8_images: Annotated[int, Field(ge=8, le=2_000)]
 
 
 class Benchmark(Section):

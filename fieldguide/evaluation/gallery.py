@@ -41,8 +41,8 @@ def build_gallery(network: TrainedNetwork, evaluation: Evaluation) -> Gallery:
 
     @torch.inference_mode()
     def activations(split: str, rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        maps = exported(torch.from_numpy(photographs(split, rows, facts.image_px)).to(device))[-1]
-        return maps[torch.arange(len(classes)), torch.from_numpy(classes)].cpu().numpy()
+        pixels = torch.from_numpy(photographs(split, rows, facts.image_px)).to(device)
+        return exported.activation(pixels, torch.from_numpy(classes)[:, None].to(device))[:, 0].cpu().numpy()
 
     return select_gallery(evaluation, photographs, activations if exported.map_name is not None else None)
 

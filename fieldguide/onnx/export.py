@@ -5,21 +5,21 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
+from onnx import numpy_helper
 from torch import nn
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import UNSEALED, seal, write_bytes
 from fieldguide.network.calibration import Calibration, KnownScore
 from fieldguide.network.models import Classifier, averaged_map
-from fieldguide.onnx.classifier import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES
+from fieldguide.onnx.classifier import INPUT_NAME, MAPS_NAME, METADATA_KEY, OUTPUT_NAMES
 
 PRODUCER = "fieldguide"
 EXAMPLE_BATCH = 2  # the exporter would make a dynamic dimension of size 1 static
@@ -29,7 +29,7 @@ MAX_BYTES = 2**31 - 1  # of a protobuf message; a larger model needs a second fi
 class ExportableNetwork(nn.Module):
     """The computation of the ONNX file: normalisation, network, test-time augmentation, calibration and activation maps.
 
-    `activation` (Zhou et al. 2016, arXiv:1512.04150) exists if the embedding is the mean of a feature map.
+    Class activation maps (Zhou et al. 2016, arXiv:1512.04150) exist if the embedding is the mean of a feature map.
     """
 
     def __init__(self, model: Classifier, calibration: Calibration, image_px: int) -> None:
@@ -44,22 +44,42 @@ class ExportableNetwork(nn.Module):
     def output_names(self) -> tuple[str, ...]:
         return OUTPUT_NAMES if self.map_name is not None else OUTPUT_NAMES[:-1]
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, images: torch.Tensor, n_maps: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """uint8 `[N, H, W, 3]`, RGB, to the outputs that `output_names` lists, float32.
 
-        probabilities `[N, K]`, embedding `[N, F]`, known_score `[N]`, activation `[N, K, h, w]` of the unmirrored view.
+        probabilities `[N, K]`, embedding `[N, F]`, known_score `[N]`, and with `n_maps`, int64 `[1]`, the activation
+        `[N, n_maps, h, w]` of that many of the most probable classes, best first.
         """
+        embedding, feature_map = self._embed(images)
+        logits = self.model.head(embedding)  # linear: equals the mean of the logits
+        probabilities = (logits / self.temperature).softmax(dim=1)
+        outputs = (probabilities, embedding, self.known_score(logits, embedding))
+        if n_maps is None:
+            return outputs
+        n = n_maps.item()
+        torch._check(n >= 0)  # for the exporter, which does not know the number
+        torch._check(n <= probabilities.shape[1])
+        return (*outputs, self._maps(feature_map, probabilities.topk(n, dim=1).indices))
+
+    def activation(self, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """The activation maps of `classes`, int64 `[N, M]`, for images as in `forward`: float32 `[N, M, h, w]`."""
+        return self._maps(self._embed(images)[1], classes)
+
+    def _maps(self, feature_map: torch.Tensor | None, classes: torch.Tensor) -> torch.Tensor:
+        assert feature_map is not None  # only networks with a map are asked for one
+        weights = self.model.head.weight.index_select(0, classes.flatten())  # [...] would be exported with a copy of them
+        weights = weights.unflatten(0, classes.shape)
+        return (weights @ feature_map.flatten(2)).unflatten(2, feature_map.shape[2:])
+
+    def _embed(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The embedding `[N, F]`, the mean over the views, and the feature map `[N, F, h, w]` of the unmirrored one."""
         pixels = images.permute(0, 3, 1, 2).float() / 255
         views = torch.cat([pixels, pixels.flip(3)]) if self.mirror else pixels
         embedding, feature_map = self._features((views - self.model.pixel_mean) / self.model.pixel_std)
         if self.mirror:
             embedding = embedding.unflatten(0, (2, -1)).mean(dim=0)
-        logits = self.model.head(embedding)  # linear: equals the mean of the logits
-        outputs = ((logits / self.temperature).softmax(dim=1), embedding, self.known_score(logits, embedding))
-        if feature_map is None:
-            return outputs
-        unmirrored = feature_map[: images.shape[0]] if self.mirror else feature_map
-        return (*outputs, F.conv2d(unmirrored, self.model.head.weight[:, :, None, None]))
+            feature_map = None if feature_map is None else feature_map[: images.shape[0]]
+        return embedding, feature_map
 
     def _features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The embedding `[N, F]`, and the feature map `[N, F, h, w]` whose mean it is, if there is one."""
@@ -72,6 +92,13 @@ class ExportableNetwork(nn.Module):
             return self.model.features(pixels), maps[-1]
         finally:
             handle.remove()
+
+
+@torch.inference_mode()
+def probabilities_of(exported: ExportableNetwork, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The probabilities, float32 `[B, K]`, of each batch of uint8 `[B, H, W, 3]`, RGB, by torch."""
+    for pixels in batches:
+        yield exported(torch.from_numpy(pixels))[0].numpy()
 
 
 def torch_probabilities(
@@ -99,20 +126,30 @@ def export(exported: ExportableNetwork, image_px: int, opset: int, metadata: dic
     `metadata` is stored as JSON under the key `fieldguide` of the file's metadata. Raises `UserError` for a network that is
     too large for one file.
     """
-    example = torch.zeros(EXAMPLE_BATCH, image_px, image_px, 3, dtype=torch.uint8)
+    example = (torch.zeros(EXAMPLE_BATCH, image_px, image_px, 3, dtype=torch.uint8),)
+    asked = (torch.tensor([EXAMPLE_BATCH]),) if exported.map_name is not None else ()
     with silence():
         program = torch.onnx.export(
             exported.eval(),
-            (example,),
-            input_names=[INPUT_NAME],
+            example + asked,
+            input_names=[INPUT_NAME, MAPS_NAME][: 1 + len(asked)],
             output_names=list(exported.output_names),
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamic_shapes=({0: torch.export.Dim("batch")}, None)[: 1 + len(asked)],
             opset_version=opset,
             dynamo=True,
             optimize=True,
         )
     assert program is not None  # with dynamo=True
-    save_model(program.model_proto, metadata, target)
+    proto = program.model_proto  # made at each access
+    if asked:
+        _make_maps_optional(proto.graph)
+    save_model(proto, metadata, target)
+
+
+def _make_maps_optional(graph: onnx.GraphProto) -> None:
+    """Gives the input `n_maps` the default 0, an initializer of its name, and names the dimension that it determines."""
+    graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), MAPS_NAME))
+    graph.output[-1].type.tensor_type.shape.dim[1].dim_param = MAPS_NAME
 
 
 def save_model(proto: onnx.ModelProto, metadata: dict[str, Any], target: Path) -> None:

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import yaml
 
-from fieldguide.core.artifacts import EvaluateMetrics, Receipt, SplitAccuracy
+from fieldguide.core.artifacts import Receipt, SplitAccuracy
 from fieldguide.core.colours import RULE as COLOUR_RULE
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash
@@ -22,13 +25,29 @@ UPSTREAM = ("download", "split_check", "train", "evaluate")  # stages whose entr
 CODE = ("fieldguide/network/models.py", "fieldguide/onnx/export.py")  # files that define the computation
 
 
-def reported_accuracy(source: Path, split: str) -> SplitAccuracy:
-    """The accuracy on the split that metrics/evaluate.json reports, with its interval; raises `UserError` where it has none."""
-    splits = EvaluateMetrics.read(source).splits
-    if split not in splits:
-        raise UserError(f"{source}: split {split} is missing; recreate it with: dvc repro -f evaluate")
-    accuracy, n = splits[split].accuracy, splits[split].n
-    return split_accuracy(split, round(accuracy * n), n)
+class Evaluated(NamedTuple):
+    """What evaluate found on the held-out split: its accuracy, and the prediction for each image, int64 `[N]`."""
+
+    accuracy: SplitAccuracy
+    predicted: np.ndarray
+
+
+def read_evaluated(source: Path, split: str, rows: pd.DataFrame, class_names: Sequence[str]) -> Evaluated:
+    """The predictions of metrics/predictions.csv for `rows` of the manifest; raises `UserError` if they are of other images."""
+    columns = ["split", "sha256", "truth", "answer_1"]
+    try:
+        table = pd.read_csv(source, dtype=str, keep_default_na=False, usecols=columns)
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}; create it with: dvc repro evaluate") from error
+    except ValueError as error:
+        raise UserError(f"{source}: not a table of predictions ({error}); recreate it with: dvc repro -f evaluate") from error
+    table, numbers = table[table["split"] == split], {name: number for number, name in enumerate(class_names)}
+    known = table["answer_1"].isin(numbers).all()
+    if not known or table["sha256"].tolist() != rows["sha256"].tolist():
+        fault = f"not of the {len(rows)} {split} images in use" if known else "of other classes than the network's"
+        raise UserError(f"{source}: its {len(table)} {split} predictions are {fault}; recreate it with: dvc repro -f evaluate")
+    n_right = int((table["answer_1"] == table["truth"]).sum())
+    return Evaluated(split_accuracy(split, n_right, len(table)), table["answer_1"].map(numbers).to_numpy(dtype=np.int64))
 
 
 def split_accuracy(split: str, n_right: int, n: int) -> SplitAccuracy:
@@ -48,6 +67,7 @@ def onnx_metadata(
         "resize": RESIZE_RULE,
         "colours": COLOUR_RULE,
         "input": "uint8 [N, image_px, image_px, 3], RGB",
+        "activation": "[N, n_maps, h, w] of the most probable classes; n_maps, int64 [1], may be left out: 0",
         "model": facts.model,
         "epoch": facts.epoch,
         "precision": "fp32",

@@ -1,83 +1,103 @@
 """Smaller model files: fp16 for GPUs, static INT8 for CPUs with INT8 dot products (VNNI).
 
-Both compute everything after the embedding (head, softmax, known score, activation) in fp32: it costs almost nothing, and the
-range of scores exceeds half precision.
+Both compute what the embedding does not need (head, softmax, known score, activation) in fp32: it costs almost nothing, and
+the range of scores exceeds half precision.
 """
 
 import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from fieldguide.core.artifacts import Int8Form, SmallerForm
-from fieldguide.onnx.classifier import INPUT_NAME, OnnxClassifier
+from fieldguide.onnx.classifier import INPUT_NAME, MAPS_NAME, OnnxClassifier
 from fieldguide.onnx.export import save_model, silence
 from fieldguide.onnx.metadata import split_accuracy
-from fieldguide.onnx.proof import BATCH_SIZES
+from fieldguide.onnx.sample import ImageSample, Score, scores
 
 METHODS = {  # calibration methods, which choose the range of an activation from its distribution on the calibration images
     "entropy": (CalibrationMethod.Entropy, {}),
     "percentile": (CalibrationMethod.Percentile, {"CalibPercentile": 99.99}),
 }
+LOG_WARNINGS, LOG_ERRORS = 2, 3  # severities of ONNX Runtime; the first is its default
 BATCH = 4  # calibration images at a time; all their activations are in memory
 
 
-class Labelled(NamedTuple):
-    """Images, uint8 `[N, H, W, 3]`, and their classes, int64 `[N]`."""
+@dataclass(frozen=True)
+class SmallerForms:
+    """The fp16 and INT8 forms of a file; `method` is the calibration method of the latter, the best one on valid.
 
-    pixels: np.ndarray
-    targets: np.ndarray
+    valid_accuracy: of INT8 by each method.
+    """
 
-
-def write_fp16(source: Path, target: Path, metadata: dict[str, Any], held_out: Labelled) -> SmallerForm:
-    """Writes the fp16 form of `source`; returns its accuracy on the held-out images and its size."""
-    return _write(to_fp16(source), target, metadata | {"precision": "fp16"}, held_out)
-
-
-def write_int8(
-    source: Path, target: Path, metadata: dict[str, Any], calibration: np.ndarray, valid: Labelled, held_out: Labelled
-) -> Int8Form:
-    """Writes the INT8 form of `source`, calibrated on `calibration`, uint8 `[N, H, W, 3]`, by the best method on valid."""
-    forms = {method: to_int8(source, calibration, method) for method in METHODS}
-    scores = {method: _score(form, metadata, valid) for method, form in forms.items()}
-    method = max(scores, key=lambda name: scores[name])
-    written = _write(forms[method], target, metadata | {"precision": "int8", "method": method}, held_out)
-    valid_accuracy = {name: n_right / len(valid.targets) for name, (n_right, _) in scores.items()}
-    return Int8Form(accuracy=written.accuracy, bytes=written.bytes, method=method, valid_accuracy=valid_accuracy)
+    fp16: onnx.ModelProto
+    int8: onnx.ModelProto
+    method: str
+    valid_accuracy: dict[str, float]
 
 
-def _write(form: onnx.ModelProto, target: Path, metadata: dict[str, Any], held_out: Labelled) -> SmallerForm:
-    """Writes a form with its own accuracy in the metadata."""
-    n_right, _ = _score(form, metadata, held_out)
-    accuracy = split_accuracy(metadata["evaluate"]["split"], n_right, len(held_out.targets))
-    save_model(form, metadata | {"evaluate": accuracy.as_dict()}, target)
-    return SmallerForm(accuracy=accuracy.accuracy, bytes=target.stat().st_size)
+def smaller_forms(source: Path, metadata: dict[str, Any], calibration: np.ndarray, valid: ImageSample) -> SmallerForms:
+    """Both forms of `source`; INT8 is calibrated on `calibration`, uint8 `[N, H, W, 3]`, by the best method on valid."""
+    with quiet(), ThreadPoolExecutor(len(METHODS)) as pool:  # NumPy and ONNX Runtime compute without the GIL
+        forms = dict(zip(METHODS, pool.map(lambda method: to_int8(source, calibration, method), METHODS), strict=True))
+    found = _scores(forms, metadata, valid)
+    method = max(found, key=lambda name: found[name])
+    valid_accuracy = {name: score.n_right / len(valid) for name, score in found.items()}
+    return SmallerForms(to_fp16(source), forms[method], method, valid_accuracy)
 
 
-def _score(form: onnx.ModelProto, metadata: dict[str, Any], images: Labelled) -> tuple[int, float]:
-    """The number of right predictions, and minus the mean cross-entropy, which breaks ties."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppresses what the tools of ONNX Runtime print and log in the block."""
+    with silence():
+        onnxruntime.set_default_logger_severity(LOG_ERRORS)
+        try:
+            yield
+        finally:
+            onnxruntime.set_default_logger_severity(LOG_WARNINGS)
+
+
+def write_forms(
+    forms: SmallerForms, fp16: Path, int8: Path, metadata: dict[str, Any], held_out: ImageSample
+) -> tuple[SmallerForm, Int8Form]:
+    """Writes both forms, each with its own accuracy on the held-out images in its metadata; returns accuracies and sizes."""
+    split = metadata["evaluate"]["split"]
+    found = _scores({"fp16": forms.fp16, "int8": forms.int8}, metadata, held_out)
+    own = {"fp16": {"precision": "fp16"}, "int8": {"precision": "int8", "method": forms.method}}
+    small = {}
+    for name, form, target in (("fp16", forms.fp16, fp16), ("int8", forms.int8, int8)):
+        accuracy = split_accuracy(split, found[name].n_right, len(held_out))
+        save_model(form, metadata | own[name] | {"evaluate": accuracy.as_dict()}, target)
+        small[name] = SmallerForm(accuracy=accuracy.accuracy, bytes=target.stat().st_size)
+    of_int8 = Int8Form(**small["int8"].as_dict(), method=forms.method, valid_accuracy=forms.valid_accuracy)
+    return small["fp16"], of_int8
+
+
+def _scores(forms: Mapping[str, onnx.ModelProto], metadata: dict[str, Any], sample: ImageSample) -> dict[str, Score]:
+    classifiers = {}
     with tempfile.TemporaryDirectory() as folder:
-        save_model(form, metadata, Path(folder, "form.onnx"))
-        classifier = OnnxClassifier(Path(folder, "form.onnx"))
-    pixels, targets = images
-    size = max(BATCH_SIZES)
-    parts = [classifier.probabilities(pixels[start : start + size]) for start in range(0, len(pixels), size)]
-    probabilities = np.concatenate(parts)
-    of_truth = probabilities[np.arange(len(targets)), targets]
-    n_right = int((probabilities.argmax(axis=1) == targets).sum())
-    return n_right, float(np.log(np.maximum(of_truth, 1e-12)).mean())
+        for name, form in forms.items():
+            save_model(form, metadata, Path(folder, "form.onnx"))
+            classifiers[name] = OnnxClassifier(Path(folder, "form.onnx"))
+    return scores({name: classifier.probabilities for name, classifier in classifiers.items()}, sample)
 
 
 class _Images(CalibrationDataReader):
-    """Calibration images in batches, for ONNX Runtime."""
+    """Calibration images in batches, for ONNX Runtime; asks for one activation map, as an empty one has no range."""
 
-    def __init__(self, pixels: np.ndarray) -> None:
+    def __init__(self, pixels: np.ndarray, has_activation: bool) -> None:
         self.pixels = pixels
+        self.asked = {MAPS_NAME: np.array([1])} if has_activation else {}
 
     def __len__(self) -> int:
         return -(-len(self.pixels) // BATCH)
@@ -87,25 +107,30 @@ class _Images(CalibrationDataReader):
         self.batches = [self.pixels[BATCH * start_index : BATCH * end_index]]
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return {INPUT_NAME: self.batches.pop()} if self.batches else None
+        return {INPUT_NAME: self.batches.pop()} | self.asked if self.batches else None
 
 
 def to_int8(source: Path, pixels: np.ndarray, method: str) -> onnx.ModelProto:
-    """Weights int8 per channel, activations uint8 with ranges calibrated on `pixels`, uint8 `[N, H, W, 3]`; QDQ format."""
+    """Weights int8 per channel, activations uint8 with ranges calibrated on `pixels`, uint8 `[N, H, W, 3]`; QDQ format.
+
+    Prints and warns outside of `quiet`, which acts on all threads and is therefore the caller's.
+    """
     calibrate_method, options = METHODS[method]
-    with tempfile.TemporaryDirectory() as folder, silence():
-        target = Path(folder, "int8.onnx")
+    model = onnx.load(source)
+    with tempfile.TemporaryDirectory() as folder:
+        own, target = Path(folder, source.name), Path(folder, "int8.onnx")
+        own.write_bytes(source.read_bytes())  # ONNX Runtime writes files beside it
         quantize_static(
-            source,
+            own,
             target,
-            _Images(pixels),
+            _Images(pixels, len(model.graph.input) > 1),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,  # without VNNI, sums of two 8-bit products saturate (ONNX Runtime, "Quantize ONNX models")
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=calibrate_method,
-            nodes_to_exclude=after_embedding(onnx.load(source)),
+            nodes_to_exclude=beside_embedding(model),
             extra_options=options | {"CalibStridedMinMax": 1},  # a histogram after each batch, not at the end
         )
         return _without_types(onnx.load(target))
@@ -115,7 +140,7 @@ def to_fp16(source: Path) -> onnx.ModelProto:
     """Weights and activations in half precision; inputs and outputs keep their types."""
     model = onnx.load(source)
     with silence():
-        converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=after_embedding(model)))
+        converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=beside_embedding(model)))
     _drop_repeated_casts(converted.model.graph)
     converted.topological_sort()  # the converter appends its casts
     return _without_types(converted.model)
@@ -136,12 +161,12 @@ def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
         outputs |= set(node.output)
 
 
-def after_embedding(model: onnx.ModelProto) -> list[str]:
-    """The names of the nodes that depend on the embedding, and of the node that computes the activation."""
-    known = {"embedding"}
-    names = []
-    for node in model.graph.node:  # in the order of computation
-        if known & set(node.input) or "activation" in node.output:
-            known |= set(node.output)
+def beside_embedding(model: onnx.ModelProto) -> list[str]:
+    """The names of the nodes that the embedding does not depend on: head, softmax, known score and activation."""
+    needed, names = {"embedding"}, []
+    for node in reversed(model.graph.node):  # against the order of computation
+        if needed & set(node.output):
+            needed |= set(node.input)
+        else:
             names.append(node.name)
-    return names
+    return names[::-1]

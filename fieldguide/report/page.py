@@ -394,6 +394,7 @@ def export_rows(facts: Facts) -> list[tuple[str, str]]:
     known = {
         "top1_agreement": ("same top-1 prediction", percent(export.top1_agreement, 2)),
         "max_abs_difference": ("largest difference in probability", f"{export.max_abs_difference:.1e}"),
+        "n": (f"{facts.held_out} images compared", f"{count(export.n)} of {count(facts.measured.n)}"),
         "bytes": ("size", size(export.bytes)),
     }
     return [known.get(key, (key.replace("_", " "), shown(value))) for key, value in flat(export.as_dict()).items()]
@@ -402,7 +403,9 @@ def export_rows(facts: Facts) -> list[tuple[str, str]]:
 def benchmark_text(facts: Facts) -> str:
     """The conditions of the measurement, and the verdict on INT8."""
     hardware, int8 = facts.benchmark.hardware, facts.benchmark.int8
-    return f"Measured after warm-up on {hardware.device}. Other machines give other figures. INT8: {int8.advice()}."
+    n_images = next(iter(facts.benchmark.backends.values())).n
+    accuracy = f" Accuracy is that on {count(n_images)} {facts.held_out} images." if n_images else ""
+    return f"Measured after warm-up on {hardware.device}. Other machines give other figures.{accuracy} INT8: {int8.advice()}."
 
 
 def throughput_table(facts: Facts) -> dict[str, list[dict[str, Any]]]:

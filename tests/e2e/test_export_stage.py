@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,17 +14,18 @@ import yaml
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash, write_json
-from fieldguide.core.manifest import COLUMNS, as_given, write_manifest
+from fieldguide.core.images import decode
+from fieldguide.core.manifest import COLUMNS, as_given, write_manifest, write_table
 from fieldguide.core.params import Model
-from fieldguide.core.paths import CALIBRATION, CHECKPOINT, EVALUATE, MANIFEST, ONNX
+from fieldguide.core.paths import CALIBRATION, CHECKPOINT, MANIFEST, ONNX, PREDICTIONS_CSV
 from fieldguide.network.calibration import Calibration, save_calibration
 from fieldguide.network.checkpoint import Checkpoint, save_checkpoint
 from fieldguide.network.models import build
-from fieldguide.onnx.metadata import UPSTREAM, git_blob, licence, pipeline_hash, reported_accuracy
-from fieldguide.onnx.proof import probabilities_alone
+from fieldguide.onnx.export import torch_probabilities
+from fieldguide.onnx.metadata import UPSTREAM, git_blob, licence, pipeline_hash, read_evaluated
+from fieldguide.onnx.proof import Alone, run_alone
 from stages import export_onnx
 from support import ROOT
-from support.evaluations import evaluate_metrics
 
 
 @pytest.fixture
@@ -87,14 +89,50 @@ def test_data_without_a_licence_are_said_to_have_none_stated() -> None:
     assert licence(Model(name="cnn", weights="none", image_px=96), "") == "trained here on data of licence: not stated"
 
 
-def test_the_evaluation_comes_with_its_interval(project: Path) -> None:
-    evaluate_metrics(valid=(0.9, 10)).write(EVALUATE)
-    found = reported_accuracy(EVALUATE, "valid")
-    assert (found.split, found.accuracy, found.n, found.n_right) == ("valid", 0.9, 10, 9)
-    assert found.accuracy_low == pytest.approx(0.596, abs=0.001)  # Wilson's interval of 9 of 10
-    assert found.accuracy_high == pytest.approx(0.982, abs=0.001)
-    with pytest.raises(UserError, match=r"evaluate.json: split test is missing; recreate it with: dvc repro -f evaluate"):
-        reported_accuracy(EVALUATE, "test")
+def predictions(*lines: tuple[str, str, str, str]) -> None:
+    """metrics/predictions.csv with lines of split, hash, truth and prediction."""
+    columns = ["split", "sha256", "truth", "answer_1"]
+    write_table(pd.DataFrame(lines, columns=columns).assign(id="x", verdict="sure"), PREDICTIONS_CSV)
+
+
+def test_the_evaluation_comes_with_its_interval_and_each_prediction(project: Path) -> None:
+    rows = pd.DataFrame({"sha256": [str(number) for number in range(10)]})
+    lines = [("valid", str(number), "A", "AB"[number == 9]) for number in range(10)]
+    predictions(("test", "0", "B", "A"), *lines)
+    found = read_evaluated(PREDICTIONS_CSV, "valid", rows, ["A", "B"])
+    accuracy = found.accuracy
+    assert (accuracy.split, accuracy.accuracy, accuracy.n, accuracy.n_right) == ("valid", 0.9, 10, 9)
+    assert accuracy.accuracy_low == pytest.approx(0.596, abs=0.001)  # Wilson's interval of 9 of 10
+    assert accuracy.accuracy_high == pytest.approx(0.982, abs=0.001)
+    assert found.predicted.tolist() == [0] * 9 + [1]
+
+
+@pytest.mark.parametrize(
+    ("hashes", "names", "fault"),
+    [
+        (["0", "2"], ["A", "B"], "its 2 test predictions are not of the 2 test images in use"),
+        (["0"], ["A", "B"], "its 2 test predictions are not of the 1 test images in use"),
+        (["1", "0"], ["A", "B"], "its 2 test predictions are not of the 2 test images in use"),
+        (["0", "1"], ["A", "C"], "its 2 test predictions are of other classes than the network's"),
+    ],
+)
+def test_predictions_of_other_images_or_classes_are_refused(
+    project: Path, hashes: list[str], names: list[str], fault: str
+) -> None:
+    predictions(("test", "0", "A", "A"), ("test", "1", "B", "B"))
+    with pytest.raises(UserError) as caught:
+        read_evaluated(PREDICTIONS_CSV, "test", pd.DataFrame({"sha256": hashes}), names)
+    assert str(caught.value) == f"{PREDICTIONS_CSV}: {fault}; recreate it with: dvc repro -f evaluate"
+
+
+def test_missing_predictions_are_refused_with_what_to_do(project: Path) -> None:
+    rows = pd.DataFrame({"sha256": ["0"]})
+    with pytest.raises(UserError, match=r"predictions.csv: No such file or directory; create it with: dvc repro evaluate"):
+        read_evaluated(PREDICTIONS_CSV, "test", rows, ["A"])
+    PREDICTIONS_CSV.parent.mkdir()
+    PREDICTIONS_CSV.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"predictions.csv: not a table of predictions \(.*; recreate it with"):
+        read_evaluated(PREDICTIONS_CSV, "test", rows, ["A"])
 
 
 def test_a_model_that_is_not_proved_never_stands_in_the_place_of_the_model(
@@ -129,20 +167,24 @@ def test_a_model_that_is_not_proved_never_stands_in_the_place_of_the_model(
     features = {"image": "image", "label": "class", "id": ""}
     receipt = dict.fromkeys(words, "") | {"layout": "folders", "features": features, "images": {}, "ignored": {}, "files": {}}
     write_json(project / "data" / "raw" / "receipt.json", receipt)
-    save_checkpoint(CHECKPOINT, build("cnn", 3), Checkpoint("cnn", 32, tuple("ABC"), (0, 1, 2), 1, "00"))
     save_calibration(CALIBRATION, Calibration("none", 1.0, 0.5, "probability", 0.1, {}))
-    evaluate_metrics(test=(0.5, 4)).write(EVALUATE)  # which cannot be: there are 3
+    save_checkpoint(CHECKPOINT, model := build("cnn", 3), Checkpoint("cnn", 32, tuple("ABC"), (0, 1, 2), 1, "00"))
+    pixels = np.stack([decode(photo, 32) for photo in photos])
+    calibration = Calibration("none", 1.0, 0.5, "probability", 0.1, {})
+    own = torch_probabilities(model, calibration)(pixels).argmax(axis=1)
+    other = [*own[:2], (own[2] + 1) % 3]  # of the last image evaluate has predicted another class
+    predictions(*[("test", digest, "A", "ABC"[answer]) for digest, answer in zip(digests, other, strict=True)])
     shutil.copy(ROOT / "params.yaml", project)
     (project / "fieldguide").symlink_to(ROOT / "fieldguide")
     ONNX.write_bytes(b"the model in use")
     seen = []
 
-    def alone(model: Path, raw: Path, places: list[tuple[str, int, int]]) -> np.ndarray:
+    def alone(model: Path, *given: Any) -> Alone:
         seen.append((ONNX.read_bytes(), model != ONNX))
-        return probabilities_alone(model, raw, places)
+        return run_alone(model, *given)
 
-    monkeypatch.setattr(export_onnx, "probabilities_alone", alone)
-    with pytest.raises(UserError, match=r"model\.onnx: \d of 3 test images are right, but evaluate reported 2 of 4"):
+    monkeypatch.setattr(export_onnx, "run_alone", alone)
+    with pytest.raises(UserError, match=r"model\.onnx: 1 of 3 test images are predicted as another class than evaluate"):
         export_onnx.main()
     assert seen == [(b"the model in use", True)]
     assert ONNX.read_bytes() == b"the model in use"

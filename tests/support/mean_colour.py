@@ -17,11 +17,13 @@ CALIBRATION = {"tta": "none", "temperature": 1.0, "unsure_below": UNSURE_BELOW, 
 METADATA = {"class_names": NAMES, "image_px": PX, "calibration": CALIBRATION, "seal": UNSEALED}
 
 
-def mean_colour_network(metadata: object = METADATA, n_outputs: int = len(NAMES), activation: bool = True) -> onnx.ModelProto:
+def mean_colour_network(
+    metadata: object = METADATA, n_outputs: int = len(NAMES), activation: bool = True, every_map: bool = False
+) -> onnx.ModelProto:
     """The softmax of `WEIGHT` times the mean colour; `metadata` None leaves them out.
 
     Its embedding is the mean colour, its known score the mean of that, its activation `WEIGHT` times the colour of each of
-    16 squares.
+    16 squares: of the `n_maps` most probable classes, or, with `every_map`, of all, as older files do.
     """
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
@@ -31,25 +33,44 @@ def mean_colour_network(metadata: object = METADATA, n_outputs: int = len(NAMES)
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         helper.make_node("ReduceMean", ["embedding", "one"], ["known_score"], keepdims=0),
         helper.make_node("Div", ["floats", "full"], ["shares"]),
-        helper.make_node("MatMul", ["shares", "weight"], ["each"]),
-        helper.make_node("Transpose", ["each"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("AveragePool", ["planes"], ["activation"], kernel_shape=[PX // 4] * 2, strides=[PX // 4] * 2),
+        helper.make_node("Transpose", ["shares"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["squares"], kernel_shape=[PX // 4] * 2, strides=[PX // 4] * 2),
     ]
-    outputs = {"probabilities": [n_outputs], "embedding": [3], "known_score": [], "activation": [n_outputs, 4, 4]}
+    outputs: dict[str, list[int | str]] = {"probabilities": [n_outputs], "embedding": [3], "known_score": []}
+    inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", PX, PX, 3])]
     if not activation:
-        nodes, outputs = nodes[:6], dict(list(outputs.items())[:3])
+        nodes = nodes[:6]
+    elif every_map:
+        nodes.append(helper.make_node("Conv", ["squares", "kernels"], ["activation"]))
+        outputs["activation"] = [n_outputs, 4, 4]
+    else:
+        nodes += [
+            helper.make_node("TopK", ["probabilities", "n_maps"], ["highest", "classes"]),
+            helper.make_node("Gather", ["by_class", "classes"], ["weights"]),
+            helper.make_node("Reshape", ["squares", "flat"], ["flat_squares"]),
+            helper.make_node("MatMul", ["weights", "flat_squares"], ["flat_activation"]),
+            helper.make_node("Reshape", ["flat_activation", "unflat"], ["activation"]),
+        ]
+        inputs.append(helper.make_tensor_value_info("n_maps", TensorProto.INT64, [1]))
+        outputs["activation"] = ["n_maps", 4, 4]
     constants = {
         "axes": np.array([1, 2]),
         "one": np.array([1]),
         "full": np.array(255, np.float32),
         "weight": WEIGHT[:, :n_outputs].copy(),
+        "kernels": WEIGHT.T[:n_outputs, :, None, None].copy(),
+        "by_class": WEIGHT.T[:n_outputs].copy(),
+        "n_maps": np.array([0]),
+        "flat": np.array([0, 3, 16]),
+        "unflat": np.array([0, 0, 4, 4]),
     }
+    used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         nodes,
         "mean_colour",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", PX, PX, 3])],
+        inputs,
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+        [numpy_helper.from_array(array, name) for name, array in constants.items() if name in used],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     if metadata is not None:

@@ -38,8 +38,7 @@ TINY = {
     "int8_images: 128 ": "int8_images: 16 ",
     "batch_sizes: [1, 8, 32] ": "batch_sizes: [1, 8] ",
     "warmup_runs: 10 ": "warmup_runs: 1 ",
-    "latency_runs: 200 ": "latency_runs: 10 ",
-    "throughput_runs: 5 ": "throughput_runs: 3 ",
+    "latency_runs: 100 ": "latency_runs: 10 ",
 }
 
 

@@ -103,7 +103,7 @@ def write_run(name: str) -> None:
     evaluate |= {"tta": {"forward_passes": 1}, "strangers": {"white_noise": {"refused": 0.9, "auroc": 0.95, "n": 100}}}
     times = {"p50": 1.5, "p95": 2.5, "p99": 3.5}
     backend = {"latency_ms": times | {"p50_rounds": [1.4, 1.6]}, "images_per_second": 321.0, "bytes_to_answer_ms": times}
-    backend |= {"accuracy": 0.75, "bytes": 4_000_000}
+    backend |= {"accuracy": 0.75, "n": 4, "bytes": 4_000_000}
     hardware = {"device": "cpu, 2 threads", "cpu": "a processor", "cores": 2, "threads": 2, "int8_dot_products": True}
     hardware |= {"system": "Linux", "python": "3.11", "torch": "2", "onnxruntime": "1"}
     int8 = {"speedup": 2.5, "points_lost": 0.25, "offered": True}

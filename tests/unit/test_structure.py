@@ -89,7 +89,7 @@ ARTIFACTS = {
     "MANIFEST": "data/manifest.csv",
     "CHECKPOINT": "models/model.safetensors",
     "CALIBRATION": "models/calibration.safetensors",
-    "EVALUATE": "metrics/evaluate.json",
+    "PREDICTIONS_CSV": "metrics/predictions.csv",
     "ONNX": "models/model.onnx",
     "ONNX_FP16": "models/model_fp16.onnx",
     "ONNX_INT8": "models/model_int8.onnx",

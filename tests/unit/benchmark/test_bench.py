@@ -115,7 +115,7 @@ def test_percentiles_of_one_time_are_that_time_as_plain_numbers() -> None:
 
 
 def test_the_spread_is_that_of_the_medians_of_blocks() -> None:
-    times = np.repeat(np.arange(1.0, 11.0), 20)  # ten blocks, each level
+    times = np.repeat(np.arange(1.0, 1 + bench.ROUNDS), 20)  # blocks, each level
     times[::20] = 500  # the odd slow call in each
-    assert bench.latency(times).p50_rounds == (1, 10)
+    assert bench.latency(times).p50_rounds == (1, bench.ROUNDS)
     assert bench.latency(np.array([3.0, 1.0])).as_dict()["p50_rounds"] == [1, 3]

@@ -3,14 +3,17 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fieldguide.benchmark import measure
 from fieldguide.benchmark.backends import Backend
-from fieldguide.benchmark.measure import accuracy_of, compare_int8, end_to_end_latency, measure_speed, summary_line
+from fieldguide.benchmark.measure import accuracies, compare_int8, end_to_end_latency, measure_speed, summary_line
 from fieldguide.core.artifacts import BackendMetrics, BenchmarkMetrics
 from fieldguide.core.params import Benchmark
-from fieldguide.core.paths import stage_metrics
+from fieldguide.core.paths import RAW, stage_metrics
+from fieldguide.onnx import sample as samples
+from fieldguide.onnx.sample import draw
 from support import ROOT
 
 SETTINGS = Benchmark(batch_sizes=(1, 3), warmup_runs=1, latency_runs=10, throughput_runs=3, compile=False)
@@ -61,10 +64,16 @@ def test_a_library_is_timed_beside_the_backends_from_the_bytes_on(make_jpeg) -> 
     assert set(seen) == {(1, 16, 16, 3)}
 
 
-def test_accuracy_is_the_share_of_right_first_answers() -> None:
-    pixels = np.concatenate([PIXELS] * 50)  # more than one batch
-    assert accuracy_of(predict, pixels, np.array([0, 1] * 50)) == 1.0
-    assert accuracy_of(predict, pixels, np.array([0, 1] * 25 + [1, 1] * 25)) == 0.75
+def test_accuracy_is_the_share_of_right_first_answers_on_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = pd.array([0, 1] * 50, dtype="Int64")  # more than one batch
+    rows = pd.DataFrame({"given_label": labels, "sha256": [f"{number:03d}" for number in range(100)]})
+    pixels = np.concatenate([PIXELS] * 50)
+    monkeypatch.setattr(samples, "decode_pixels", lambda *_: pixels)
+    backends = {"right": Backend(predict, None, 1), "other": Backend(lambda images: 1 - predict(images), None, 1)}
+    all_right = draw(rows, np.array([0, 1] * 50), RAW, 4, 1)
+    assert accuracies(backends, all_right) == {"right": 1.0, "other": 0.0}
+    quarter_wrong = draw(rows, np.array([0, 1] * 25 + [1, 1] * 25), RAW, 4, 1)
+    assert accuracies(backends, quarter_wrong) == {"right": 0.75, "other": 0.25}
 
 
 def backend(rate: float, accuracy: float) -> BackendMetrics:

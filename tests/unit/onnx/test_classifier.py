@@ -16,7 +16,7 @@ from PIL import Image
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import seal
 from fieldguide.core.images import UnreadableImage, decode
-from fieldguide.onnx.classifier import MAX_BATCH, Answer, OnnxClassifier, Prediction
+from fieldguide.onnx.classifier import MAX_BATCH, ONNX_ERRORS, Answer, OnnxClassifier, Prediction, highest
 from support import ROOT
 from support.mean_colour import (
     METADATA,
@@ -125,7 +125,10 @@ def test_the_verdict_follows_the_thresholds_of_the_file(classifier: OnnxClassifi
     assert prediction.verdict == ("unknown" if np.mean(colour) / 255 < UNKNOWN_BELOW else expected) == verdict
 
 
-def test_the_activation_is_that_of_the_first_answer_as_a_share_of_its_largest_value(classifier: OnnxClassifier) -> None:
+@pytest.mark.parametrize("every_map", [False, True], ids=["maps on request", "older file"])
+def test_the_activation_is_that_of_the_first_answer_as_a_share_of_its_largest_value(tmp_path: Path, every_map: bool) -> None:
+    classifier = OnnxClassifier(save(tmp_path, mean_colour_network(every_map=every_map)))
+    assert classifier.has_activation
     pixels = plain((0, 0, 0), (0, 0, 0))
     pixels[0, : PX // 4, -PX // 4 :, 0] = 200  # red in the upper right corner
     pixels[0, -PX // 4 :, : PX // 4, 0] = 100
@@ -137,6 +140,33 @@ def test_the_activation_is_that_of_the_first_answer_as_a_share_of_its_largest_va
     assert first.activation.dtype == np.float32
     assert not black.activation.any()
     assert classifier.predict_pixels(pixels)[0].activation is None
+
+
+def test_maps_are_computed_of_as_many_of_the_most_probable_classes_as_asked_for(
+    classifier: OnnxClassifier, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, PX, PX, 3), dtype=np.uint8)
+    (tmp_path / "older").mkdir()
+    older = OnnxClassifier(save(tmp_path / "older", mean_colour_network(every_map=True)))
+    every, probabilities = older.run(pixels, ["activation", "probabilities"])
+    assert every.shape == (5, 4, 4, 4)
+    ranked = np.argsort(-probabilities, axis=1)
+    for n_maps in range(5):
+        (maps,) = classifier.run(pixels, ["activation"], n_maps)
+        assert maps.shape == (5, n_maps, 4, 4)
+        assert maps == pytest.approx(np.take_along_axis(every, ranked[:, :n_maps, None, None], axis=1), abs=1e-5)
+    (unasked,) = classifier.session.run(["activation"], {"images": pixels})  # as others use the file
+    assert unasked.shape == (5, 0, 4, 4)
+    assert older.predict_pixels(pixels) == classifier.predict_pixels(pixels)
+    with pytest.raises(ONNX_ERRORS, match=r"TopK"):
+        classifier.run(pixels, ["activation"], 5)  # of four classes
+
+
+@pytest.mark.parametrize("k", [1, 3, 12, 40])
+def test_the_highest_are_those_of_a_full_stable_sort(k: int) -> None:
+    random = np.random.default_rng(0)
+    for values in (random.random(30), random.integers(0, 4, 30) / 4, np.zeros(30), np.full(30, np.nan)):
+        assert highest(values.astype(np.float32), k).tolist() == np.argsort(-values, kind="stable")[:k].tolist()
 
 
 def test_a_network_that_does_not_tell_where_it_looked_gives_no_activation(tmp_path: Path) -> None:

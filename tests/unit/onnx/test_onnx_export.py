@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from fieldguide.core.errors import UserError
 from fieldguide.network.calibration import Calibration
@@ -68,17 +69,18 @@ def test_onnx_runtime_answers_as_torch_does_at_every_batch_size(exported: tuple,
 def test_the_file_takes_bytes_and_gives_its_outputs_for_any_batch(exported: tuple) -> None:
     model, image_px, target = exported
     graph = onnx.load(target).graph
-    assert [value.name for value in graph.input] == ["images"]
+    assert [value.name for value in graph.input] == ["images", "n_maps"]
+    assert [numpy_helper.to_array(one).tolist() for one in graph.initializer if one.name == "n_maps"] == [[0]]  # its default
     assert tuple(value.name for value in graph.output) == OUTPUT_NAMES
     taken = graph.input[0].type.tensor_type
     assert taken.elem_type == onnx.TensorProto.UINT8
     assert [side.dim_value for side in taken.shape.dim] == [0, image_px, image_px, 3]
     n_features, map_px = model.head.in_features, model.features[:-2](torch.zeros(2, 3, image_px, image_px)).shape[2:]
-    shapes = [[N_CLASSES], [n_features], [], [N_CLASSES, *map_px]]
+    shapes = [[N_CLASSES], [n_features], [], ["n_maps", *map_px]]
     for given, shape in zip((value.type.tensor_type for value in graph.output), shapes, strict=True):
         assert given.elem_type == onnx.TensorProto.FLOAT
-        assert [side.dim_value for side in given.shape.dim] == [0, *shape]
-        assert taken.shape.dim[0].dim_param == given.shape.dim[0].dim_param != ""
+        assert [side.dim_param or side.dim_value for side in given.shape.dim] == ["batch", *shape]
+    assert taken.shape.dim[0].dim_param == "batch"
 
 
 def test_the_metadata_are_one_json_text(exported: tuple) -> None:
@@ -176,17 +178,21 @@ def test_every_output_is_what_its_name_says_in_torch_and_in_onnx(tmp_path: Path,
             embedding = torch.stack([model.features(view) for view in views]).mean(0)
             logits = torch.stack([model.head(model.features(view)) for view in views]).mean(0)
             activation = torch.einsum("kc,nchw->nkhw", model.head.weight, model.features[:-2](pixels))
+            ranked = logits.argsort(1, descending=True)[:, :2]
+            activation, every = activation[torch.arange(n_images)[:, None], ranked], activation
             centred = embedding - tensors["centre"]
             score = (centred / centred.norm(dim=1, keepdim=True) @ tensors["directions"]).max(1).values
             expected = [(logits / TEMPERATURE).softmax(1), embedding, score, activation]
-            in_torch = exported(images)
-        in_onnx = classifier.run(images.numpy(), OUTPUT_NAMES)
+            in_torch = exported(images, torch.tensor([2]))
+            torch.testing.assert_close(exported.activation(images, ranked), activation, atol=1e-4, rtol=1e-4)
+            assert len(exported(images)) == 3
+        in_onnx = classifier.run(images.numpy(), OUTPUT_NAMES, n_maps=2)
         for name, wanted, *found in zip(OUTPUT_NAMES, expected, in_torch, in_onnx, strict=True):
             for output in found:
                 torch.testing.assert_close(
                     torch.as_tensor(output), wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-4, msg=name
                 )
-        mean = activation.mean((2, 3)) + model.head.bias
+        mean = every.mean((2, 3)) + model.head.bias
         if tta == "none":
             torch.testing.assert_close(mean, logits, atol=1e-4, rtol=1e-4)  # which is why it is called so
 
@@ -213,8 +219,8 @@ def test_networks_of_torchvision_and_timm_tell_where_they_looked_where_their_hea
     assert classifier.has_activation == has_activation
     for part in (images[:1], images[:2], images):
         with torch.no_grad():
-            expected = exported(part)
-        for found, wanted in zip(classifier.run(part.numpy(), exported.output_names), expected, strict=True):
+            expected = exported(part, *([torch.tensor([3])] if has_activation else []))
+        for found, wanted in zip(classifier.run(part.numpy(), exported.output_names, n_maps=3), expected, strict=True):
             torch.testing.assert_close(torch.from_numpy(found), wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-3)
 
 
