@@ -45,9 +45,9 @@ def main() -> None:
     findings, corrections = left_out_findings(read_left_out(RAW)), read_numbered(CORRECTIONS)
     frame = index_shards(receipt, RAW) if receipt.layout == "tfrecords" else index_folders(IMAGES_ZIP)
     frame = with_groups(as_given(number_classes(frame, findings)), policy.group, findings)
-    frame, fingerprints, means = inspect_images(frame, RAW, policy.max_megapixels, n_workers)
-    copies = exact_pairs(frame["sha256"].where(frame["reason"].eq(""), ""))
     search = policy.near_duplicates
+    frame, fingerprints, means = inspect_images(frame, RAW, policy.max_megapixels, n_workers, search)
+    copies = exact_pairs(frame["sha256"].where(frame["reason"].eq(""), ""))
     pairs = find_near_duplicates(frame, fingerprints, RAW, policy.max_megapixels, n_workers) if search else None
     same = np.array([(pair.i, pair.j) for pair in pairs or [] if pair.is_same], np.int64).reshape(-1, 2)
     frame["photograph"] = photographs(len(frame), np.concatenate([copies, same]))

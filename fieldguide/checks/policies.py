@@ -146,9 +146,7 @@ def same_as(frame: pd.DataFrame, rows: Iterable[int], others: Iterable[int]) -> 
     others = list(others)
     twins = frame[["split", "id", "sha256"]].loc[others]
     texts = zip(frame["sha256"].loc[list(rows)], twins["sha256"], twins["split"], twins["id"], strict=True)
-    return [
-        f"same {'bytes' if sha256 == other else 'photograph'} as {split} {name}" for sha256, other, split, name in texts
-    ]
+    return [f"same {'bytes' if sha256 == other else 'photograph'} as {split} {name}" for sha256, other, split, name in texts]
 
 
 def _act_on_conflicts(frame: pd.DataFrame, policy: str, findings: list[Finding]) -> int:
