@@ -214,10 +214,21 @@ def _similar_names(frame: pd.DataFrame) -> Iterator[Finding]:
     """Names of one split that are similar to a name of another; they stay two classes."""
     names = frame[frame["label"].notna()].groupby("split")["class_name"].agg(set)
     for split, other in combinations([split for split in SPLITS if split in names], 2):
-        elsewhere = sorted(names[other] - names[split])
-        for name in sorted(names[split] - names[other]):
-            for close in get_close_matches(name, elsewhere, n=1, cutoff=SIMILAR_NAMES):
+        elsewhere = np.array(sorted(names[other] - names[split]), object)
+        lengths, letters = np.array(list(map(len, elsewhere))), _letter_counts(elsewhere)
+        for name in sorted(names[split] - names[other]) if len(elsewhere) else []:
+            shared = np.minimum(letters, _letter_counts([name])).sum(axis=1)  # bounds difflib's ratio, which is slow
+            possible = elsewhere[2 * shared >= SIMILAR_NAMES * (len(name) + lengths)].tolist()
+            for close in get_close_matches(name, possible, n=1, cutoff=SIMILAR_NAMES):
                 yield Finding("similar names", split, name, "", f"is {close!r} in {other} the same?", "kept")
+
+
+def _letter_counts(names: Sequence[str]) -> np.ndarray:
+    """How often each letter, by its number modulo 256, is in each name: uint8 [N, 256]."""
+    counts = np.zeros((len(names), 256), np.uint8)
+    for row, name in enumerate(names):
+        np.add.at(counts[row], np.array([ord(letter) % 256 for letter in name], np.intp), 1)
+    return counts
 
 
 def _odd_sizes(frame: pd.DataFrame) -> list[Finding]:
