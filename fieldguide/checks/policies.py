@@ -131,7 +131,7 @@ def _act_on_leaks(frame: pd.DataFrame, policy: str, findings: list[Finding]) -> 
     else:
         leaked = pd.Series(rows.to_numpy(), index=copies.loc[rows, "photograph"])
         of_photograph = leaked[~leaked.index.duplicated(keep="last")]
-        kept = copies.drop(index=rows)["photograph"]
+        kept = copies.drop(index=list(rows))["photograph"]
         kept = kept[kept.isin(of_photograph.index)]
         frame.loc[kept.index, "reason"] = [LEAK + detail for detail in same_as(frame, kept.index, of_photograph[kept])]
     unlabelled = copies[copies["split"] == "unlabelled"].drop_duplicates("photograph")
@@ -214,11 +214,11 @@ def _similar_names(frame: pd.DataFrame) -> Iterator[Finding]:
     """Names of one split that are similar to a name of another; they stay two classes."""
     names = frame[frame["label"].notna()].groupby("split")["class_name"].agg(set)
     for split, other in combinations([split for split in SPLITS if split in names], 2):
-        elsewhere = np.array(sorted(names[other] - names[split]), object)
+        elsewhere = sorted(names[other] - names[split])
         lengths, letters = np.array(list(map(len, elsewhere))), _letter_counts(elsewhere)
         for name in sorted(names[split] - names[other]) if len(elsewhere) else []:
             shared = np.minimum(letters, _letter_counts([name])).sum(axis=1)  # bounds difflib's ratio, which is slow
-            possible = elsewhere[2 * shared >= SIMILAR_NAMES * (len(name) + lengths)].tolist()
+            possible = [elsewhere[k] for k in np.flatnonzero(2 * shared >= SIMILAR_NAMES * (len(name) + lengths))]
             for close in get_close_matches(name, possible, n=1, cutoff=SIMILAR_NAMES):
                 yield Finding("similar names", split, name, "", f"is {close!r} in {other} the same?", "kept")
 

@@ -1,6 +1,7 @@
 """Planted copies are found: in every pair of splits, inside one split, under two names; nothing else is."""
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from itertools import combinations
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from fieldguide.checks.duplicates import TRUST, exact_pairs, label_conflicts, leaks, photographs
+from fieldguide.checks.policies import SIMILAR_NAMES, _similar_names
 
 Planted = tuple[str, int | None, str]  # split, label, content
 
@@ -123,3 +125,18 @@ def test_a_chain_of_pairs_is_one_photograph(n_rows: int, pairs: list[tuple[int, 
 def test_leaks_of_a_photograph_are_found_by_its_number() -> None:
     frame = table(("train", 0, "a"), ("test", 0, "b"), ("valid", 0, "c")).assign(photograph=[7, 7, 8])
     assert set(leaks(frame).itertuples(index=False, name=None)) == {(0, 1)}
+
+
+def test_similar_names_are_those_of_difflib_over_all_names() -> None:
+    random = np.random.default_rng(0)
+    stems = ["".join(random.choice(list("aeiourstlnü "), 12)) for _ in range(60)]
+    changed = ["".join(letter if random.random() > 0.1 else "x" for letter in stem) for stem in stems]
+    rows = [("train", name) for name in stems] + [("test", name) for name in [*changed, *stems[:9]]]
+    frame = pd.DataFrame(rows, columns=["split", "class_name"]).assign(label=1)
+    named = [(one.class_name, one.detail) for one in _similar_names(frame)]
+    elsewhere = sorted(set(changed) - set(stems))
+    close = {
+        name: get_close_matches(name, elsewhere, 1, SIMILAR_NAMES) for name in sorted(set(stems) - set(changed + stems[:9]))
+    }
+    assert named == [(name, f"is {found[0]!r} in test the same?") for name, found in close.items() if found]
+    assert len(named) > 10
