@@ -1,6 +1,6 @@
 """Recall and precision of the near-duplicate check on planted copies, and the time of its search.
 
-    python benchmarks/near_duplicates.py [--images 60] [--hashes 1000000] [--zip PHOTOGRAPHS.zip ...]
+    python benchmarks/near_duplicates.py [--images 60] [--hashes 100000 1000000] [--zip PHOTOGRAPHS.zip ...]
 
 Copies of drawn photographs, of scenes with the spectrum of real ones and, with --zip, of a user's own photographs are
 made by the changes of tests/support/planted.py: each kind, each strength. Pairs that are in an archive already are
@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from fieldguide.checks.near_duplicates import MAX_DISTANCE, candidate_pairs
+from fieldguide.checks.near_duplicates import PROBES, nearest_versions
 from support.planted import CHANGES, drawn, found, reported, rgb_of, textured
 
 
@@ -50,23 +50,30 @@ def report_planted(sources: dict[str, list[np.ndarray]]) -> None:
     print(f"all: {n_found} of {n_planted} copies found, {n_wrong} pairs wrong")
 
 
-def report_search(n_hashes: int) -> None:
-    hashes = np.random.default_rng(0).integers(0, 2**64, n_hashes, dtype=np.uint64)
-    for max_distance in (6, MAX_DISTANCE):
-        start = time.perf_counter()
-        n_pairs = (len(candidate_pairs(hashes, hashes, max_distance)) - n_hashes) // 2
-        seconds, peak_gib = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{n_hashes:,} hashes, distance {max_distance}: {n_pairs} pairs, {seconds:.1f} s, {peak_gib:.2f} GiB")
+def report_search(n_images: int, n_versions: int, n_workers: int) -> None:
+    """A line for a search among random hashes, all versions of an image independent: no bucket is fuller than chance has it."""
+    hashes = np.random.default_rng(0).integers(0, 2**64, (n_images, n_versions), dtype=np.uint64)
+    rows = np.arange(n_images)
+    start, cpu = time.perf_counter(), time.process_time()
+    n_pairs = len(nearest_versions(hashes, rows, rows, n_workers))
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{n_images:,} x {n_versions}: {n_pairs} pairs, {seconds:.1f} s, {cpu:.1f} s of CPU, {peak_gib:.2f} GiB", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=60, help="originals of each source")
-    parser.add_argument("--hashes", type=int, default=1_000_000, help="0 leaves the search out")
+    parser.add_argument("--hashes", type=int, nargs="*", default=[100_000], help="random images to search among")
+    parser.add_argument(
+        "--versions", type=int, nargs="*", default=[1, len(PROBES)], help="hashes of an image that are looked up"
+    )
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--zip", type=Path, nargs="*", default=[], help="archives of photographs")
     args = parser.parse_args()
-    if args.hashes:
-        report_search(args.hashes)
+    for n_images in args.hashes:
+        for n_versions in args.versions:
+            report_search(n_images, n_versions, args.workers)
     if args.images:
         sources = {"drawn": drawn(args.images), "textured": textured(args.images)}
         sources |= {archive.stem[:12]: photographs_of(archive, args.images) for archive in args.zip}

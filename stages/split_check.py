@@ -5,6 +5,7 @@ findings.csv (a line per fault), near_duplicates.csv and .html (pairs to inspect
 and mean_images.npz (the mean image of each split). Run it with `dvc repro split_check`.
 """
 
+import numpy as np
 import pandas as pd
 
 from fieldguide.checks.corrections import apply_corrections
@@ -42,12 +43,12 @@ def main() -> None:
     receipt = Receipt.read(RECEIPT)
     findings, corrections = left_out_findings(read_left_out(RAW)), read_numbered(CORRECTIONS)
     frame = with_groups(as_given(number_classes(index_images(receipt, RAW), findings)), policy.group, findings)
-    frame, fingerprints, means = inspect_images(frame, RAW, policy.max_megapixels, n_workers)
-    copies = exact_pairs(frame["sha256"].where(frame["reason"].eq(""), ""))
     search = policy.near_duplicates
+    frame, fingerprints, means = inspect_images(frame, RAW, policy.max_megapixels, n_workers, search)
+    copies = exact_pairs(frame["sha256"].where(frame["reason"].eq(""), ""))
     pairs = find_near_duplicates(frame, fingerprints, RAW, policy.max_megapixels, n_workers) if search else None
-    same = [(pair.i, pair.j) for pair in pairs or [] if pair.is_same]
-    frame["photograph"] = photographs(len(frame), [*copies, *same])
+    same = np.array([(pair.i, pair.j) for pair in pairs or [] if pair.is_same], np.int64).reshape(-1, 2)
+    frame["photograph"] = photographs(len(frame), np.concatenate([copies, same]))
     if policy.folds:
         frame = with_folds(frame, policy, findings)
     elif receipt.dataset == "folder" or "valid" not in set(frame["split"]):

@@ -5,7 +5,6 @@ Results are the same bytes with and without it; a file that is damaged, locked o
 """
 
 import hashlib
-import json
 import os
 import sqlite3
 import threading
@@ -17,19 +16,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fieldguide.checks.near_duplicates import PROBES, SMALL_PX, Fingerprint, NearDuplicate
+from fieldguide.checks.near_duplicates import PROBES, RESULT, SMALL_PX, Fingerprint, Known
 from fieldguide.core.imports import import_closure
 from fieldguide.core.paths import inspected_cache
 
 MEAN_PX = 64
 MAX_BYTES = 2_000_000_000  # of all files; 140,000 images: a guess
 MAX_WAITING = 1000  # images that are not yet written
+NAME = 32  # digits of a SHA-256 that identify an image among those of a search
 LOCK_SECONDS = 30.0  # to wait for another process that writes
 DECODERS = ("numpy", "opencv-contrib-python-headless", "pillow", "pillow-heif")
 TABLES = (
     "create table if not exists images (sha256 text primary key, width integer, height integer, side_px integer,"
     " content blob, digest blob)",
-    "create table if not exists comparisons (images text primary key, pairs text, digest blob)",
+    "create table if not exists comparisons (key text primary key, images text, results blob, digest blob)",
 )
 
 
@@ -46,7 +46,7 @@ class Inspected(NamedTuple):
 
 
 class InspectedCache:
-    """Readable images by SHA-256, and the pairs among all images of a data set.
+    """Readable images by SHA-256, and the results of comparing all images of a data set.
 
     After an error of the file it holds nothing, and the file is removed if it is damaged.
     """
@@ -61,13 +61,16 @@ class InspectedCache:
             for table in TABLES:
                 self.connection.execute(table)
 
-    def get(self, sha256: str) -> Inspected | None:
-        """What is known of these bytes; None if nothing is, or if it is damaged."""
+    def get(self, sha256: str, with_fingerprint: bool = True) -> Inspected | None:
+        """What is known of these bytes; None if nothing is, if a fingerprint is asked for and missing, or if it is damaged."""
         row = None
         with self._guarded():
             if self.connection is not None:
                 row = self.connection.execute("select * from images where sha256 = ?", [sha256]).fetchone()
-        return _from_row(row) if row else None
+        image = _from_row(row) if row else None
+        if image and not with_fingerprint:
+            return image._replace(fingerprint=None, phash="")
+        return image if image and image.fingerprint is not None else None
 
     def put(self, image: Inspected) -> None:
         """Keeps a readable image; an unreadable one may be readable with another extra."""
@@ -88,24 +91,36 @@ class InspectedCache:
                 with self.connection:
                     self.connection.executemany("insert or replace into images values (?, ?, ?, ?, ?, ?)", rows)
 
-    def pairs(self, sha256: Sequence[str]) -> list[NearDuplicate] | None:
-        """What `put_pairs` got for exactly these images in this order; None if nothing is known, or if it is damaged."""
-        row, images = None, _images_key(sha256)
+    def results(self, sha256: Sequence[str]) -> Known:
+        """What `put_results` got for exactly these images, or else for the images of the last search, in their new places."""
+        row, names = None, [each[:NAME] for each in sha256]
         with self._guarded():
             if self.connection is not None:
-                row = self.connection.execute("select pairs, digest from comparisons where images = ?", [images]).fetchone()
-        if not row or row[1] != _digest((images, row[0]), b""):
-            return None
-        return [NearDuplicate(*values) for values in json.loads(row[0])]
+                query = "select * from comparisons order by key = ? desc, rowid desc limit 1"
+                row = self.connection.execute(query, [_key_of(names)]).fetchone()
+        searched = np.zeros(len(names), bool)
+        if not row or row[3] != _digest(tuple(row[:2]), row[2]):
+            return Known(np.empty(0, RESULT), searched)
+        place = {name: number for number, name in enumerate(names)}
+        before = (row[1][start : start + NAME] for start in range(0, len(row[1]), NAME))
+        places = np.array([place.get(name, -1) for name in before], np.int64)
+        results = np.frombuffer(row[2], RESULT).copy()
+        for side in ("i", "j"):
+            results[side] = places[results[side]]
+        if (np.diff(places, prepend=-1) > 0).all():  # with an image that is gone or moved, others are in other crowds
+            searched[places] = True
+        return Known(results[(results["i"] >= 0) & (results["j"] >= 0)], searched)
 
-    def put_pairs(self, sha256: Sequence[str], pairs: Sequence[NearDuplicate]) -> None:
-        """Keeps the pairs, whose positions are those in `sha256`, unless the file is full."""
-        images, text = _images_key(sha256), json.dumps(pairs)
+    def put_results(self, sha256: Sequence[str], results: np.ndarray) -> None:
+        """Keeps the results, whose positions are those in `sha256`, unless the file is full."""
+        names = [each[:NAME] for each in sha256]
+        facts, content = (_key_of(names), "".join(names)), results.tobytes()
         with self._guarded():
-            if self.connection is not None and self.path.stat().st_size < MAX_BYTES:
+            size = self.path.stat().st_size + len(facts[1]) + len(content)
+            if self.connection is not None and size < MAX_BYTES:
                 with self.connection:
-                    values = [images, text, _digest((images, text), b"")]
-                    self.connection.execute("insert or replace into comparisons values (?, ?, ?)", values)
+                    values = [*facts, content, _digest(facts, content)]
+                    self.connection.execute("insert or replace into comparisons values (?, ?, ?, ?)", values)
 
     def close(self) -> None:
         self.write()
@@ -164,10 +179,11 @@ def _remove(file: Path) -> None:
 
 
 def _as_row(image: Inspected) -> tuple[object, ...]:
-    assert image.fingerprint is not None and image.small is not None
+    assert image.small is not None
     prints = image.fingerprint
-    content = prints.hashes.tobytes() + prints.thumbnail.tobytes() + image.small.tobytes()
-    facts = (image.sha256, image.width, image.height, prints.side_px)
+    content = prints.hashes.tobytes() + prints.thumbnail.tobytes() if prints else b""
+    content += image.small.tobytes()
+    facts = (image.sha256, image.width, image.height, prints.side_px if prints else 0)
     return (*facts, content, _digest(facts, content))
 
 
@@ -177,14 +193,16 @@ def _from_row(row: tuple[Any, ...]) -> Inspected | None:
     if digest != _digest(tuple(facts), content):
         return None
     sha256, width, height, side_px = facts
-    hashes = np.frombuffer(content, np.uint64, len(PROBES)).copy()  # without the content, which would stay in memory
-    thumbnail = np.frombuffer(content, np.uint8, SMALL_PX * SMALL_PX, hashes.nbytes).reshape(SMALL_PX, SMALL_PX).copy()
-    small = np.frombuffer(content, np.uint8, offset=hashes.nbytes + thumbnail.nbytes).reshape(MEAN_PX, MEAN_PX, 3)
+    small = np.frombuffer(content, np.uint8, offset=len(content) - MEAN_PX * MEAN_PX * 3).reshape(MEAN_PX, MEAN_PX, 3)
+    if not side_px:
+        return Inspected(width, height, sha256, "", "", None, small)
+    hashes = np.frombuffer(content, np.uint64, len(PROBES))
+    thumbnail = np.frombuffer(content, np.uint8, SMALL_PX * SMALL_PX, hashes.nbytes).reshape(SMALL_PX, SMALL_PX)
     return Inspected(width, height, sha256, f"{hashes[0]:016x}", "", Fingerprint(hashes, thumbnail, side_px), small)
 
 
-def _images_key(sha256: Sequence[str]) -> str:
-    return hashlib.sha256("".join(sha256).encode()).hexdigest()
+def _key_of(names: Sequence[str]) -> str:
+    return hashlib.sha256("".join(names).encode()).hexdigest()
 
 
 def _digest(facts: tuple[object, ...], content: bytes) -> bytes:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -129,9 +129,11 @@ def _act_on_leaks(frame: pd.DataFrame, policy: str, findings: list[Finding]) -> 
     if policy == "drop":
         frame.loc[rows, "use"] = False
     else:
-        for row, twin in zip(rows, twins, strict=True):
-            same = copies.index[copies["photograph"] == copies.at[twin, "photograph"]].difference(list(rows))
-            frame.loc[same, "reason"] = [LEAK + detail for detail in same_as(frame, same, [row] * len(same))]
+        leaked = pd.Series(rows.to_numpy(), index=copies.loc[rows, "photograph"])
+        of_photograph = leaked[~leaked.index.duplicated(keep="last")]
+        kept = copies.drop(index=list(rows))["photograph"]
+        kept = kept[kept.isin(of_photograph.index)]
+        frame.loc[kept.index, "reason"] = [LEAK + detail for detail in same_as(frame, kept.index, of_photograph[kept])]
     unlabelled = copies[copies["split"] == "unlabelled"].drop_duplicates("photograph")
     ids = dict(zip(unlabelled["photograph"], unlabelled["id"], strict=True))
     labelled = copies[copies["photograph"].isin(ids) & copies["label"].notna()]
@@ -141,12 +143,10 @@ def _act_on_leaks(frame: pd.DataFrame, policy: str, findings: list[Finding]) -> 
 
 def same_as(frame: pd.DataFrame, rows: Iterable[int], others: Iterable[int]) -> list[str]:
     """`same bytes as test MONARCH/3.jpg`, or `same photograph as …`, for each row and its other."""
-    at: Any = frame.at
-    return [
-        f"same {'bytes' if at[row, 'sha256'] == at[other, 'sha256'] else 'photograph'}"
-        f" as {at[other, 'split']} {at[other, 'id']}"
-        for row, other in zip(rows, others, strict=True)
-    ]
+    others = list(others)
+    twins = frame[["split", "id", "sha256"]].loc[others]
+    texts = zip(frame["sha256"].loc[list(rows)], twins["sha256"], twins["split"], twins["id"], strict=True)
+    return [f"same {'bytes' if sha256 == other else 'photograph'} as {split} {name}" for sha256, other, split, name in texts]
 
 
 def _act_on_conflicts(frame: pd.DataFrame, policy: str, findings: list[Finding]) -> int:
@@ -157,14 +157,16 @@ def _act_on_conflicts(frame: pd.DataFrame, policy: str, findings: list[Finding])
     copies = repeated(frame)
     conflicts = label_conflicts(copies)
     copies = copies[copies["label"].notna()]
-    decided = copies["decision"].isin(["keep", "relabel"]) & copies.groupby("sha256")["class_name"].transform("nunique").eq(1)
+    contents = copies[["sha256", "class_name"]].drop_duplicates()["sha256"]
+    ambiguous = contents[contents.duplicated()]  # under two classes
+    decided = copies["decision"].isin(["keep", "relabel"]) & ~copies["sha256"].isin(ambiguous)
     rows = copies[copies["photograph"].isin(conflicts.index) & ~decided].sort_values(["photograph", "id"])
     faults = []
     for row in named_tuples(rows):
         detail = "also under " + ", ".join(name for name in conflicts[row.photograph] if name != row.class_name)
         action = ACTIONS[policy] if row.split == "train" else "kept"
         faults.append(Finding("label conflict", row.split, row.class_name, row.id, detail, action))
-        frame.loc[row.Index, "reason"] = f"label conflict: {detail}"
+    frame.loc[rows.index, "reason"] = [f"label conflict: {fault.detail}" for fault in faults]
     _add_or_stop(findings, faults, policy, "label_conflicts")
     if policy == "drop":
         frame.loc[rows.index[rows["split"] == "train"], "use"] = False
@@ -213,9 +215,20 @@ def _similar_names(frame: pd.DataFrame) -> Iterator[Finding]:
     names = frame[frame["label"].notna()].groupby("split")["class_name"].agg(set)
     for split, other in combinations([split for split in SPLITS if split in names], 2):
         elsewhere = sorted(names[other] - names[split])
-        for name in sorted(names[split] - names[other]):
-            for close in get_close_matches(name, elsewhere, n=1, cutoff=SIMILAR_NAMES):
+        lengths, letters = np.array(list(map(len, elsewhere))), _letter_counts(elsewhere)
+        for name in sorted(names[split] - names[other]) if len(elsewhere) else []:
+            shared = np.minimum(letters, _letter_counts([name])).sum(axis=1)  # bounds difflib's ratio, which is slow
+            possible = [elsewhere[k] for k in np.flatnonzero(2 * shared >= SIMILAR_NAMES * (len(name) + lengths))]
+            for close in get_close_matches(name, possible, n=1, cutoff=SIMILAR_NAMES):
                 yield Finding("similar names", split, name, "", f"is {close!r} in {other} the same?", "kept")
+
+
+def _letter_counts(names: Sequence[str]) -> np.ndarray:
+    """How often each letter, by its number modulo 256, is in each name: uint8 [N, 256]."""
+    counts = np.zeros((len(names), 256), np.uint8)
+    for row, name in enumerate(names):
+        np.add.at(counts[row], np.array([ord(letter) % 256 for letter in name], np.intp), 1)
+    return counts
 
 
 def _odd_sizes(frame: pd.DataFrame) -> list[Finding]:

@@ -1,7 +1,6 @@
 """Random splits, hold-out and folds, stratified by class; copies of a photograph and groups stay in the same split."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -29,7 +28,7 @@ def with_groups(frame: pd.DataFrame, pattern: str, findings: list[Finding]) -> p
         findings.append(Finding("group pattern", "", "", pattern, detail, "no group"))
     if "group" not in frame:
         return frame.assign(group=by_name)
-    pairs = [*exact_pairs(frame["group"]), *exact_pairs(by_name)]
+    pairs = np.concatenate([exact_pairs(frame["group"]), exact_pairs(by_name)])
     components = pd.Series(photographs(len(frame), pairs), index=frame.index)
     named = frame["group"].where(frame["group"].ne(""), by_name)
     names = named[named.ne("")].groupby(components).min()  # two components may have the same name
@@ -69,25 +68,22 @@ def assign_folds(frame: pd.DataFrame, n_folds: int, seed: int) -> pd.Series:
     frame: as for `assign_splits`. A class with fewer photographs (or groups) than folds is in as many folds as it has of them.
     The result depends on ids and seed, not on the order of the rows.
     """
-    units = frame.groupby(kept_together(frame))["id"].transform("min")
+    units = _numbered_units(frame)
     classes, names = pd.factorize(frame["class_name"], sort=True)
-    sizes = np.bincount(classes, minlength=len(names))
-    contents: dict[str, Counter[int]] = {}
-    for unit, number in sorted(zip(units, classes.tolist(), strict=True)):
-        contents.setdefault(unit, Counter())[number] += 1
-    rank = np.random.Generator(np.random.Philox(key=[seed, 1])).permutation(len(contents)).tolist()
-    order = sorted(zip(contents, rank, strict=True), key=lambda each: (-contents[each[0]].total(), each[1]))
-    per_class, totals = np.zeros((len(names), n_folds)), np.zeros(n_folds, np.int64)  # images in each fold so far
-    chosen: dict[str, int] = {}
-    for unit, _ in order:  # the largest first, each into the fold that has least of its classes
+    sizes = np.bincount(classes, minlength=len(names)).tolist()
+    contents, totals_of_units = _contents(units, classes)
+    rank = np.random.Generator(np.random.Philox(key=[seed, 1])).permutation(len(contents))
+    per_class = [[0] * n_folds for _ in names]  # images in each fold so far
+    totals = [0] * n_folds
+    chosen = np.empty(len(contents), np.int64)
+    for unit in np.lexsort((rank, -totals_of_units)).tolist():  # the largest first, each where least of its classes is
         content = contents[unit]
-        cost = sum(n * per_class[number] / sizes[number] for number, n in content.items())
-        fold = int(np.lexsort((totals, cost))[0])
-        chosen[unit] = fold
-        totals[fold] += content.total()
-        for number, n in content.items():
-            per_class[number, fold] += n
-    return units.map(chosen).astype("int64")
+        cost = [sum(n * per_class[number][fold] / sizes[number] for number, n in content) for fold in range(n_folds)]
+        chosen[unit] = fold = min(range(n_folds), key=list(zip(cost, totals, strict=True)).__getitem__)
+        for number, n in content:
+            totals[fold] += n
+            per_class[number][fold] += n
+    return pd.Series(chosen[units], index=frame.index)
 
 
 def with_splits(frame: pd.DataFrame, policy: SplitCheck) -> pd.DataFrame:
@@ -138,50 +134,84 @@ def with_hold_out(frame: pd.DataFrame, policy: SplitCheck) -> tuple[pd.DataFrame
 def assign_splits(frame: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.Series:
     """The split of every row: those in `fractions` get about that share of each class, `train` the rest.
 
-    frame: `class_name`, `id`, `photograph` and, if the data have groups, `group`; rows of a photograph and of a group stay
-    together. Each class keeps at least one photograph in train, and so do photographs with two class names. The result depends
-    on ids and seed, not on the order of the rows.
+    frame: `class_name`, `id` (no two are equal), `photograph` and, if the data have groups, `group`; rows of a photograph and
+    of a group stay together. Each split gets at least one photograph (or group) of a class as long as train keeps more than
+    half of them: of 3 the first split has one, of 5 the second too. Each class keeps at least one in train, and so do
+    photographs with two class names. The result depends on ids and seed, not on the order of the rows.
     """
-    splits = pd.Series("train", index=frame.index, dtype="string")
-    units = frame.groupby(kept_together(frame))["id"].transform("min")
-    names = sorted(set(units))
-    places = np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(len(names))
-    rank = {names[place]: number for number, place in enumerate(places)}
-    two_names = frame.groupby("photograph")["class_name"].transform("nunique").gt(1)
-    free = pd.DataFrame({"unit": units, "class_name": frame["class_name"]})[~two_names.groupby(units).transform("any")]
-    sizes = Counter(free["class_name"])
-    contents: dict[str, Counter[str]] = {unit: Counter() for unit in sorted(set(free["unit"]), key=rank.__getitem__)}
-    for unit, name in zip(free["unit"], free["class_name"], strict=True):
-        contents[unit][name] += 1
-    waiting = Counter(name for content in contents.values() for name in content)  # units of each class that are in train
-    chosen: dict[str, str] = {}
-    for split, fraction in fractions.items():
-        shares = Counter({name: round(fraction * n_rows) for name, n_rows in sizes.items()})
+    units = _numbered_units(frame)
+    classes, names = pd.factorize(frame["class_name"])
+    contents, totals = _contents(units, classes)
+    is_free = np.ones(len(contents), bool)
+    is_free[units[_has_two_names(frame["photograph"], classes)]] = False
+    places = np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(len(contents))
+    order = places[is_free[places]]
+    waiting, sizes = [0] * len(names), np.bincount(classes[is_free[units]], minlength=len(names)).tolist()
+    for unit in order.tolist():
+        for name, _ in contents[unit]:
+            waiting[name] += 1  # units of each class that are in train
+    n_units, chosen = waiting.copy(), np.zeros(len(contents), np.int64)
+    for number, fraction in enumerate(fractions.values(), start=1):
+        least = [int(n > 2 * number) for n in n_units]
+        shares = [max(round(fraction * n_rows), one) for n_rows, one in zip(sizes, least, strict=True)]
         wanted = shares.copy()
-        by_size = sorted(contents, key=lambda unit: contents[unit].total())
-        for unit, is_last in [*((unit, False) for unit in contents), *((unit, True) for unit in by_size)]:
-            content = contents[unit]
-            fits = _has_only_missing_classes(content, wanted, shares) if is_last else _is_mostly_wanted(content, wanted)
-            if fits and unit not in chosen and all(waiting[name] > 1 for name in content):
-                chosen[unit] = split
-                waiting.subtract(content.keys())
-                wanted.subtract(content)
-    return splits.mask(units.isin(chosen.keys()), units.map(chosen).astype("string"))
+        by_size = order[np.argsort(totals[order], kind="stable")]
+        for fits, candidates in ((_is_mostly_wanted, order), (_has_only_missing_classes, by_size)):
+            for unit in candidates[chosen[candidates] == 0].tolist():
+                content = contents[unit]
+                if fits(content, wanted, shares) and all(waiting[name] > 1 for name, _ in content):
+                    chosen[unit] = number
+                    for name, n_rows in content:
+                        waiting[name] -= 1
+                        wanted[name] -= n_rows
+    return pd.Series(np.array(["train", *fractions], object)[chosen[units]], index=frame.index, dtype="string")
 
 
 def kept_together(frame: pd.DataFrame) -> pd.Series:
     """A number for each row, equal for rows of one photograph and of one `group` (individual, location, sequence)."""
     if "group" not in frame:
         return frame["photograph"]
-    pairs = [*exact_pairs(frame["photograph"].astype(str)), *exact_pairs(frame["group"])]
-    return pd.Series(photographs(len(frame), pairs), index=frame.index)
+    pairs = [exact_pairs(frame["photograph"].astype(str)), exact_pairs(frame["group"])]
+    return pd.Series(photographs(len(frame), np.concatenate(pairs)), index=frame.index)
 
 
-def _is_mostly_wanted(content: Counter[str], wanted: Counter[str]) -> bool:
+def _numbered_units(frame: pd.DataFrame) -> np.ndarray:
+    """The rows that stay together by a number, from 0 in the order of their smallest ids: int64 `[N]`."""
+    order = frame["id"].argsort().to_numpy()
+    units = np.empty(len(frame), np.int64)
+    units[order] = pd.factorize(kept_together(frame).to_numpy()[order])[0]
+    return units
+
+
+Content = list[tuple[int, int]]  # a unit's classes, and its rows of each
+
+
+def _contents(units: np.ndarray, classes: np.ndarray) -> tuple[list[Content], np.ndarray]:
+    """What each unit contains, and its number of rows; the classes ascend."""
+    keys, counts = np.unique(units * (classes.max(initial=0) + 1) + classes, return_counts=True)
+    of_unit, of_class = np.divmod(keys, classes.max(initial=0) + 1)
+    ends = np.cumsum(np.bincount(of_unit)).tolist()
+    parts = list(zip(of_class.tolist(), counts.tolist(), strict=True))
+    contents = [parts[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return contents, np.bincount(units)
+
+
+def _has_two_names(photograph: pd.Series, classes: np.ndarray) -> np.ndarray:
+    """Whether the photograph of each row has more than one class: bool `[N]`."""
+    numbers = pd.factorize(photograph)[0]
+    n_names = pd.DataFrame({"photograph": numbers, "class": classes}).drop_duplicates()["photograph"]
+    return np.bincount(n_names)[numbers] > 1 if len(numbers) else np.zeros(0, bool)
+
+
+def _is_mostly_wanted(content: Content, wanted: list[int], _: list[int]) -> bool:
     """Whether a split still needs at least half of a unit's rows."""
-    return 2 * sum(min(n_rows, max(wanted[name], 0)) for name, n_rows in content.items()) >= content.total()
+    needed = total = 0
+    for name, n_rows in content:
+        needed += min(n_rows, max(wanted[name], 0))
+        total += n_rows
+    return 2 * needed >= total
 
 
-def _has_only_missing_classes(content: Counter[str], wanted: Counter[str], shares: Counter[str]) -> bool:
+def _has_only_missing_classes(content: Content, wanted: list[int], shares: list[int]) -> bool:
     """Whether a split has no image yet of any class in a unit, and is to have some: the unit is larger than their shares."""
-    return all(wanted[name] == shares[name] > 0 for name in content)
+    return all(wanted[name] == shares[name] > 0 for name, _ in content)

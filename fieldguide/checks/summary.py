@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pandas as pd
 
 from fieldguide.checks.corrections import WITHOUT_IMAGE
@@ -17,7 +18,7 @@ INTERNAL = ["i", "j", "same", "across", "conflict"]  # columns of the table of p
 
 def split_check_metrics(
     frame: pd.DataFrame,
-    copies: list[tuple[int, int]],
+    copies: np.ndarray,
     pairs: list[NearDuplicate] | None,
     findings: list[Finding],
     n_conflicts: int,
@@ -52,10 +53,10 @@ def split_check_metrics(
     )
 
 
-def pair_table(frame: pd.DataFrame, pairs: list[NearDuplicate], copies: list[tuple[int, int]]) -> pd.DataFrame:
+def pair_table(frame: pd.DataFrame, pairs: list[NearDuplicate], copies: np.ndarray) -> pd.DataFrame:
     """Every candidate pair with its verdict, and byte-identical pairs; label conflicts and leaks first."""
     places = ["split", "class_name", "id"]
-    listed = [(*pair[:4], pair.verdict) for pair in pairs] + [(i, j, 0, 1.0, "identical") for i, j in copies]
+    listed = [(*pair[:4], pair.verdict) for pair in pairs] + [(i, j, 0, 1.0, "identical") for i, j in copies.tolist()]
     table = pd.DataFrame(listed, columns=["i", "j", "distance", "similarity", "verdict"])
     for side, name in (("i", "one"), ("j", "other")):
         part = frame.iloc[table[side]][places].reset_index(drop=True)

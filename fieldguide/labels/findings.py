@@ -8,7 +8,7 @@ import pandas as pd
 
 from fieldguide.checks.duplicates import TRUST
 from fieldguide.checks.inspection import read_rgb
-from fieldguide.checks.near_duplicates import NearDuplicate, compare_pairs, fingerprint
+from fieldguide.checks.near_duplicates import Fingerprints, NearDuplicate, compare_pairs, fingerprint
 from fieldguide.core.artifacts import ClassPair, LabelCheckMetrics
 from fieldguide.core.intervals import accuracy_interval
 from fieldguide.core.manifest import named_tuples
@@ -60,7 +60,7 @@ def missed_copies(rows: pd.DataFrame, close: np.ndarray, raw: Path, n_workers: i
     involved = np.unique(close)
     places = [(row.file, row.offset, row.length) for row in named_tuples(rows.iloc[involved])]
     with ThreadPoolExecutor(n_workers) as pool:
-        prints = list(pool.map(lambda place: fingerprint(read_rgb(raw, place)), places))
+        prints = Fingerprints.of(list(pool.map(lambda place: fingerprint(read_rgb(raw, place)), places)))
     pairs = compare_pairs(prints, np.searchsorted(involved, close), lambda k: read_rgb(raw, places[k]), n_workers)
     return [pair._replace(i=int(involved[pair.i]), j=int(involved[pair.j])) for pair in pairs if pair.is_same]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from PIL import Image
 
-from fieldguide.checks.near_duplicates import NearDuplicate, fingerprint, near_duplicates
+from fieldguide.checks.near_duplicates import Fingerprints, NearDuplicate, fingerprint, near_duplicates
 from fieldguide.sources.sample import photographs
 
 Change = Callable[[np.ndarray, Generator], np.ndarray]
@@ -137,7 +137,7 @@ def textured(n_images: int, image_px: int = 224) -> list[np.ndarray]:
 
 
 def pairs_of(images: list[np.ndarray], n_workers: int = 1) -> list[NearDuplicate]:
-    return near_duplicates([fingerprint(rgb) for rgb in images], images.__getitem__, n_workers)
+    return near_duplicates(Fingerprints.of([fingerprint(rgb) for rgb in images]), images.__getitem__, n_workers)[0]
 
 
 def reported(images: list[np.ndarray]) -> set[tuple[int, int]]:

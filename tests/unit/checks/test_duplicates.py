@@ -1,11 +1,15 @@
 """Planted copies are found: in every pair of splits, inside one split, under two names; nothing else is."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from fieldguide.checks.duplicates import TRUST, exact_pairs, label_conflicts, leaks, photographs
+from fieldguide.checks.policies import SIMILAR_NAMES, _similar_names
 
 Planted = tuple[str, int | None, str]  # split, label, content
 
@@ -87,13 +91,17 @@ def test_conflicts_are_images_that_stand_under_more_than_one_class() -> None:
     assert label_conflicts(frame).to_dict() == expected
 
 
+def copies(digests: Iterable[str]) -> list[list[int]]:
+    return exact_pairs(pd.Series(list(digests), dtype="string")).tolist()
+
+
 def test_each_copy_is_paired_with_the_first_of_its_kind() -> None:
-    assert exact_pairs("abacab") == [(0, 2), (0, 4), (1, 5)]
-    assert exact_pairs("ab") == exact_pairs([]) == []
+    assert copies("abacab") == [[0, 2], [0, 4], [1, 5]]
+    assert copies("ab") == copies("") == []
 
 
 def test_images_without_a_hash_are_not_copies_of_each_other() -> None:
-    assert exact_pairs(["", "", "a"]) == []
+    assert copies(["", "", "a", "", "a"]) == [[2, 4]]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +115,7 @@ def test_images_without_a_hash_are_not_copies_of_each_other() -> None:
     ],
 )
 def test_a_chain_of_pairs_is_one_photograph(n_rows: int, pairs: list[tuple[int, int]], same: list[set[int]]) -> None:
-    numbers = photographs(n_rows, pairs)
+    numbers = photographs(n_rows, np.array(pairs, np.int64).reshape(-1, 2))
     assert numbers.shape == (n_rows,)
     groups = [{row for row in range(n_rows) if numbers[row] == number} for number in dict.fromkeys(numbers.tolist())]
     assert [group for group in groups if len(group) > 1] == same
@@ -117,3 +125,18 @@ def test_a_chain_of_pairs_is_one_photograph(n_rows: int, pairs: list[tuple[int, 
 def test_leaks_of_a_photograph_are_found_by_its_number() -> None:
     frame = table(("train", 0, "a"), ("test", 0, "b"), ("valid", 0, "c")).assign(photograph=[7, 7, 8])
     assert set(leaks(frame).itertuples(index=False, name=None)) == {(0, 1)}
+
+
+def test_similar_names_are_those_of_difflib_over_all_names() -> None:
+    random = np.random.default_rng(0)
+    stems = ["".join(random.choice(list("aeiourstlnü "), 12)) for _ in range(60)]
+    changed = ["".join(letter if random.random() > 0.1 else "x" for letter in stem) for stem in stems]
+    rows = [("train", name) for name in stems] + [("test", name) for name in [*changed, *stems[:9]]]
+    frame = pd.DataFrame(rows, columns=["split", "class_name"]).assign(label=1)
+    named = [(one.class_name, one.detail) for one in _similar_names(frame)]
+    elsewhere = sorted(set(changed) - set(stems))
+    close = {
+        name: get_close_matches(name, elsewhere, 1, SIMILAR_NAMES) for name in sorted(set(stems) - set(changed + stems[:9]))
+    }
+    assert named == [(name, f"is {found[0]!r} in test the same?") for name, found in close.items() if found]
+    assert len(named) > 10

@@ -14,7 +14,7 @@ import pytest
 from fieldguide.checks import inspected, inspection
 from fieldguide.checks.inspected import Inspected, InspectedCache, inspected_images
 from fieldguide.checks.inspection import find_near_duplicates, inspect_images
-from fieldguide.checks.near_duplicates import NearDuplicate
+from fieldguide.checks.near_duplicates import RESULT, Fingerprints, Known, NearDuplicate, ReadRgb
 from fieldguide.core.paths import inspected_cache
 
 N = 6
@@ -34,7 +34,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_jpeg: Callable[.
 def results(table: pd.DataFrame) -> list[object]:
     """Everything that the inspection returns, as bytes."""
     frame, prints, means = inspect_images(table, Path(), 10, 2)
-    known = [(one.hashes.tobytes(), one.thumbnail.tobytes(), one.side_px) if one else None for one in prints]
+    known = [(one.hashes.tobytes(), one.thumbnail.tobytes(), one.side_px) for one in prints]
     return [frame.to_csv(), known, {split: mean.tobytes() for split, mean in means.items()}]
 
 
@@ -97,29 +97,68 @@ def test_a_changed_value_is_computed_again(table: pd.DataFrame, column: str) -> 
     assert results(table) == expected
 
 
-def test_the_same_images_are_compared_once(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    compared: list[int] = []
+def test_images_are_compared_once(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs of images that an earlier search had are neither looked for nor judged, unless an image is gone or moved."""
+    asked: list[int] = []
+    compare = inspection.near_duplicates
 
-    def compare(prints: list, *rest: object) -> list[NearDuplicate]:
-        compared.append(len(prints))
-        return [NearDuplicate(0, len(prints) - 1, 3, 0.912, "mirrored")]
+    def compared(prints: Fingerprints, read: ReadRgb, n_workers: int, known: Known) -> tuple[list[NearDuplicate], np.ndarray]:
+        asked.append(int((~known.searched).sum()))
+        _, results = compare(prints, read, n_workers, known)
+        planted = np.array([(0, len(prints) - 1, 3, 4, 0.912, 3)], RESULT)
+        return [NearDuplicate(0, len(prints) - 1, 4, 0.912, "mirrored")], planted if not len(known.results) else results
 
     def pairs(rows: pd.DataFrame) -> list[NearDuplicate]:
         frame, prints, _ = inspect_images(rows.reset_index(drop=True), Path(), 10, 2)
         return find_near_duplicates(frame, prints, Path(), 10, 2)
 
-    monkeypatch.setattr(inspection, "near_duplicates", compare)
-    first = pairs(table)
-    assert first == [NearDuplicate(0, N - 1, 3, 0.912, "mirrored")]
-    assert pairs(table.assign(split="valid")) == first
-    assert compared == [N]
-    pairs(table.tail(4))
-    pairs(table.iloc[::-1])
-    assert compared == [N, 3, N]
+    monkeypatch.setattr(inspection, "near_duplicates", compared)
+    some = table.iloc[[0, 2, 3, 4]]
+    assert pairs(some) == [NearDuplicate(0, 3, 4, 0.912, "mirrored")]
+    pairs(some.assign(split="valid"))
+    pairs(table)  # two more readable images
+    pairs(table)
+    pairs(table.iloc[::-1])  # moved
+    pairs(table.tail(4))  # gone
+    pairs(some)
+    assert asked == [4, 0, 2, 0, N, 3, 0]
     with closing(sqlite3.connect(database())) as connection, connection:
-        connection.execute("update comparisons set pairs = '[]'")
-    assert pairs(table) == first
-    assert compared == [N, 3, N, N]
+        connection.execute("update comparisons set results = zeroblob(29)")
+    pairs(some)
+    assert asked[-1] == 4
+
+
+def test_results_are_found_again_in_their_new_places(table: pd.DataFrame) -> None:
+    names = [f"{k:064d}"[::-1] for k in range(6)]
+    results = np.array([(0, 2, 5, 7, 0.25, 1), (2, 1, 0, 3, 0.9, 2)], RESULT)
+    with inspected_images(10) as cache:
+        assert len(cache.results(names).results) == 0
+        cache.put_results([names[1], names[3], names[4]], results)
+        more = cache.results(names)
+        assert more.results.tolist() == [(1, 4, 5, 7, 0.25, 1), (4, 3, 0, 3, 0.9, 2)]
+        assert more.searched.tolist() == [False, True, False, True, True, False]
+        fewer = cache.results([names[4], names[3]])
+        assert fewer.results.tolist() == [(0, 1, 0, 3, 0.9, 2)]
+        assert not fewer.searched.any()
+
+
+def test_without_fingerprints_none_is_computed_or_kept_and_the_rest_is_the_same(
+    table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    fingerprint = inspection.fingerprint
+    monkeypatch.setattr(inspection, "fingerprint", lambda rgb: computed.append(1) or fingerprint(rgb))
+    for kept in (0, N):  # with and without fingerprints in the cache
+        frame, prints, means = inspect_images(table, Path(), 10, 2, with_fingerprints=False)
+        assert (len(prints), len(computed)) == (0, kept)
+        assert frame["phash"].eq("").all()
+        full, prints, same_means = inspect_images(table, Path(), 10, 2)
+        assert (len(prints), len(computed)) == (N + 1, N)
+        assert full["phash"].ne("").sum() == N
+        pd.testing.assert_frame_equal(frame.drop(columns="phash"), full.drop(columns="phash"))
+        assert {split: mean.tobytes() for split, mean in means.items()} == {
+            split: mean.tobytes() for split, mean in same_means.items()
+        }
 
 
 def test_a_folder_that_cannot_be_made_is_no_error(table: pd.DataFrame) -> None:

@@ -3,7 +3,6 @@
 The planted set of tests/support/planted.py is also what benchmarks/near_duplicates.py measures.
 """
 
-import resource
 import zipfile
 
 import cv2
@@ -12,7 +11,20 @@ import pytest
 from numpy.random import default_rng
 
 from fieldguide.checks import near_duplicates as module
-from fieldguide.checks.near_duplicates import NearDuplicate, candidate_pairs, compare_pairs, fingerprint
+from fieldguide.checks.near_duplicates import (
+    MAX_DISTANCE,
+    MIRRORED,
+    PROBES,
+    RESULT,
+    Fingerprints,
+    Known,
+    NearDuplicate,
+    compare_pairs,
+    fingerprint,
+    masks,
+    near_duplicates,
+    nearest_versions,
+)
 from fieldguide.sources.sample import photographs
 from support import REAL_DATA
 from support.planted import (
@@ -123,8 +135,9 @@ def test_the_result_does_not_depend_on_what_is_held_in_memory_at_once(monkeypatc
     images += [cropped(0.05)(rgb, default_rng(1)) for rgb in images]
     pairs = pairs_of(images)
     monkeypatch.setattr(module, "BLOCK_PAIRS", 2)
-    monkeypatch.setattr(module, "CHUNK_QUERIES", 2 * len(module.PROBES))
+    monkeypatch.setattr(module, "CHUNK_IMAGES", 2)
     monkeypatch.setattr(module, "CHUNK_PAIRS", 5)
+    monkeypatch.setattr(module, "CHUNK_CODES", 7)
     assert pairs_of(images) == pairs
     assert len(pairs) >= 6
 
@@ -140,6 +153,7 @@ def test_given_pairs_are_compared_however_far_apart_their_hashes_are() -> None:
     prints = [fingerprint(rgb) for rgb in images]
     changed = cropped(0.1)(relit(0.6, 0, 1.6)(mirrored(images[0], default_rng(0)), default_rng(0)), default_rng(3))
     images, prints = [*images, changed, images[1].copy()], [*prints, fingerprint(changed), prints[1]]
+    prints = Fingerprints.of(prints)
     given = np.array([(5, 1), (0, 4), (2, 3), (4, 0)])
     pairs = compare_pairs(prints, given, images.__getitem__, 1)
     assert [(pair.i, pair.j, pair.verdict) for pair in pairs if pair.is_same] == [(0, 4, "mirrored"), (1, 5, "same")]
@@ -152,7 +166,7 @@ def test_given_pairs_are_compared_however_far_apart_their_hashes_are() -> None:
 
 
 def test_no_given_pairs_compare_nothing() -> None:
-    assert compare_pairs([], np.empty((0, 2), np.int64), lambda k: np.empty(0), 1) == []
+    assert compare_pairs(Fingerprints.of([]), np.empty((0, 2), np.int64), lambda k: np.empty(0), 1) == []
 
 
 def test_a_fingerprint_is_small() -> None:
@@ -161,49 +175,111 @@ def test_a_fingerprint_is_small() -> None:
     assert (marks.hashes.dtype, marks.thumbnail.shape, marks.side_px) == (np.uint64, (32, 32), 224)
 
 
-def clustered_hashes(n_hashes: int) -> np.ndarray:
-    """Random ones, near and equal ones, the extremes."""
-    rng = default_rng(n_hashes)
-    hashes = rng.integers(0, 2**64, n_hashes, dtype=np.uint64)
-    for k in range(0, n_hashes // 2, 2):
+def clustered_hashes(n_images: int) -> np.ndarray:
+    """Random ones, near and equal ones, the extremes: uint64 [N, P]."""
+    rng = default_rng(n_images)
+    hashes = rng.integers(0, 2**64, (n_images, len(PROBES)), dtype=np.uint64)
+    for k in range(0, n_images // 2, 2):
         for bit in rng.integers(0, 64, k % 25):
-            hashes[k + 1] = hashes[k + 1] if k % 3 else hashes[k] ^ np.uint64(1) << np.uint64(bit)
-    hashes[-2:] = 0, 2**64 - 1
+            hashes[k, k % len(PROBES)] = hashes[k + 1, 0] ^ np.uint64(1) << np.uint64(bit)
+            hashes[k + 1, 1:4] ^= np.uint64(1) << np.uint64(bit)
+    hashes[k + 1] = hashes[k, 0]
+    hashes[-2:] = np.array([[0], [2**64 - 1]], np.uint64)
     hashes[-8:-4] = hashes[0]
     return hashes
 
 
-@pytest.mark.parametrize("n_hashes", [8, 100, 1500])
-@pytest.mark.parametrize("max_distance", [0, 1, 3, 4, 7, 10, 13, 16])
-def test_the_search_finds_exactly_what_comparing_all_pairs_finds(n_hashes: int, max_distance: int) -> None:
-    hashes = clustered_hashes(n_hashes)
-    near = np.bitwise_count(hashes[:, None] ^ hashes) <= max_distance
-    assert np.array_equal(candidate_pairs(hashes, hashes, max_distance), np.argwhere(near))
-    assert np.array_equal(candidate_pairs(hashes, hashes[5:60], max_distance), np.argwhere(near[5:60]))
+def all_nearest(hashes: np.ndarray, images: np.ndarray, by: np.ndarray) -> list[tuple[int, ...]]:
+    """By comparing all pairs, of which at least one mask is equal: the nearest version, then the first, of the first image."""
+    best: dict[tuple[int, int, bool], tuple[int, ...]] = {}
+    for i in images.tolist():
+        for j in images.tolist():
+            differences = hashes[i] ^ hashes[j, 0]
+            near = (np.bitwise_count(differences) <= MAX_DISTANCE) & ((differences[:, None] & by) == 0).any(axis=1)
+            for probe in np.flatnonzero(near).tolist() if i != j else []:
+                pair = (min(i, j), max(i, j), bool(MIRRORED[probe]))
+                row = (int(np.bitwise_count(differences[probe])), probe, i, j)
+                best[pair] = min(best.get(pair, row), row)
+    return [(i, j, probe, distance) for _, (distance, probe, i, j) in sorted(best.items())]
 
 
-def test_the_search_in_small_chunks_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = clustered_hashes(300)
-    whole = candidate_pairs(hashes, hashes, 12)
-    monkeypatch.setattr(module, "CHUNK_PAIRS", 5)
-    assert np.array_equal(candidate_pairs(hashes, hashes, 12), whole)
+@pytest.mark.parametrize("n_images", [8, 60, 150])
+@pytest.mark.parametrize("exact_up_to", [1000, 5], ids=["short keys", "long keys"])
+def test_the_search_finds_what_comparing_all_pairs_finds(
+    n_images: int, exact_up_to: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EXACT_UP_TO", exact_up_to)
+    hashes = clustered_hashes(n_images)
+    kept = np.delete(np.arange(n_images), [2, 5])
+    every = all_nearest(hashes, kept, np.zeros(1, np.uint64) if exact_up_to > n_images else masks(len(kept)))
+    assert list(map(tuple, nearest_versions(hashes, kept, kept, 2).tolist())) == every
+    assert len(every) >= 3
+    for new in (kept[::3], kept[3:4], kept[:0]):
+        some = [row for row in every if np.isin(row[:2], new).any()]
+        assert list(map(tuple, nearest_versions(hashes, kept, new, 1).tolist())) == some
 
 
-def test_the_search_of_nothing_finds_nothing() -> None:
-    hashes, empty = clustered_hashes(9), np.empty(0, np.uint64)
-    assert candidate_pairs(empty, hashes, 10).shape == candidate_pairs(hashes, empty, 10).shape == (0, 2)
+def patterns(n_bits: int) -> np.ndarray:
+    """All ways in which that many of 32 pairs of bits differ: uint32."""
+    low = np.arange(1 << 16, dtype=np.uint32)
+    by_count = [low[np.bitwise_count(low) == k] for k in range(n_bits + 1)]
+    halves = [(by_count[k][:, None] << np.uint32(16) | by_count[n_bits - k]).ravel() for k in range(n_bits + 1)]
+    return np.concatenate(halves)
+
+
+def not_found(differences: np.ndarray, n_images: int) -> float:
+    """The share of differences, in pairs of bits, that no mask avoids."""
+    n_all = len(differences)
+    for mask in masks(n_images):
+        pairs = np.uint32(sum(1 << pair for pair in range(32) if int(mask) >> 2 * pair & 3))
+        differences = differences[differences & pairs != 0]
+    return len(differences) / n_all
 
 
 @pytest.mark.slow
-def test_a_million_hashes_are_searched_in_four_gibibytes() -> None:
+def test_short_keys_miss_no_difference_of_ten_bits() -> None:
+    """Of fewer bits, or two bits of one pair, neither: they are part of such a difference."""
+    assert not_found(patterns(MAX_DISTANCE), 1000) == 0
+
+
+def test_long_keys_miss_no_difference_of_eight_bits_and_few_of_ten() -> None:
+    assert not_found(patterns(8), module.EXACT_UP_TO + 1) == 0
     rng = default_rng(0)
-    hashes = rng.integers(0, 2**64, 1_000_000, dtype=np.uint64)
-    for k in range(1000):
-        flips = np.uint64(1) << rng.choice(64, k % 11, replace=False).astype(np.uint64)
-        hashes[k + 1000] = hashes[k] ^ np.bitwise_or.reduce(flips)
-    pairs = candidate_pairs(hashes, hashes[:100_000], module.MAX_DISTANCE)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss <= 4 << 20  # KiB
-    assert {(k, k + 1000) for k in range(1000)} <= set(map(tuple, pairs.tolist()))
+    by = masks(module.EXACT_UP_TO + 1)
+    missed = []
+    for n_bits in (9, 10):
+        bits = rng.random((20_000, 64)).argsort(axis=1)[:, :n_bits].astype(np.uint64)
+        differences = np.bitwise_or.reduce(np.uint64(1) << bits, axis=1)
+        missed.append(1 - module._is_found(differences, by).mean())
+    assert missed[0] < 0.004
+    assert missed[1] < 0.04
+
+
+@pytest.mark.parametrize("crowd", [3, 64])
+def test_results_of_an_earlier_search_change_nothing(crowd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New images among, before and after the others, also of a crowd; nothing that is known is judged again."""
+    monkeypatch.setattr(module, "CROWD", crowd)
+    images = textured(8)
+    images += [cropped(0.05)(rgb, default_rng(1)) for rgb in images] + [images[2]] * 5
+    prints = Fingerprints.of([fingerprint(rgb) for rgb in images])
+    judged: list[int] = []
+    possible = module._possible
+    monkeypatch.setattr(module, "_possible", lambda every, rows: judged.append(len(rows)) or possible(every, rows))
+    expected, results = near_duplicates(prints, images.__getitem__, 2)
+    for old in (np.arange(3, 19), np.arange(0, 21, 2), np.array([1]), np.arange(21)):
+        _, before = near_duplicates(prints.take(old), lambda k, old=old: images[old[k]], 2)
+        places = before.copy()
+        for side in ("i", "j"):
+            places[side] = old[before[side]]
+        judged.clear()
+        pairs, again = near_duplicates(prints, images.__getitem__, 2, Known(places, np.isin(np.arange(21), old)))
+        assert pairs == expected
+        assert np.array_equal(again, results)
+        assert sum(judged) == len(set(results.tolist()) - set(places.tolist()))
+        gone = Known(places, np.zeros(21, bool))
+        assert near_duplicates(prints, images.__getitem__, 2, gone)[0] == expected
+    assert len(results) >= 8
+    assert results.dtype == RESULT
 
 
 @pytest.mark.slow

@@ -1,10 +1,13 @@
-"""The report, its charts and `dvc plots show` as the number of classes grows; run by `python benchmarks/scale.py report`.
+"""The report, its charts and `dvc plots show` as the number of classes grows.
+
+    python benchmarks/report.py [--classes 1000 5000 10000] [--without-genus] [--keep FOLDER]
 
 Writes what the stages before `report` write about that many classes of falling size, six images a class on average, four in
 five answered correctly (tests/support/reports.py), into a temporary folder. A process draws every chart, the page and the
 card as the stage does, and another runs `dvc plots show`. Peaks are of the process that draws (resident set).
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -84,11 +87,19 @@ def measure_report(n_classes: int, with_genus: bool, keep: Path | None) -> None:
         shutil.rmtree(folder)
 
 
-def report_sizes(classes: list[int], with_genus: bool = True, keep: Path | None = None) -> None:
-    """A line for each number of classes: the report, and `dvc plots show`."""
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, nargs="+", default=[1000, 5000, 10_000])
+    parser.add_argument("--without-genus", action="store_true", help="class names share no first word")
+    parser.add_argument("--keep", type=Path, help="a folder for what was drawn")
+    arguments = parser.parse_args()
     print(
         f"{'classes':>8s} {'report s':>8s} {'CPU s':>8s} {'MiB':>6s} {'page MB':>8s} {'card MB':>8s} {'png MB':>8s}"
         f" {'plots s':>8s} {'CPU s':>8s} {'html MB':>8s}"
     )
-    for n_classes in classes:
-        measure_report(n_classes, with_genus, keep)
+    for n_classes in arguments.classes:
+        measure_report(n_classes, not arguments.without_genus, arguments.keep and arguments.keep.resolve())
+
+
+if __name__ == "__main__":
+    main()
