@@ -15,6 +15,7 @@ import torch
 from fieldguide.core.artifacts import ExportMetrics, Receipt
 from fieldguide.core.errors import run_command
 from fieldguide.core.files import write_bytes
+from fieldguide.core.headlines import write_metrics
 from fieldguide.core.manifest import held_out, read_manifest, rows_of
 from fieldguide.core.params import read_params
 from fieldguide.core.paths import (
@@ -71,7 +72,7 @@ def main() -> None:
         fp16=write_fp16(ONNX, ONNX_FP16, metadata, test),
         int8=write_int8(ONNX, ONNX_INT8, metadata, calibrated_on, checked_on, test),
     )
-    metrics.write(stage_metrics("export_onnx"))
+    write_metrics("export_onnx", metrics)
     with tracking.stage_run("export_onnx", params.export, CHECKPOINT) as run:
         run.log(metrics.as_dict(), ONNX_FP16, ONNX_INT8, stage_metrics("export_onnx"))
         run.log_model(ONNX, test.pixels[:1])

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from fieldguide.commands.folds import Fold, check_equal, join, measure, pick, print_summary, read_fold
-from fieldguide.commands.runs import Experiment
 from fieldguide.core.artifacts import FoldsMetrics
 from fieldguide.core.errors import UserError
+from fieldguide.tracking.experiments import Experiment
 
 STAGES = {  # of dvc.lock
     "download": {
