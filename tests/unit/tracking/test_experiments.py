@@ -23,7 +23,7 @@ stages:
 
 def git(*arguments: str, time: int = 0) -> str:
     identity = {f"GIT_{role}_{key}": "t@example.org" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
-    dates = {f"GIT_{role}_DATE": f"{time} +0000" for role in ("AUTHOR", "COMMITTER")}
+    dates = {f"GIT_{role}_DATE": f"@{time} +0000" for role in ("AUTHOR", "COMMITTER")}
     answer = subprocess.run(["git", *arguments], env=os.environ | identity | dates, capture_output=True, text=True, check=True)
     return answer.stdout.strip()
 
