@@ -25,6 +25,7 @@ from fieldguide.core.files import write_bytes
 from fieldguide.core.headlines import TRACKED, tracked_headlines
 from fieldguide.core.paths import LOCK, project_root, synced
 from fieldguide.tracking.experiments import (
+    WORKSPACE,
     Experiment,
     Ref,
     contents,
@@ -192,11 +193,12 @@ def run_of(experiment: Experiment, named: list[TrackedRun], makers: list[Tracked
 
 
 def listed_experiments(refs: list[Ref], limit: int | None) -> list[Experiment]:
-    """The newest experiments, the workspace first if it differs from the last commit, then those that are not finished."""
-    found = read_experiments(refs[:limit])
-    last = next((each for each in found if each.state == "commit"), None)
+    """The workspace if it differs from the last commit, those that are not finished, the newest others, the last commit."""
+    newest, head = refs[:limit], next(ref for ref in refs if ref.state == "commit")
+    found = read_experiments(newest if head in newest else [*newest, head])
+    last = next(each for each in found if each.state == "commit")
     here = workspace()
-    is_clean = last and replace(here, name=last.name, rev=last.rev, state=last.state) == last
+    is_clean = replace(here, name=last.name, rev=last.rev, state=last.state) == last
     return ([] if is_clean else [here]) + unfinished(refs) + found
 
 
@@ -256,8 +258,14 @@ def runs(args: Namespace) -> None:
         rows = match_runs(experiments, latest, tracked.children)
         rows.sort(key=lambda row: row["time"] or "9", reverse=True)  # an ISO date begins with a smaller digit
         if limit is not None and (len(refs) > limit or len(rows) > limit):
-            print(f"the newest {limit} of {len(refs)} experiments; -n lists more, --all all of them", file=sys.stderr)
-        print_rows(rows[:limit], args.format)
+            print(f"the newest {limit}; -n N lists more, --all all experiments and runs", file=sys.stderr)
+        older = rows[limit:] if limit is not None else []
+        print_rows(rows[:limit] + [row for row in older if is_commit(row)][:1], args.format)
+
+
+def is_commit(row: Row) -> bool:
+    """Whether the row is that of a commit, with which experiments are compared."""
+    return row["state"] == "commit" and row["rev"] != WORKSPACE
 
 
 def _without_those_of(older: list[Ref], latest: list[TrackedRun], experiments: list[Experiment]) -> list[TrackedRun]:
@@ -291,7 +299,7 @@ def print_rows(rows: list[Row], form: str) -> None:
 
 def _cells(rows: list[Row]) -> list[list[str]]:
     """The columns of the table."""
-    reference = next((row["params"] for row in rows if row["state"] == "commit"), rows[-1]["params"])
+    reference = next((row["params"] for row in rows if is_commit(row)), {})
     return [
         [row["experiment"] or "-" for row in rows],
         [(row["rev"] or "-")[:9] for row in rows],
