@@ -299,7 +299,7 @@ def print_rows(rows: list[Row], form: str) -> None:
 
 def _cells(rows: list[Row]) -> list[list[str]]:
     """The columns of the table."""
-    reference = next((row["params"] for row in rows if is_commit(row)), {})
+    reference: dict[str, Any] = next((row["params"] for row in rows if is_commit(row)), {})
     return [
         [row["experiment"] or "-" for row in rows],
         [(row["rev"] or "-")[:9] for row in rows],

@@ -82,8 +82,8 @@ def test_a_fold_depends_on_all_stages_before_its_predictions_but_not_on_its_numb
 
 @pytest.mark.parametrize(
     "changes",
-    [{"params": {}}, {"checkpoint": ""}, {"stale": ("evaluate",)}, {"name": "workspace"}],
-    ids=["no folds", "not trained", "not evaluated", "workspace"],
+    [{"params": {}}, {"checkpoint": ""}, {"stale": ("evaluate",)}],
+    ids=["no folds", "not trained", "not evaluated"],
 )
 def test_other_experiments_are_no_folds(changes: dict) -> None:
     experiment = Experiment("fold-0", "c0ffee", "success", "a" * 32, PARAMS)
