@@ -1,6 +1,7 @@
 """What tracking adds to an epoch and to a stage, and what DVC adds to thousands of photographs.
 
     python benchmarks/tracking.py [--rounds 5] [--epochs 20] [--skip stage dvc imports] [--images 25000] [--links copy hardlink]
+                                  [--experiments 300]
 
 Every figure is the median over rounds in which the ways take turns, with least and most. Printed, part by part:
 
@@ -11,11 +12,15 @@ Every figure is the median over rounds in which the ways take turns, with least 
     imports   seconds of `import mlflow` alone, and the packages in which most of it is spent
     dvc       one stage whose output is n images, as one zip and as a folder, for each link type of the cache: first run,
               run with nothing to do, `dvc status`, checkout after the output was deleted (wall clock, CPU); the disk space
+    runs      n experiments with parameters, lock file and headlines of their own: the first `fieldguide sync`, which adds a
+              run for each, one with nothing new, one after a further experiment, and `fieldguide runs` with and without
+              `--all` (wall clock, CPU)
 
 Everything is made in a temporary folder, which --folder places on another disk.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -28,9 +33,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-PARTS = ("epoch", "stage", "imports", "dvc")
+
+from fieldguide.core.headlines import HEADLINES  # noqa: E402
+from fieldguide.core.paths import headlines_json  # noqa: E402
+
+IDENTITY = ("-c", "user.name=owl", "-c", "user.email=owl@example.org")
+PARTS = ("epoch", "stage", "imports", "dvc", "runs")
 REFUSED = "http://127.0.0.1:9"  # the discard port: nobody listens
 EPOCH_S = 10.0  # of the epoch to which the cost is compared
 
@@ -97,12 +109,13 @@ def main() -> None:
     command.add_argument("--epochs", type=int, default=20, help="logged in each round")
     command.add_argument("--work", type=float, default=5.0, help="seconds of CPU that a stage works")
     command.add_argument("--images", type=int, default=25_000, help="of 4 KiB each")
+    command.add_argument("--experiments", type=int, default=300)
     command.add_argument("--links", nargs="+", default=["reflink,copy", "hardlink,copy", "symlink,copy"], help="cache.type")
     command.add_argument("--skip", nargs="*", choices=PARTS, default=[])
     command.add_argument("--folder", type=Path, help="in which the temporary folder is made")
     args = command.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        for part, measure in (("epoch", epoch), ("stage", stage), ("imports", imports), ("dvc", dvc)):
+        for part, measure in (("epoch", epoch), ("stage", stage), ("imports", imports), ("dvc", dvc), ("runs", runs)):
             if part not in args.skip:
                 measure(args, Path(folder))
 
@@ -180,6 +193,61 @@ def dvc(args: argparse.Namespace, folder: Path) -> None:
                 line(f"{'':{len(name)}s}  {what}, CPU", cpus, "s")
             print(f"{name}: disk {(usage(project) - empty) / 1e6:.0f} MB", flush=True)
             shutil.rmtree(project)
+
+
+def runs(args: argparse.Namespace, folder: Path) -> None:
+    project = folder / "runs"
+    project.mkdir()
+    for name in ("dvc.yaml", "dvc.lock", "params.yaml"):
+        shutil.copy(ROOT / name, project)
+    shell(project, "git", "init", "--quiet")
+    shell(project, "dvc", "init", "--quiet")
+    shell(project, "git", "add", "--all")
+    shell(project, "git", *IDENTITY, "commit", "--quiet", "--message", "baseline")
+    add_experiments(project, range(args.experiments))
+    name = f"{args.experiments} experiments"
+    report(f"{name}: first sync", [command_seconds(project, "sync")])
+    report(f"{name}: sync, nothing new", [command_seconds(project, "sync") for _ in range(args.rounds)])
+    added = []
+    for k in range(args.experiments, args.experiments + args.rounds):
+        add_experiments(project, range(k, k + 1))
+        added.append(command_seconds(project, "sync"))
+    report(f"{name}: sync, one added", added)
+    report(f"{name}: runs", [command_seconds(project, "runs") for _ in range(args.rounds)])
+    report(f"{name}: runs --all", [command_seconds(project, "runs", "--all") for _ in range(args.rounds)])
+
+
+def add_experiments(project: Path, numbers: range) -> None:
+    """Experiments from the last commit, each with a checkpoint, a number of epochs and headlines of its own."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=project, capture_output=True, text=True, check=True).stdout.strip()
+    lock, params = (project / "dvc.lock").read_text(), (project / "params.yaml").read_text()
+    outs = yaml.safe_load(lock)["stages"]["train"]["outs"]
+    checkpoint = next(out["md5"] for out in outs if out["path"] == "models/model.safetensors")
+    stream = []
+    for k in numbers:
+        files = {
+            "dvc.lock": lock.replace(checkpoint, hashlib.md5(str(k).encode()).hexdigest()),
+            "params.yaml": re.sub(r"\n  epochs: \d+ ", f"\n  epochs: {k + 1} ", params),
+        }
+        for stage, names in HEADLINES.items():
+            files[str(headlines_json(stage))] = json.dumps(dict.fromkeys(names, k / 1000))
+        ref, time_s = f"refs/exps/{head[:2]}/{head[2:]}/owl-{k}", 1_700_000_000 + k
+        stream.append(f"commit {ref}\ncommitter owl <owl@example.org> {time_s} +0000\ndata 1\n.\nfrom {head}\n")
+        stream += [f"M 100644 inline {name}\ndata {len(text.encode())}\n{text}\n" for name, text in files.items()]
+    subprocess.run(["git", "fast-import", "--quiet"], cwd=project, input="".join(stream).encode(), check=True)
+
+
+def command_seconds(project: Path, *words: str) -> tuple[float, float]:
+    """Seconds of wall clock and of CPU that a command of fieldguide takes, in the project's own store."""
+    before, start = children_cpu(), time.perf_counter()
+    python("from fieldguide.__main__ import console; console()", project, "", *words)
+    return time.perf_counter() - start, children_cpu() - before
+
+
+def report(name: str, pairs: list[tuple[float, float]]) -> None:
+    walls, cpus = zip(*pairs, strict=True)
+    line(name, walls, "s")
+    line(f"{'':{len(name)}s}  CPU", cpus, "s")
 
 
 def dvc_seconds(project: Path, command: str) -> tuple[float, float]:

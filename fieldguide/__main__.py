@@ -105,7 +105,10 @@ def parser() -> argparse.ArgumentParser:
 
     runs = command("runs", "list DVC's experiments with their MLflow runs, and the differences")
     _option(runs, "--format", "table", str, "form of the output", choices=("table", "json", "csv"))
+    _option(runs, "-n", 20, count, "number of experiments and runs, newest first", metavar="N")
+    runs.add_argument("--all", action="store_true", help="all experiments and runs")
     sync = command("sync", "send to MLflow what earlier runs could not send, and finished DVC experiments that it lacks")
+    sync.add_argument("--again", action="store_true", help="look at experiments that the store was given before too")
     for each in (runs, sync):
         each.add_argument(
             "-A", "--all-commits", action="store_true", help="experiments of all commits; default: of the last one"

@@ -12,6 +12,7 @@ from fieldguide.benchmark.reference import peer
 from fieldguide.benchmark.timing import percentiles
 from fieldguide.core.artifacts import BackendMetrics, BenchmarkMetrics, LibraryMetrics
 from fieldguide.core.errors import run_command
+from fieldguide.core.headlines import write_metrics
 from fieldguide.core.images import read_encoded
 from fieldguide.core.manifest import held_out, read_manifest, write_table
 from fieldguide.core.params import read_params
@@ -61,7 +62,7 @@ def main() -> None:
     libraries = {name: LibraryMetrics(bytes_to_answer_ms=percentiles(times[name])) for name in times if name not in backends}
     int8 = compare_int8(figures["onnxruntime"], figures["onnxruntime_int8"])
     metrics = BenchmarkMetrics(backends=figures, libraries=libraries, int8=int8, hardware=describe_hardware(device))
-    metrics.write(stage_metrics("benchmark"))
+    write_metrics("benchmark", metrics)
     write_table(throughput, THROUGHPUT_CSV)
     with tracking.stage_run("benchmark", settings, CHECKPOINT) as run:
         run.log(metrics.as_dict(), stage_metrics("benchmark"), THROUGHPUT_CSV)

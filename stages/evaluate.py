@@ -9,6 +9,7 @@ for images without labels, submission.csv. Run it with `dvc repro evaluate`.
 """
 
 from fieldguide.core.errors import run_command
+from fieldguide.core.headlines import write_metrics
 from fieldguide.core.manifest import as_labelled, read_manifest, rows_of, splits_in_use, unlabelled_rows
 from fieldguide.core.params import read_params
 from fieldguide.core.paths import (
@@ -47,7 +48,7 @@ def main() -> None:
     evaluation = Evaluation(facts, rows, answers, calibration)
     save_calibration(CALIBRATION, calibration)
     metrics = evaluate_metrics(evaluation, ood, params.evaluate)
-    metrics.write(stage_metrics("evaluate"))
+    write_metrics("evaluate", metrics)
     save_tables(evaluation, params.evaluate.ece_bins)
     build_gallery(network, evaluation).write(GALLERY_JSON)
     with stage_run("evaluate", params.evaluate, CHECKPOINT) as run:

@@ -14,6 +14,7 @@ import numpy as np
 from fieldguide.core.artifacts import ExportMetrics, Receipt
 from fieldguide.core.errors import run_command
 from fieldguide.core.files import write_bytes
+from fieldguide.core.headlines import write_metrics
 from fieldguide.core.manifest import held_out, read_manifest, rows_of
 from fieldguide.core.params import read_params
 from fieldguide.core.paths import (
@@ -67,7 +68,7 @@ def main() -> None:
     fp16, int8 = write_forms(forms, ONNX_FP16, ONNX_INT8, metadata, test)
     size = ONNX.stat().st_size
     metrics = ExportMetrics(**agreement.as_dict(), bytes=size, opset=settings.opset, fp16=fp16, int8=int8)
-    metrics.write(stage_metrics("export_onnx"))
+    write_metrics("export_onnx", metrics)
     with tracking.stage_run("export_onnx", params.export, CHECKPOINT) as run:
         run.log(metrics.as_dict(), ONNX_FP16, ONNX_INT8, stage_metrics("export_onnx"))
         run.log_model(ONNX, decode_pixels(rows[:1], RAW, image_px, n_workers))

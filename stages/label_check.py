@@ -9,6 +9,7 @@ with `fieldguide review`. Run it with `dvc repro label_check`.
 from fieldguide.core.artifacts import LabelCheckMetrics
 from fieldguide.core.errors import run_command
 from fieldguide.core.files import write_bytes
+from fieldguide.core.headlines import write_metrics
 from fieldguide.core.manifest import read_manifest, write_table
 from fieldguide.core.params import read_params
 from fieldguide.core.paths import (
@@ -39,7 +40,7 @@ def main() -> None:
     metrics = label_check_metrics(rows, judgement, table, params.label_check.enabled)
     write_table(table, LABEL_ERRORS_CSV)
     write_table(label_map(vectors, rows, table), LABEL_MAP_CSV)
-    metrics.write(stage_metrics("label_check"))
+    write_metrics("label_check", metrics)
     write_bytes(LABEL_ERRORS_HTML, label_errors_page(rows, judgement, table, RAW).encode())
     print_headline(metrics)
 

@@ -19,6 +19,7 @@ from fieldguide.core.artifacts import Receipt, SplitCheckMetrics
 from fieldguide.core.corrections import read_numbered
 from fieldguide.core.errors import UserError, run_command
 from fieldguide.core.files import write_bytes
+from fieldguide.core.headlines import write_metrics
 from fieldguide.core.manifest import as_given, write_manifest, write_table
 from fieldguide.core.names import SPLITS
 from fieldguide.core.params import read_params
@@ -71,7 +72,7 @@ def main() -> None:
     write_table(findings_table(findings), FINDINGS_CSV)
     write_table(table.drop(columns=INTERNAL), NEAR_DUPLICATES_CSV)
     metrics = split_check_metrics(frame, copies, pairs, findings, n_conflicts)
-    metrics.write(stage_metrics("split_check"))
+    write_metrics("split_check", metrics)
     save_mean_images(MEAN_IMAGES, means)
     write_bytes(NEAR_DUPLICATES_HTML, pairs_page(frame, table, RAW).encode())
     print_headline(metrics, findings)

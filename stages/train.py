@@ -10,6 +10,7 @@ from pathlib import Path
 from fieldguide.core.artifacts import TrainMetrics
 from fieldguide.core.errors import run_command
 from fieldguide.core.files import file_hash
+from fieldguide.core.headlines import write_metrics
 from fieldguide.core.manifest import classes_of, read_manifest, rows_of
 from fieldguide.core.params import Params, read_params
 from fieldguide.core.paths import BATCH_PNG, CHECKPOINT, HISTORY_CSV, MANIFEST, RAW, stage_metrics
@@ -69,7 +70,7 @@ def train_network(params: Params, world: World) -> None:
 
 def write_outputs(run: Run, metrics: TrainMetrics) -> None:
     """Writes the metrics of a finished training, and logs all outputs."""
-    metrics.write(stage_metrics("train"))
+    write_metrics("train", metrics)
     run.tag(CHECKPOINT_TAG, file_hash(CHECKPOINT, "md5"))
     run.log_metrics({"train": metrics.as_dict()})
     run.log_files(CHECKPOINT, folder="model")

@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_fscore_support
 
-from fieldguide.commands.runs import Experiment, experiments, locked_stages
 from fieldguide.core.artifacts import ClassScore, CleanMetrics, ConfusedPair, FoldScore, FoldsMetrics
 from fieldguide.core.errors import UserError
 from fieldguide.core.manifest import write_table
 from fieldguide.core.names import flat
 from fieldguide.core.paths import FOLDS_CSV, PREDICTIONS_CSV, project_root, stage_metrics
 from fieldguide.evaluation.metrics import accuracy_metrics, macro_f1_interval
+from fieldguide.tracking.experiments import Experiment, experiments
 from fieldguide.tracking.run import folds_run
 
 FOLD, FOLDS = "split_check.fold", "split_check.folds"
@@ -47,7 +47,7 @@ class Fold:
 
 def folds(args: Namespace) -> int:
     """Joins the folds, writes and prints figures; returns 0, or 3 if folds are missing."""
-    found = [fold for each in experiments(args.all_commits) if (fold := read_fold(each, locked_stages(each.rev)))]
+    found = [fold for each in experiments(args.all_commits) if (fold := read_fold(each, each.stages))]
     if args.names:
         if unknown := set(args.names) - {fold.experiment.name for fold in found}:
             raise UserError(f"{min(unknown)}: no finished experiment of this name has {FOLDS}; see: fieldguide runs")
@@ -80,7 +80,7 @@ def read_fold(experiment: Experiment, stages: dict[str, Any]) -> Fold | None:
     n_folds = experiment.params.get(FOLDS, 0)
     outs = {out["path"]: (name, out["md5"]) for name, stage in stages.items() for out in stage.get("outs", [])}
     is_finished = experiment.checkpoint and not set(experiment.stale) & {"split_check", "train", "evaluate"}
-    if not n_folds or not is_finished or experiment.name == "workspace" or str(PREDICTIONS_CSV) not in outs:
+    if not n_folds or not is_finished or str(PREDICTIONS_CSV) not in outs:
         return None
     facts: dict[str, Any] = {}
     maker, md5 = outs[str(PREDICTIONS_CSV)]

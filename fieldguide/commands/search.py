@@ -10,6 +10,7 @@ import argparse
 import copy
 import io
 import itertools
+import json
 import os
 import re
 import signal
@@ -34,11 +35,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial, TrialState
 
-from fieldguide.core.artifacts import TrainMetrics
 from fieldguide.core.errors import UserError
 from fieldguide.core.manifest import write_table
 from fieldguide.core.params import YamlLoader, check_params, read_params
-from fieldguide.core.paths import HISTORY_CSV, PARAMS, project_root, stage_metrics
+from fieldguide.core.paths import HISTORY_CSV, PARAMS, headlines_json, project_root
+from fieldguide.tracking.experiments import EXPERIMENT_REFS, git
 from fieldguide.tracking.journal import LOOK_SECONDS, all_journals, new_journal
 from fieldguide.tracking.sender import send_all
 from fieldguide.tracking.store import EXPERIMENT_TAG, store_name
@@ -306,11 +307,11 @@ class Search:
         return is_bad
 
     def result(self, trial: optuna.Trial, name: str) -> float:
-        """The metric at the best epoch, as in metrics/train.json; reports the epochs that were not seen live."""
+        """The metric at the best epoch, as in metrics/headlines/train.json; reports the epochs that were not seen live."""
         history = pd.read_csv(io.StringIO(file_of(name, HISTORY_CSV)), index_col="epoch")
         self.report(trial, history[self.args.metric.replace(".", "_")].to_dict())
-        valid = TrainMetrics.model_validate_json(file_of(name, stage_metrics("train"))).valid
-        return valid.accuracy if self.args.metric == "valid.accuracy" else valid.loss
+        figures = json.loads(file_of(name, headlines_json("train")))
+        return float(figures["best_accuracy" if self.args.metric == "valid.accuracy" else "best_loss"])
 
     def conclude(self) -> None:
         """Prints the best trial and the command that trains with its values; writes a table of all trials."""
@@ -372,20 +373,13 @@ def file_of(name: str, file: Path) -> str:
     commit = experiments().get(name)
     if not commit:
         raise UserError(f"experiment {name} was removed after it finished; start a search with another --name")
-    return _git("show", f"{commit}:./{file}")
+    return git("show", f"{commit}:./{file}")
 
 
 def experiments() -> dict[str, str]:
     """The commits of all experiments by name, whatever their baseline: HEAD may change during a search."""
-    lines = _git("for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps/*/*/*").splitlines()
+    lines = git("for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", EXPERIMENT_REFS).splitlines()
     return dict(line.rsplit(" ", 1) for line in lines)
-
-
-def _git(*arguments: str) -> str:
-    answer = subprocess.run(["git", *arguments], cwd=project_root(), capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise UserError(f"git {' '.join(arguments)}: {answer.stderr.strip()}; a search needs a git repository with a commit")
-    return answer.stdout
 
 
 def error_line(text: str) -> str:

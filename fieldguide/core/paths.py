@@ -64,6 +64,10 @@ def stage_metrics(stage: str) -> Path:
     return METRICS / f"{stage}.json"
 
 
+def headlines_json(stage: str) -> Path:
+    return METRICS / "headlines" / f"{stage}.json"
+
+
 def confusion_csv(split: str) -> Path:
     """Path of the truth and prediction of every image of a split."""
     return METRICS / f"confusion_{split}.csv"
@@ -92,6 +96,11 @@ def unfinished() -> Path:
 def journals() -> Path:
     """Where runs are recorded before they are sent to the tracking store."""
     return project_root() / ".fieldguide" / "tracking"
+
+
+def synced() -> Path:
+    """Which experiments a tracking store has, a file per store."""
+    return project_root() / ".fieldguide" / "synced"
 
 
 def download_cache() -> Path:

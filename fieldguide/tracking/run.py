@@ -29,9 +29,10 @@ import pandas as pd
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash, read_json
+from fieldguide.core.headlines import TRACKED
 from fieldguide.core.names import flat
 from fieldguide.core.params import Params, Section
-from fieldguide.core.paths import LOCK, MANIFEST, RECEIPT, stage_metrics
+from fieldguide.core.paths import LOCK, MANIFEST, RECEIPT, headlines_json, stage_metrics
 from fieldguide.tracking.journal import LOOK_SECONDS, Journal, all_journals, new_journal
 from fieldguide.tracking.sender import Sender, left_words, unsent_journals
 from fieldguide.tracking.store import DATA_TAG, EXPERIMENT_TAG, PARAMS_TAG, STAGE_TAG, store_name, warn
@@ -125,8 +126,8 @@ def training_run(params: Params, key: str = "", device: str = "") -> Iterator[Ru
     """
     tree = params.model_dump(mode="json")
     with _run("train", _provenance(device), tree, key=key) as run:
-        without_run = ("split_check", "label_check")  # stages without a run of their own
-        run.log_metrics({stage: _content(stage_metrics(stage)) for stage in without_run})
+        for stage in ("split_check", "label_check"):  # which have no run of their own
+            run.log_metrics(_figures(stage))
         ended = threading.Event()
         thread = threading.Thread(target=_sample, args=(run, ended), name="load", daemon=True)
         thread.start()
@@ -245,6 +246,13 @@ def _content(source: Path) -> dict[str, Any]:
     with suppress(UserError):
         return dict(read_json(source))
     return {}
+
+
+def _figures(stage: str) -> dict[str, Any]:
+    """A stage's metrics, or its headlines, which git has, where DVC has not restored them (an experiment that only trains)."""
+    if content := _content(stage_metrics(stage)):
+        return {stage: content}
+    return {TRACKED[name]: value for name, value in _content(headlines_json(stage)).items() if name in TRACKED}
 
 
 def _commit() -> str:

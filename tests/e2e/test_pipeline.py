@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from fieldguide.core.files import file_hash
+from fieldguide.core.headlines import HEADLINES
 from support import REAL_DATA
 from support.projects import TINY, copy_built, copy_project, read, run, tracked_runs, values
 
@@ -122,8 +123,10 @@ def test_evaluate_export_and_benchmark_hang_below_the_run_that_they_measured(pro
 
 @pytest.mark.slow
 def test_dvc_shows_metrics_plots_and_experiments(project: Path) -> None:
-    assert "test.accuracy" in run(project, "dvc", "metrics", "show", "--md").stdout
-    run(project, "dvc", "metrics", "diff", "HEAD")
+    assert "test_accuracy" in run(project, "dvc", "metrics", "show", "--md").stdout
+    diff = run(project, "dvc", "metrics", "diff", "--all", "HEAD").stdout.splitlines()
+    assert {line.split()[1] for line in diff[1:]} <= {name for names in HEADLINES.values() for name in names}
+    assert 30 < len(diff) <= 40  # a screen, all figures
     assert "index.html" in run(project, "dvc", "plots", "show").stdout
     assert "train.epochs" in run(project, "dvc", "exp", "show", "--csv").stdout
 

@@ -350,10 +350,12 @@ def test_a_stages_metrics_and_files_are_copied_to_the_finished_run(root: Path, c
 
 def test_a_training_run_tells_data_params_lock_device_and_versions(root: Path) -> None:
     Path("data/raw").mkdir(parents=True)
-    Path("metrics").mkdir()
+    Path("metrics/headlines").mkdir(parents=True)
     Path("data/manifest.csv").write_bytes(b"a manifest")
     Path("dvc.lock").write_bytes(b"a lock file")
     Path("metrics/split_check.json").write_text('{"classes": 3, "images": {"train": 48}}')
+    Path("metrics/headlines/split_check.json").write_text('{"dropped": 9}')  # not read beside the metrics
+    Path("metrics/headlines/label_check.json").write_text('{"suspected_labels": 2}')  # DVC has not restored the metrics
     with tracking.training_run(PARAMS, device="a processor") as run:
         pass
     stored_run = stored(root, id_of(root, run))
@@ -362,7 +364,8 @@ def test_a_training_run_tells_data_params_lock_device_and_versions(root: Path) -
     assert tags["fieldguide.lock_sha256"] == hashlib.sha256(b"a lock file").hexdigest()
     assert tags["fieldguide.device"] == "a processor"
     assert json.loads(tags["fieldguide.versions"])["mlflow"] == version("mlflow")
-    assert stored_run.data.metrics == {"split_check.classes": 3, "split_check.images.train": 48}
+    data = {"split_check.classes": 3, "split_check.images.train": 48, "label_check.suspected": 2}
+    assert stored_run.data.metrics == data
     changed = PARAMS.model_copy(update={"train": PARAMS.train.model_copy(update={"seed": 7})})
     hashes = []
     for params in (PARAMS, changed):

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from fieldguide.commands.folds import Fold, check_equal, join, measure, pick, print_summary, read_fold
-from fieldguide.commands.runs import Experiment
 from fieldguide.core.artifacts import FoldsMetrics
 from fieldguide.core.errors import UserError
+from fieldguide.tracking.experiments import Experiment
 
 STAGES = {  # of dvc.lock
     "download": {
@@ -82,8 +82,8 @@ def test_a_fold_depends_on_all_stages_before_its_predictions_but_not_on_its_numb
 
 @pytest.mark.parametrize(
     "changes",
-    [{"params": {}}, {"checkpoint": ""}, {"stale": ("evaluate",)}, {"name": "workspace"}],
-    ids=["no folds", "not trained", "not evaluated", "workspace"],
+    [{"params": {}}, {"checkpoint": ""}, {"stale": ("evaluate",)}],
+    ids=["no folds", "not trained", "not evaluated"],
 )
 def test_other_experiments_are_no_folds(changes: dict) -> None:
     experiment = Experiment("fold-0", "c0ffee", "success", "a" * 32, PARAMS)

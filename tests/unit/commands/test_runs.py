@@ -6,9 +6,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from fieldguide.commands import runs
-from fieldguide.commands.runs import Experiment, TrackedRun, compare, match_runs
+from fieldguide.commands.runs import TrackedRun, compare, match_runs
+from fieldguide.tracking.experiments import FILES, Experiment, Ref, _experiment
 
 PARAMS = {"train.lr": 0.1, "augment.rotation_degrees": 20, "benchmark.batch_sizes": [1, 8], "evaluate.tta": "none"}
 METRICS = {"train.valid.loss": 0.5, "evaluate.test.accuracy": 0.75}
@@ -20,7 +22,7 @@ RUN = TrackedRun(
     "brave-owl",
     "a" * 32,
     {"train.lr": "0.1", "augment.rotation_degrees": "20.0", "benchmark.batch_sizes": "[1, 8]", "evaluate.tta": "none"},
-    METRICS | {"train.loss": 0.4, "valid.loss": 0.5, "system/cpu_utilization_percentage": 99.0},
+    METRICS,
 )
 
 
@@ -34,7 +36,7 @@ def test_what_both_have_is_the_same_whatever_the_form_of_its_numbers() -> None:
     [
         ({"metrics": METRICS | {"evaluate.test.ece": 0.1}}, {}, (["evaluate.test.ece"], [], [])),
         ({"params": PARAMS | {"train.ema": 0.9}}, {}, (["train.ema"], [], [])),
-        ({}, {"metrics": RUN.metrics | {"evaluate.valid.n": 3.0}}, ([], ["evaluate.valid.n"], [])),
+        ({}, {"metrics": RUN.metrics | {"evaluate.valid.ece": 0.2}}, ([], ["evaluate.valid.ece"], [])),
         ({"params": PARAMS | {"train.lr": 0.2}}, {}, ([], [], ["train.lr"])),
         ({"metrics": METRICS | {"evaluate.test.accuracy": 0.5}}, {}, ([], [], ["evaluate.test.accuracy"])),
     ],
@@ -98,43 +100,75 @@ LOCK = {
 }
 
 
-def test_metrics_of_another_checkpoint_that_a_revision_inherited_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "locked_stages", lambda rev: LOCK)
-    data = {
-        "params": {"params.yaml": {"data": {"train": {"lr": 0.1}}}},
-        "metrics": {
-            "metrics/train.json": {"data": {"valid": {"loss": 0.5}, "note": "no number"}},
-            "metrics/evaluate.json": {"data": {"test": {"accuracy": 1.0}}},
-        },
+def test_metrics_of_another_checkpoint_that_a_revision_inherited_are_left_out() -> None:
+    texts = dict.fromkeys(FILES, b"") | {
+        "lock": yaml.safe_dump({"schema": "2.0", "stages": LOCK}).encode(),
+        "params": b"train: {lr: 0.1}",
+        "train": b'{"best_loss": 0.5, "note": "no headline"}',
+        "evaluate": b'{"test_accuracy": 1.0}',
     }
-    found = runs._experiment("brave-owl", {"rev": "c0ffee", "data": data}, "success")
+    found = _experiment(Ref("brave-owl", "c0ffee", "success", 7.0), texts)
     assert found == Experiment(
         "brave-owl", "c0ffee", "success", "a", {"train.lr": 0.1}, {"train.valid.loss": 0.5}, ("evaluate",)
     )
     assert "DVC shows evaluate of another checkpoint" in runs._remarks(compare(found, None))
 
 
-ROWS = [compare(EXPERIMENT, replace(RUN, metrics=RUN.metrics | {"evaluate.test.accuracy": 0.5})), compare(None, RUN)]
+BASE = replace(EXPERIMENT, name="master", state="commit", params=PARAMS | {"train.lr": 0.05}, time=1e9)
+ROWS = [
+    compare(replace(EXPERIMENT, time=2e9), replace(RUN, metrics=RUN.metrics | {"evaluate.test.accuracy": 0.5})),
+    compare(None, RUN),
+    compare(BASE, replace(RUN, name="c0ffee")),
+]
 
 
 def test_the_table_shows_both_sides_where_they_differ(capsys: pytest.CaptureFixture[str]) -> None:
     runs.print_rows(ROWS, "table")
-    header, first, second, note = capsys.readouterr().out.splitlines()
-    assert header.split()[:3] == ["experiment", "rev", "DVC"]
+    header, first, second, third, note = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["experiment", "rev", "created", "DVC"]
     assert "0.7500 / 0.5000" in first
-    assert first.endswith("differ: evaluate.test.accuracy")
-    assert second.split()[:4] == ["-", "-", "-", "brave-owl"]
+    assert first.endswith("lr=0.1; differ: evaluate.test.accuracy")
+    assert second.split()[:5] == ["-", "-", "-", "-", "FINISHED"]
+    assert "FINISHED (brave-owl)" in second
     assert second.endswith("DVC lacks experiment")
+    assert "FINISHED (c0ffee)" in third
+    assert "lr=0.05" not in third  # it is what the others are compared with
     assert "mlflow.db" in note
+
+
+def test_no_line_of_the_table_is_wider_than_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for width in (80, 100, 160):
+        monkeypatch.setenv("COLUMNS", str(width))
+        runs.print_rows([*ROWS, compare(replace(EXPERIMENT, params={f"train.p{k}": k for k in range(99)}), RUN)], "table")
+        *lines, _ = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) == width
+        assert [line.endswith("…") for line in lines][-1]
+
+
+def test_runs_of_older_experiments_are_not_said_to_lack_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the experiment's name, or by the checkpoint in the lock file of one of another name; the third belongs to none."""
+    older = [Ref("old-owl", "e1", "success", 1.0), Ref("other", "e2", "success", 1.0)]
+    monkeypatch.setattr(runs, "contents", lambda names: [b"md5: " + b"d" * 32])
+    latest = [
+        RUN,
+        replace(RUN, run_id="2" * 32, name="old-owl", experiment="old-owl", checkpoint="b" * 32),
+        replace(RUN, run_id="3" * 32, name="c0ffee", experiment="", checkpoint="d" * 32),
+        replace(RUN, run_id="4" * 32, name="failed", experiment="", checkpoint=""),
+        replace(RUN, run_id="5" * 32, name="gone", experiment="gone", checkpoint="e" * 32),
+    ]
+    left = runs._without_those_of(older, latest, [EXPERIMENT, Experiment("queued-owl", "c0ffee1", "queued")])
+    assert [run.name for run in left] == ["brave-owl", "failed", "gone"]
 
 
 def test_json_and_csv_hold_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     runs.print_rows(ROWS, "json")
-    first, second = json.loads(capsys.readouterr().out)
+    first, second, _ = json.loads(capsys.readouterr().out)
     assert first["metrics"]["evaluate.test.accuracy"] == {"dvc": 0.75, "mlflow": 0.5}
     assert second["dvc_lacks"] == ["experiment"]
     runs.print_rows(ROWS, "csv")
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert lines[0]["evaluate.test.accuracy (mlflow)"] == "0.5"
-    assert [line["run_id"] for line in lines] == [first["run_id"], second["run_id"]]
+    assert [line["run_id"] for line in lines] == [RUN.run_id] * 3
     assert lines[0]["differ"] == "evaluate.test.accuracy"

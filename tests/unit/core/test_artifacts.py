@@ -18,7 +18,8 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.files import write_json
 from support import ROOT
 
-COMMITTED: dict[str, type[Artifact]] = {
+METRICS = ROOT / "tests" / "support" / "metrics"  # of the sample
+OF_A_RUN: dict[str, type[Artifact]] = {
     "split_check": SplitCheckMetrics,
     "export_onnx": ExportMetrics,
     "benchmark": BenchmarkMetrics,
@@ -41,10 +42,10 @@ LATENCY = {"p50": 1.0, "p95": 2.0, "p99": 3.0, "p50_rounds": [1.0, 1.5]}
 END_TO_END = {"p50": 2.0, "p95": 3.0, "p99": 4.0}
 
 
-@pytest.mark.parametrize("stage", COMMITTED)
-def test_the_metrics_in_git_are_written_as_they_are(tmp_path: Path, stage: str) -> None:
-    source = ROOT / "metrics" / f"{stage}.json"
-    COMMITTED[stage].read(source).write(tmp_path / "again.json")
+@pytest.mark.parametrize("stage", OF_A_RUN)
+def test_the_metrics_of_a_run_are_written_as_they_are(tmp_path: Path, stage: str) -> None:
+    source = METRICS / f"{stage}.json"
+    OF_A_RUN[stage].read(source).write(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == source.read_bytes()
 
 
@@ -62,13 +63,13 @@ def test_a_receipt_has_its_keys_in_their_order(tmp_path: Path) -> None:
 
 
 def test_what_was_not_looked_for_is_null_and_has_its_key(tmp_path: Path) -> None:
-    content = json.loads((ROOT / "metrics" / "split_check.json").read_text())
+    content = json.loads((METRICS / "split_check.json").read_text())
     content |= {"near_duplicates": {"across_splits": None, "within_split": None}, "train_images_per_class": None}
     same_bytes(SplitCheckMetrics, content, tmp_path)
 
 
 def test_a_figure_that_a_backend_lacks_has_no_key_and_a_library_stands_beside_the_backends(tmp_path: Path) -> None:
-    committed = json.loads((ROOT / "metrics" / "benchmark.json").read_text())
+    of_a_run = json.loads((METRICS / "benchmark.json").read_text())
     on_gpu = {
         "latency_ms": LATENCY,
         "images_per_second": 9.0,
@@ -79,8 +80,8 @@ def test_a_figure_that_a_backend_lacks_has_no_key_and_a_library_stands_beside_th
     content = {
         "torch_cuda": on_gpu,
         "timm_own_inference": {"bytes_to_answer_ms": END_TO_END},
-        "int8": committed["int8"],
-        "hardware": committed["hardware"] | {"int8_dot_products": None},
+        "int8": of_a_run["int8"],
+        "hardware": of_a_run["hardware"] | {"int8_dot_products": None},
     }
     metrics = same_bytes(BenchmarkMetrics, content, tmp_path)
     assert isinstance(metrics, BenchmarkMetrics)

@@ -108,7 +108,7 @@ def test_svg_takes_the_colour_of_the_page_and_has_no_date_and_no_repeated_id() -
 
 
 def test_the_chart_of_speed_has_each_backend_and_says_what_was_measured() -> None:
-    metrics = json.loads((ROOT / "metrics" / "benchmark.json").read_text())
+    metrics = json.loads((ROOT / "tests" / "support" / "metrics" / "benchmark.json").read_text())
     metrics["timm_own_inference"] = {"bytes_to_answer_ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0}}
     stage_metrics("benchmark").write_text(json.dumps(metrics))
     (axis,) = figures_of(read_facts(RUN))[SPEED_PNG].axes
