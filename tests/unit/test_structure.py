@@ -70,7 +70,7 @@ DATA_DEPS = {
         "data/manifest.csv",
         "models/model.safetensors",
         "models/calibration.safetensors",
-        "metrics/evaluate.json",
+        "metrics/predictions.csv",
     },
     "benchmark": {
         "data/raw",
