@@ -19,7 +19,7 @@ READ = Callable[[str, int, int], bytes]
 """File, offset and length to the bytes there."""
 
 
-class Fault(Exception):
+class ImageFault(Exception):
     """What is wrong with the image of a row, and what to do; `where` its bytes lie."""
 
     def __init__(self, row: int, where: str, text: str) -> None:
@@ -29,10 +29,10 @@ class Fault(Exception):
 
 @contextmanager
 def faults_named(ids: pd.Series) -> Iterator[None]:
-    """Turns a `Fault` into a `UserError` with the image's id: workers do without the ids, which would fill their memory."""
+    """Turns an `ImageFault` into a `UserError` with the image's id. Workers do without ids, which would fill their memory."""
     try:
         yield
-    except Fault as fault:
+    except ImageFault as fault:
         raise UserError(f"{fault.where} ({ids.iloc[fault.row]}): {fault.text}") from fault
 
 
@@ -57,7 +57,7 @@ class Decoder(Dataset[torch.Tensor | Exception]):
                 for slot, row in zip(pixels, rows, strict=True):
                     self.fill(slot, row, read)
             return torch.from_numpy(pixels).share_memory_()  # here, as torch would do it where an error is lost
-        except (UserError, Fault) as error:
+        except (UserError, ImageFault) as error:
             return error
         except (RuntimeError, OSError) as error:
             reason = str(error).partition("\n")[0]
@@ -76,13 +76,13 @@ class Decoder(Dataset[torch.Tensor | Exception]):
             raise UserError(f"{error.filename}: {error.strerror}; restore the data with: dvc repro download") from error
 
     def fill(self, slot: np.ndarray, row: int, read: READ) -> None:
-        """Decodes one image into uint8 `[px, px, 3]`; raises `Fault`."""
+        """Decodes one image into uint8 `[px, px, 3]`; raises `ImageFault`."""
         number, offset, length = self.places[row].tolist()
         where = f"{self.raw / self.files[number]} at byte {offset}"
         try:
             encoded = read(self.files[number], offset, length)
             if hashlib.sha256(encoded).digest() != self.digests[row].tobytes():
-                raise Fault(row, where, "changed since the split check; restore it with: dvc checkout data/raw")
+                raise ImageFault(row, where, "changed since the split check; restore it with: dvc checkout data/raw")
             slot[:] = decode(encoded, self.image_px)
         except (UnreadableImage, OSError) as error:
-            raise Fault(row, where, f"{error}; check the data with: dvc repro -f split_check") from error
+            raise ImageFault(row, where, f"{error}; check the data with: dvc repro -f split_check") from error

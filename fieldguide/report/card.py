@@ -8,6 +8,7 @@ from fieldguide.core.names import common_name
 from fieldguide.report.facts import Facts
 from fieldguide.report.page import (
     benchmark_text,
+    class_size_bands,
     data_section,
     environment,
     labels_text,
@@ -89,6 +90,9 @@ def limitations(facts: Facts) -> list[str]:
         lines.append(
             f"Classes have {count(spread.smallest)} to {count(spread.largest)} training images and are learned unequally well."
         )
+    if bands := class_size_bands(facts):
+        figures = ", ".join(f"{name}: {accuracy} ({n} images, {classes} classes)" for name, accuracy, _, n, classes in bands)
+        lines.append(f"Accuracy on {split} by the number of a class's training images: {figures}.")
     if check.near_duplicates.across_splits is None:
         lines.append("Near duplicates across splits were not searched for, so the metrics may be too optimistic.")
     labels = facts.label_check

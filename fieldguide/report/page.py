@@ -264,10 +264,11 @@ def results_section(facts: Facts) -> dict[str, Any]:
     for name, figures in metrics.splits.items():
         measured |= {name: figures} | ({f"{name}_as_corrected": figures.as_corrected} if figures.as_corrected else {})
     measured |= {"test_without_leaks": metrics.test_without_leaks} if metrics.test_without_leaks else {}
-    used = {*COLUMNS, *(f"{key}_{end}" for key in COLUMNS for end in ("low", "high")), "as_corrected"}
+    used = {*COLUMNS, *(f"{key}_{end}" for key in COLUMNS for end in ("low", "high")), "as_corrected", "by_class_size"}
     further = {
         name: {key: value for key, value in figures.items() if name not in measured or key not in used}
         for name, figures in metrics.as_dict().items()
+        if isinstance(figures, dict)
     }
     return {
         "text": result_text(facts),
@@ -281,10 +282,21 @@ def results_section(facts: Facts) -> dict[str, Any]:
             )
             for name, figures in measured.items()
         ],
+        "bands": class_size_bands(facts),
         "per_class": per_class(facts),
         "unmeasured": len(facts.rows("per_class", facts.held_out)) - len(per_class(facts)),
         "further": [(name.replace("_", " "), table_rows(rest)) for name, rest in further.items() if rest],
     }
+
+
+def class_size_bands(facts: Facts) -> list[tuple[str, str, str, str, str]]:
+    """Train images of a class, and the accuracy of such classes, its interval, images and classes; none if all are alike."""
+    bands = facts.measured.by_class_size or {}
+    return [
+        (name, percent(band.accuracy), interval(band, "accuracy"), count(band.n), count(band.classes))
+        for name, band in bands.items()
+        if len(bands) > 1
+    ]
 
 
 def result_text(facts: Facts) -> str:

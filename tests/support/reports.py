@@ -63,7 +63,8 @@ def split_figures(accuracy: float, n: int) -> dict[str, float]:
         figures
         | ends
         | dict.fromkeys(COVERAGES, 0.8)
-        | {"loss_uncalibrated": 0.6, "ece_uncalibrated": 0.2, "risk_coverage_area": 0.01, "n": n, "known": 0.9, "sure": 0.8}
+        | {"loss_uncalibrated": 0.6, "ece_uncalibrated": 0.2, "risk_coverage_area": 0.01, "n": n, "classes": 2}
+        | {"known": 0.9, "sure": 0.8}
     )
 
 
@@ -97,7 +98,7 @@ def write_run(name: str) -> None:
     }
     check["train_images_per_class"] = {"smallest": 3, "largest": 5}
     train = {"epochs": 3, "best_epoch": 2, "train": {"loss": 1.0, "accuracy": 0.5}, "valid": {"loss": 1.1, "accuracy": 0.5}}
-    evaluate = {split: split_figures(0.75, 4) for split in ("train", "valid", "test")}
+    evaluate: dict[str, Any] = {split: split_figures(0.75, 4) for split in ("train", "valid", "test")} | {"classes": 2}
     evaluate |= {"test_without_leaks": {"accuracy": None, "n": 0}, "calibration": {"temperature": 0.5, "unsure_below": 0.9}}
     evaluate["calibration"]["unknown_below"] = 0.3
     evaluate |= {"tta": {"forward_passes": 1}, "strangers": {"white_noise": {"refused": 0.9, "auroc": 0.95, "n": 100}}}
@@ -231,7 +232,8 @@ def _write_large_answers(class_names: np.ndarray, labels: dict[str, np.ndarray],
             per_class.append(pd.DataFrame({"split": split, "class_name": class_names} | scores | {"support": n_truth}))
         accuracy = float(right.mean())
         figures[split] = split_figures(accuracy, n_images) | {"macro_f1": float(np.nanmean(scores["f1"]))}
-    _change("evaluate", **figures)
+        figures[split]["classes"] = int((n_truth > 0).sum())
+    _change("evaluate", classes=n_classes, **figures)
     write_table(pd.concat(per_class), PER_CLASS_CSV)
     table = pd.concat(pairs)
     table = table.assign(truth=class_names[table["truth"]], predicted=class_names[table["predicted"]])

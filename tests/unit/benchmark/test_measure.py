@@ -11,7 +11,7 @@ from fieldguide.benchmark.backends import Backend
 from fieldguide.benchmark.measure import accuracies, compare_int8, end_to_end_latency, measure_speed, summary_line
 from fieldguide.core.artifacts import BackendMetrics, BenchmarkMetrics
 from fieldguide.core.params import Benchmark
-from fieldguide.core.paths import RAW, stage_metrics
+from fieldguide.core.paths import RAW
 from fieldguide.onnx import sample as samples
 from fieldguide.onnx.sample import draw
 from support import ROOT
@@ -77,7 +77,7 @@ def test_accuracy_is_the_share_of_right_first_answers_on_the_sample(monkeypatch:
 
 
 def backend(rate: float, accuracy: float) -> BackendMetrics:
-    committed = json.loads((ROOT / stage_metrics("benchmark")).read_text())["onnxruntime"]
+    committed = json.loads((ROOT / "tests" / "support" / "metrics" / "benchmark.json").read_text())["onnxruntime"]
     return BackendMetrics(**committed | {"images_per_second": rate, "accuracy": accuracy})
 
 
@@ -92,7 +92,7 @@ def test_int8_is_offered_where_it_is_faster_and_loses_at_most_half_a_point(rate:
 
 
 def test_a_summary_line_has_the_figures_with_their_units() -> None:
-    figures = BenchmarkMetrics.read(ROOT / stage_metrics("benchmark")).backends["onnxruntime"]
+    figures = BenchmarkMetrics.read(ROOT / "tests" / "support" / "metrics" / "benchmark.json").backends["onnxruntime"]
     assert summary_line("onnxruntime", figures) == (
         f"onnxruntime        batch 1 p50 {figures.latency_ms.p50:6.2f} ms  p99 {figures.latency_ms.p99:6.2f} ms"
         f"  {figures.images_per_second:7.0f} images/s  accuracy {figures.accuracy:.2%}  {figures.bytes / 1e6:.1f} MB"

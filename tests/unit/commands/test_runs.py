@@ -122,7 +122,10 @@ ROWS = [
 ]
 
 
-def test_the_table_shows_both_sides_where_they_differ(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_both_sides_where_they_differ(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     runs.print_rows(ROWS, "table")
     header, first, second, third, note = capsys.readouterr().out.splitlines()
     assert header.split()[:4] == ["experiment", "rev", "created", "DVC"]

@@ -17,7 +17,7 @@ from fieldguide.network.embeddings import BATCH, ImageEmbeddings, backbone, embe
 from support.settings import PARAMS
 
 SETTINGS = PARAMS.label_check.model_copy(update={"image_px": 32})
-RUNTIME = Runtime(device="cpu", workers=2)
+RUNTIME = Runtime(device="cpu", workers=2, decoded_gigabytes=0)
 
 
 def stored(raw: Path, contents: list[bytes]) -> pd.DataFrame:

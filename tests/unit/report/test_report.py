@@ -267,3 +267,23 @@ def test_every_param_section_of_the_project_can_be_shown(folder: Path) -> None:
     for section in ("data", "split_check", "model", "train", "augment", "evaluate", "export", "benchmark"):
         assert f"{section} " in text
     assert "sample.species 12" in text
+
+
+def test_accuracy_by_class_size_is_told_where_classes_differ_in_size(folder: Path) -> None:
+    write_run("Papilio machaon")
+    path = stage_metrics("evaluate")
+    metrics = json.loads(path.read_text())
+    band = {"accuracy": 0.5, "accuracy_low": 0.1, "accuracy_high": 0.9, "n": 2, "classes": 1}
+    for bands in ({}, {"1-5": band}):
+        metrics["test"]["by_class_size"] = bands
+        path.write_text(json.dumps(metrics))
+        facts = read_facts(PARAMS)
+        assert "by the number of a class" not in page.render_page(facts, figures_of(facts)) + render_card(facts)
+    metrics["test"]["by_class_size"] = {"1-5": band, "21-100": band | {"accuracy": 1.0}}
+    path.write_text(json.dumps(metrics))
+    facts = read_facts(PARAMS)
+    assert '<tr><th scope="row">21-100</th><td>100.0 %</td>' in page.render_page(facts, figures_of(facts)).replace(
+        "\u00a0", " "
+    )
+    line = "Accuracy on test by the number of a class's training images: 1-5: 50.0 % (2 images, 1 classes), 21-100: 100.0 %"
+    assert line in render_card(facts).replace("\u00a0", " ")

@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 from werkzeug.test import TestResponse
 
+from fieldguide.checks.duplicates import exact_pairs
 from fieldguide.checks.policies import Finding
 from fieldguide.checks.summary import INTERNAL, pair_table
 from fieldguide.core.corrections import BY_RULE, Correction, decide, read_corrections
@@ -178,7 +179,7 @@ def test_all_copies_of_a_photograph_are_shown(project: Path, hashes: dict[str, s
 
 def test_the_tables_of_the_split_check_have_the_columns_that_are_read() -> None:
     frame = pd.DataFrame(columns=["split", "class_name", "id"])
-    assert set(NEAR_DUPLICATES) <= set(pair_table(frame, [], []).drop(columns=INTERNAL))
+    assert set(NEAR_DUPLICATES) <= set(pair_table(frame, [], exact_pairs(frame["id"])).drop(columns=INTERNAL))
     assert set(FINDINGS) <= set(Finding._fields)
     assert set(LABEL_ERRORS) <= set(COLUMNS)
 
