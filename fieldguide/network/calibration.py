@@ -146,6 +146,7 @@ class KnownScore(nn.Module):
         return self.score(logits, embedding, {name: getattr(self, name) for name in self.names})
 
 
+@np.errstate(invalid="ignore")  # of a training that diverged, which the next epoch refuses
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     """The temperature in `TEMPERATURES` that minimises the log loss of logits, float32 `[N, K]`.
 
@@ -158,7 +159,8 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     all_right = (logits.argmax(axis=1) == targets).all()
     other = 1 / ((n + 2) * (n_classes - 1)) if all_right else 0.0  # target probability of each other class
     truth = (n + 1) / (n + 2) if all_right else 1.0
-    targeted = float((truth - other) * of_truth.sum() + other * sum(chunk.sum(dtype=np.float64) for chunk in chunks))
+    sums = sum(chunk.sum(dtype=np.float64) for chunk in chunks)
+    targeted = float((truth - other) * of_truth.sum() + other * sums)
 
     def log_loss(log_temperature: float) -> float:
         temperature = math.exp(log_temperature)
