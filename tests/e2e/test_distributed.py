@@ -117,7 +117,7 @@ import torch
 torch.set_num_threads(1)
 from support.trainings import augmentation, noisy, ALL_ON, training
 from fieldguide.training.distributed import World, process_group
-from fieldguide.network.inference import predict, score
+from fieldguide.network.inference import predict, score, scores
 from fieldguide.network.loader import Resident
 
 CASES = {{
@@ -136,8 +136,8 @@ with process_group("cpu") as world:
         for epoch in range(3):
             trained = chosen.epoch(epoch)
             rows = images[world.rank :: world.size]
-            logits = predict(chosen.result, Resident(rows), 8, torch.device("cpu"))
-            valid = score(world.gather_rows(logits, len(images)), targets)
+            logits = torch.cat(list(predict(chosen.result, Resident(rows), 8, torch.device("cpu"))))
+            valid = score(scores(world.gather_rows(logits, len(images)), targets))
             seen.append([trained.loss, trained.accuracy, valid.loss, valid.accuracy])
         weights = torch.cat([parameter.flatten() for parameter in chosen.model.parameters()])
         seen.append(weights[:: 997].tolist())
