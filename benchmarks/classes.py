@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("download", "embed", "split_check", "label_check", "train", "evaluate", "export_onnx", "benchmark", "report")
 SETTINGS = {
     "split_check": {"test_fraction": 0.17, "valid_fraction": 0.17, "near_duplicates": False},
+    "label_check": {"image_px": 64},
     "model": {"name": "cnn"},
     "train": {"epochs": 1, "size_start": 1.0, "size_end": 1.0},
     "benchmark": {"latency_runs": 20, "warmup_runs": 2, "batch_sizes": [1, 16], "compile": False},

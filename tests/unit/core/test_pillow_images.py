@@ -27,7 +27,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, bytes
     wanted = ["--no-deps", "--no-binary", ":all:", f"pillow=={PIL.__version__}"]
     try:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--timeout", "20", "--retries", "0", *wanted]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=150)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"Pillow's source distribution cannot be had: {error}")
     with tarfile.open(next(folder.glob("*.tar.gz"))) as archive, warnings.catch_warnings():
