@@ -79,7 +79,8 @@ def main() -> None:
         try:
             write_photographs(folder / "photos", n_classes, arguments.images, arguments.px)
             write_params(folder, folder / "photos", arguments.px)
-            (folder / "stages").symlink_to(ROOT / "stages")
+            for package in ("stages", "fieldguide"):
+                shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
             for stage in (stage for stage in STAGES if stage in arguments.stages):
                 wall, cpu, peak = run_stage(stage, folder)
                 print(
