@@ -23,23 +23,10 @@ from support.reports import species_names, write_large_run
 write_large_run(species_names(int(sys.argv[1]), sys.argv[2] == "True"))
 """
 DRAW = """
-from fieldguide.core.files import write_bytes
-from fieldguide.core.manifest import write_table
-from fieldguide.core.paths import CLASS_SIZES_CSV, MODEL_CARD, REPORT_HTML
-from fieldguide.report.card import render_card
-from fieldguide.report.data_figures import class_sizes, data_figures
 from fieldguide.report.facts import read_facts
-from fieldguide.report.figures import figures_of
-from fieldguide.report.page import render_page
-from fieldguide.report.plots import save_png
+from fieldguide.report.outputs import write_report
 from support.reports import PARAMS
-facts = read_facts(PARAMS)
-figures = data_figures() | figures_of(facts)
-for path, figure in figures.items():
-    save_png(figure, path)
-write_table(class_sizes(facts.tables["classes"]), CLASS_SIZES_CSV)
-write_bytes(REPORT_HTML, render_page(facts, figures).encode())
-write_bytes(MODEL_CARD, render_card(facts).encode())
+write_report(read_facts(PARAMS))
 """
 
 

@@ -6,16 +6,10 @@ under metrics/ as a PNG, and metrics/class_sizes.csv for `dvc plots`. Run it wit
 """
 
 from fieldguide.core.errors import run_command
-from fieldguide.core.files import write_bytes
-from fieldguide.core.manifest import write_table
 from fieldguide.core.params import read_params
-from fieldguide.core.paths import CHECKPOINT, CLASS_SIZES_CSV, MODEL_CARD, REPORT_HTML
-from fieldguide.report.card import render_card
-from fieldguide.report.data_figures import class_sizes, data_figures
+from fieldguide.core.paths import CHECKPOINT, MODEL_CARD, REPORT_HTML
 from fieldguide.report.facts import read_facts
-from fieldguide.report.figures import figures_of
-from fieldguide.report.page import render_page
-from fieldguide.report.plots import save_png
+from fieldguide.report.outputs import write_report
 from fieldguide.tracking.run import stage_run
 
 
@@ -33,16 +27,11 @@ def main() -> None:
         "benchmark": params.benchmark,
     }
     facts = read_facts({name: section.model_dump(mode="json") for name, section in sections.items()})
-    figures = data_figures() | figures_of(facts)
-    for path, figure in figures.items():
-        save_png(figure, path)
-    write_table(class_sizes(facts.tables["classes"]), CLASS_SIZES_CSV)
-    write_bytes(REPORT_HTML, render_page(facts, figures).encode())
-    write_bytes(MODEL_CARD, render_card(facts).encode())
+    charts = write_report(facts)
     with stage_run("report", None, CHECKPOINT) as run:
         run.log_metrics({"label_check": facts.label_check.as_dict()})  # which may have run after train
-        run.log({}, REPORT_HTML, MODEL_CARD, *figures)
-    print(f"-> {REPORT_HTML} ({REPORT_HTML.stat().st_size / 1e6:.1f} MB) {MODEL_CARD} and {len(figures)} charts")
+        run.log({}, REPORT_HTML, MODEL_CARD, *charts)
+    print(f"-> {REPORT_HTML} ({REPORT_HTML.stat().st_size / 1e6:.1f} MB) {MODEL_CARD} and {len(charts)} charts")
 
 
 if __name__ == "__main__":

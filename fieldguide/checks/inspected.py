@@ -10,14 +10,13 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fieldguide.checks.near_duplicates import PROBES, RESULT, SMALL_PX, Fingerprint, Known
-from fieldguide.core.imports import import_closure
+from fieldguide.core.caches import cache_key
 from fieldguide.core.paths import inspected_cache
 
 MEAN_PX = 64
@@ -25,6 +24,7 @@ MAX_BYTES = 2_000_000_000  # of all files; 140,000 images: a guess
 MAX_WAITING = 1000  # images that are not yet written
 NAME = 32  # digits of a SHA-256 that identify an image among those of a search
 LOCK_SECONDS = 30.0  # to wait for another process that writes
+CODE = Path(__file__).with_name("inspection.py")  # on which the results depend, with all that it imports
 DECODERS = ("numpy", "opencv-contrib-python-headless", "pillow", "pillow-heif")
 TABLES = (
     "create table if not exists images (sha256 text primary key, width integer, height integer, side_px integer,"
@@ -146,7 +146,7 @@ class InspectedCache:
 def inspected_images(max_megapixels: int) -> Iterator[InspectedCache]:
     """The cache of this code and these libraries; removes the oldest others if all together are too large."""
     folder = inspected_cache()
-    cache = InspectedCache(folder / f"{_key(max_megapixels)}.db")
+    cache = InspectedCache(folder / f"{cache_key([max_megapixels], CODE, DECODERS)}.db")
     with suppress(OSError):
         os.utime(cache.path)
         files = sorted(folder.glob("*.db"), key=lambda file: file.stat().st_mtime)
@@ -157,19 +157,6 @@ def inspected_images(max_megapixels: int) -> Iterator[InspectedCache]:
         yield cache
     finally:
         cache.close()
-
-
-def _key(max_megapixels: int) -> str:
-    """A hash of all on which the results depend but the image."""
-    root = Path(__file__).parents[2]
-    code = sorted(import_closure(root / "fieldguide" / "checks" / "inspection.py", root))
-    digest = hashlib.sha256(f"{max_megapixels}".encode())
-    for file in code:
-        digest.update(f"\n{file.relative_to(root)}\n".encode() + file.read_bytes())
-    for package in DECODERS:
-        with suppress(PackageNotFoundError):
-            digest.update(f"\n{package} {version(package)}".encode())
-    return digest.hexdigest()[:32]
 
 
 def _remove(file: Path) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 from fieldguide.checks.corrections import WITHOUT_IMAGE
 from fieldguide.checks.near_duplicates import NearDuplicate
 from fieldguide.checks.policies import Finding
+from fieldguide.checks.splits import SET_ASIDE
 from fieldguide.core.artifacts import ClassSizes, CorrectionCounts, NearDuplicateCounts, SplitCheckMetrics
 from fieldguide.core.corrections import DECISIONS
 from fieldguide.core.manifest import classes_of
@@ -33,12 +34,14 @@ def split_check_metrics(
     missing = Counter(finding.split for finding in findings if finding.kind == "missing class")
     per_class = frame[frame["use"] & (frame["split"] == "train")].groupby("class_name").size()
     decided = Counter(frame["decision"])
+    in_splits = frame[frame["split"].isin(SPLITS) & frame["reason"].ne(SET_ASIDE)].drop_duplicates(["photograph", "split"])
     return SplitCheckMetrics(
         classes=len(classes_of(frame).names),
         images={split: int((frame["split"] == split).sum()) for split in SPLITS},
         unlabelled=int(frame["label"].isna().sum()),
         unreadable=int(frame["width"].isna().sum()),
         exact_duplicates=len(copies),
+        leaks=in_splits.loc[in_splits["photograph"].duplicated(), "photograph"].nunique(),
         near_duplicates=NearDuplicateCounts(across_splits=across, within_split=within),
         label_conflicts=n_conflicts,
         missing_classes={split: missing[split] for split in SPLITS},

@@ -106,6 +106,7 @@ class SplitCheckMetrics(Artifact):
     unlabelled: int
     unreadable: int
     exact_duplicates: int  # pairs
+    leaks: int  # photographs in more than one split: identical or, where they are searched for, near copies
     near_duplicates: NearDuplicateCounts
     label_conflicts: int  # images with more than one label
     missing_classes: dict[str, int]  # by split

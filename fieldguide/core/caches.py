@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fieldguide.core.imports import import_closure
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]  # a link to the library, too
 
 
 def cache_key(facts: Iterable[object], module: Path, libraries: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from fieldguide.core.paths import headlines_json, stage_metrics
 
 HEADLINES: dict[str, dict[str, str]] = {  # by stage: the name, and the figure in metrics/<stage>.json; of a group the sum
     "split_check": {
-        "leaks": "near_duplicates.across_splits",
+        "leaks": "leaks",
         "dropped": "dropped",
     },
     "label_check": {

@@ -91,7 +91,7 @@ def limitations(facts: Facts) -> list[str]:
             f"Classes have {count(spread.smallest)} to {count(spread.largest)} training images and are learned unequally well."
         )
     if bands := class_size_bands(facts):
-        figures = ", ".join(f"{name}: {accuracy} ({n} images, {classes} classes)" for name, accuracy, _, n, classes in bands)
+        figures = ", ".join(f"{name}: {accuracy} (n = {n})" for name, accuracy, _, n, _ in bands)
         lines.append(f"Accuracy on {split} by the number of a class's training images: {figures}.")
     if check.near_duplicates.across_splits is None:
         lines.append("Near duplicates across splits were not searched for, so the metrics may be too optimistic.")

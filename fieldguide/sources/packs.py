@@ -10,22 +10,23 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from fieldguide.core import images
 from fieldguide.core.artifacts import RawFile
+from fieldguide.core.caches import cache_key
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import check_free_space, file_hash, read_json, write_json
-from fieldguide.core.images import bounded
 from fieldguide.core.paths import IMAGES_ZIP, RAW, packs_state
 from fieldguide.core.threads import map_ahead
 from fieldguide.sources.archive import pack
 
 PACK_BYTES = 1 << 30  # mean size of a pack, bytes of the source
 ONE_FILE_BYTES = 2 * PACK_BYTES  # up to which a data set stays one file
+DECODERS = ("numpy", "pillow", "pillow-heif")
 AHEAD = 4  # photographs in memory for each thread
 
 
@@ -121,14 +122,16 @@ def _read_ahead(
         for photograph in photographs:
             yield photograph.read()
         return
-    yield from map_ahead(pool, lambda one: bounded(one.read(), max_side_px), photographs, AHEAD * n_workers)
+    yield from map_ahead(pool, lambda one: images.bounded(one.read(), max_side_px), photographs, AHEAD * n_workers)
 
 
 def _key(photographs: Sequence[Photograph], max_side_px: int) -> str:
     """A hash of all on which a pack depends; "" if the content of a photograph is not known without reading it."""
     if not all(photograph.stamp for photograph in photographs):
         return ""
-    facts = [max_side_px, version("pillow") if max_side_px else "", *((one.id, one.n_bytes, one.stamp) for one in photographs)]
+    facts = [max_side_px, *((one.id, one.n_bytes, one.stamp) for one in photographs)]
+    if max_side_px:
+        return cache_key(facts, Path(images.__file__), DECODERS)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -1,14 +1,14 @@
 """The report of many classes in a browser: short, complete without JavaScript, searchable with it."""
 
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page
 
-from fieldguide.report.data_figures import data_figures
+from fieldguide.core.paths import REPORT_HTML
 from fieldguide.report.facts import read_facts
-from fieldguide.report.figures import figures_of
-from fieldguide.report.page import render_page
+from fieldguide.report.outputs import write_report
 from support.browser import MARKS, chromium
 from support.reports import PARAMS, species_names, write_large_run
 
@@ -20,12 +20,10 @@ MAX_HEIGHT = 10_000  # pixels of the page as it opens
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         write_large_run(species_names(N_CLASSES))
-        facts = read_facts(PARAMS)
-        (folder / "report.html").write_text(render_page(facts, data_figures() | figures_of(facts)))
-    return folder / "report.html"
+        write_report(read_facts(PARAMS))
+    return folder / REPORT_HTML
 
 
 def open_table(page: Page, report: Path) -> None:

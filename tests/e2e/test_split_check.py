@@ -98,6 +98,7 @@ def test_sound_data_are_all_used_and_nothing_is_found() -> None:
         "unlabelled": 0,
         "unreadable": 0,
         "exact_duplicates": 0,
+        "leaks": 0,
         "near_duplicates": {"across_splits": 0, "within_split": 0},
         "label_conflicts": 0,
         "missing_classes": {"train": 0, "valid": 0, "test": 0},
@@ -151,7 +152,7 @@ def test_a_copy_in_all_splits_stays_in_test_only() -> None:
     reason = "leak: same bytes as test test/A/8.jpg"
     assert use_and_reason(frame)[6:] == [(False, reason), (False, reason), (True, "")]
     assert len(findings) == 2
-    assert (metrics["exact_duplicates"], metrics["dropped"]) == (2, 2)
+    assert (metrics["exact_duplicates"], metrics["leaks"], metrics["dropped"]) == (2, 1, 2)
 
 
 def test_every_copy_in_the_lower_split_is_dropped() -> None:
@@ -170,7 +171,7 @@ def test_copies_within_a_split_are_counted_and_kept() -> None:
     frame, findings, metrics = checked(table(*WHOLE, *planted), policy(leaks="fail"))
     assert frame["use"].all()
     assert findings == []
-    assert metrics["exact_duplicates"] == 3
+    assert (metrics["exact_duplicates"], metrics["leaks"]) == (3, 0)
 
 
 TWO_NAMES = [("train", "A", "x"), ("train", "B", "x"), ("valid", "A", "y"), ("valid", "A", "y")]

@@ -88,6 +88,7 @@ def write_run(name: str) -> None:
         "unlabelled": 0,
         "unreadable": 1,
         "exact_duplicates": 0,
+        "leaks": 0,
     }
     check |= {
         "near_duplicates": near,

@@ -178,12 +178,17 @@ def test_a_file_that_another_process_holds_is_no_error(table: pd.DataFrame, monk
 
 
 def test_other_code_limits_and_libraries_have_a_file_of_their_own(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {inspected._key(10), inspected._key(11)}
-    monkeypatch.setattr(inspected, "version", lambda package: "another")
-    keys.add(inspected._key(10))
-    monkeypatch.setattr(inspected, "import_closure", lambda script, root: {script})
-    keys.add(inspected._key(10))
-    assert len(keys) == 4
+    def file(max_megapixels: int) -> Path:
+        with inspected_images(max_megapixels) as cache:
+            return cache.path
+
+    files = {file(10), file(11)}
+    assert file(10) in files
+    monkeypatch.setattr(caches, "version", lambda package: "another")
+    files.add(file(10))
+    monkeypatch.setattr(caches, "import_closure", lambda script, root: {script})
+    files.add(file(10))
+    assert len(files) == 4
 
 
 def test_the_files_together_are_bounded(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:

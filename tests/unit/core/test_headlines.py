@@ -74,7 +74,7 @@ def test_a_figure_that_a_run_lacks_has_no_headline_and_a_group_is_added_up() -> 
     assert headlines("label_check", {"suspected.train": 2, "suspected.valid": 0, "suspected.test": 1, "doubtful": 9}) == {
         "suspected_labels": 3
     }
-    assert headlines("split_check", {"near_duplicates.across_splits": None, "dropped": 0}) == {"dropped": 0}
+    assert headlines("split_check", {"leaks": None, "dropped": 0}) == {"dropped": 0}
     without_test = headlines("evaluate", {"valid.accuracy": 0.5, "train.accuracy": 1.0})
     assert without_test == {"valid_accuracy": 0.5, "train_accuracy": 1.0}
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from contextlib import chdir
 from pathlib import Path
 
 import pandas as pd
@@ -23,8 +24,7 @@ N_CLASSES = 1500
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("many")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         write_large_run(species_names(N_CLASSES))
     return folder
 
@@ -36,8 +36,7 @@ def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def html(folder: Path) -> str:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         facts = read_facts(PARAMS)
         return render_page(facts, data_figures() | figures_of(facts))
 

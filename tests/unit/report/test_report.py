@@ -285,5 +285,5 @@ def test_accuracy_by_class_size_is_told_where_classes_differ_in_size(folder: Pat
     assert '<tr><th scope="row">21-100</th><td>100.0 %</td>' in page.render_page(facts, figures_of(facts)).replace(
         "\u00a0", " "
     )
-    line = "Accuracy on test by the number of a class's training images: 1-5: 50.0 % (2 images, 1 classes), 21-100: 100.0 %"
+    line = "Accuracy on test by the number of a class's training images: 1-5: 50.0 % (n = 2), 21-100: 100.0 % (n = 2)"
     assert line in render_card(facts).replace("\u00a0", " ")
