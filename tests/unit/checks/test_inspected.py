@@ -15,6 +15,7 @@ from fieldguide.checks import inspected, inspection
 from fieldguide.checks.inspected import Inspected, InspectedCache, inspected_images
 from fieldguide.checks.inspection import find_near_duplicates, inspect_images
 from fieldguide.checks.near_duplicates import RESULT, Fingerprints, Known, NearDuplicate, ReadRgb
+from fieldguide.core import caches
 from fieldguide.core.paths import inspected_cache
 
 N = 6
