@@ -1,11 +1,11 @@
 """Evaluation of the checkpoint on every split in fp32, without augmentation, and its calibration.
 
-Reads models/model.safetensors, data/manifest.csv, data/raw and `evaluate` of params.yaml. Temperature and thresholds are
-fitted on valid, class means on train, nothing on test. Figures of valid and test are by the labels that the data give; where
-some were corrected, `as_corrected` beside them is by the corrected ones. Writes models/calibration.safetensors,
-metrics/evaluate.json, metrics/predictions.csv (every image of valid and test with truth, top 5 and verdict), per_class.csv,
-coverage.csv (accuracy by coverage), reliability.csv, confused_pairs.csv, a confusion_*.csv for each split, gallery.json, and,
-for images without labels, submission.csv. Run it with `dvc repro evaluate`.
+Reads models/model.safetensors, data/manifest.csv, data/taxonomy.csv, data/raw and `evaluate` of params.yaml. Temperature and
+thresholds are fitted on valid, class means on train, nothing on test. Figures of valid and test are by the labels that the
+data give; where some were corrected, `as_corrected` beside them is by the corrected ones. Writes
+models/calibration.safetensors, metrics/evaluate.json, metrics/predictions.csv (every image of valid and test with truth, top 5
+and verdict), per_class.csv, coverage.csv (accuracy by coverage), reliability.csv, confused_pairs.csv, confused_taxa.csv, a
+confusion_*.csv for each split, gallery.json, and, for images without labels, submission.csv. Run it with `dvc repro evaluate`.
 """
 
 from fieldguide.core.errors import run_command
@@ -22,8 +22,10 @@ from fieldguide.core.paths import (
     PREDICTIONS_CSV,
     RAW,
     SUBMISSION_CSV,
+    TAXONOMY,
     stage_metrics,
 )
+from fieldguide.core.taxonomy import read_taxonomy, unlisted
 from fieldguide.evaluation.answers import TrainedNetwork, answer_all
 from fieldguide.evaluation.gallery import build_gallery
 from fieldguide.evaluation.summary import Evaluation, evaluate_metrics, headline
@@ -42,7 +44,8 @@ def main() -> None:
     unlabelled = unlabelled_rows(manifest)
     device = pick_device(params.runtime.device)
     repeatable(device)
-    network = TrainedNetwork(model.to(device), facts, params.evaluate, params.runtime, RAW)
+    taxonomy = read_taxonomy(TAXONOMY, facts.class_names)
+    network = TrainedNetwork(model.to(device), facts, params.evaluate, params.runtime, RAW, taxonomy)
     answers, ood, calibration = answer_all(network, rows | {"unlabelled": unlabelled})
     save_submission(answers.pop("unlabelled"), facts, unlabelled)
     evaluation = Evaluation(facts, rows, answers, calibration)
@@ -55,6 +58,8 @@ def main() -> None:
         run.log_data(evaluation.held_out, rows[evaluation.held_out])
         run.log(metrics.as_dict(), CALIBRATION, stage_metrics("evaluate"), PREDICTIONS_CSV, PER_CLASS_CSV, COVERAGE_CSV)
     print(headline(metrics, evaluation.held_out))
+    if note := unlisted(taxonomy, TAXONOMY, facts.class_names):
+        print(note)
     print(f"-> {CALIBRATION} {stage_metrics('evaluate')} {PREDICTIONS_CSV} {PER_CLASS_CSV} {COVERAGE_CSV} {GALLERY_JSON}")
     print(f"-> {SUBMISSION_CSV} ({len(unlabelled)} rows)")
 

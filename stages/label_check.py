@@ -27,6 +27,8 @@ from fieldguide.labels.judging import judge
 from fieldguide.labels.map import label_map
 from fieldguide.network.embeddings import load_embeddings
 
+MAX_PRINTED = 10  # pairs of classes
+
 
 def main() -> None:
     params = read_params()
@@ -58,8 +60,10 @@ def print_headline(metrics: LabelCheckMetrics) -> None:
     print(f"suspected wrong labels: {by_split}; {metrics.doubtful} doubtful; {metrics.atypical} atypical images")
     print(f"copies that no hash found: {metrics.missed_copies}, of them across splits: {metrics.missed_leaks}")
     print(f"findings that a person has decided on: {metrics.decided}")
-    for pair in metrics.inseparable:
+    for pair in metrics.inseparable[:MAX_PRINTED]:
         print(f"hardly told apart: {pair.one} and {pair.other} ({pair.confused} of {pair.images} images)")
+    if metrics.inseparable_pairs > MAX_PRINTED:
+        print(f"{metrics.inseparable_pairs} pairs of classes are hardly told apart, the worst {MAX_PRINTED} of them above")
     print(f"look at {LABEL_ERRORS_HTML}, decide with: fieldguide review")
     print(f"-> {stage_metrics('label_check')} {LABEL_ERRORS_CSV} {LABEL_MAP_CSV}")
 

@@ -27,7 +27,7 @@ from fieldguide.core.files import write_bytes
 from fieldguide.core.formats import HEAD_BYTES, counted, kind_of, readable
 from fieldguide.core.images import TooManyPixels, UnreadableImage, add_caption, decode, encode_jpeg, inspect
 from fieldguide.core.machine import n_cores
-from fieldguide.onnx.classifier import OnnxClassifier, Prediction
+from fieldguide.onnx.classifier import OnnxClassifier, Prediction, TaxonAnswer
 from fieldguide.onnx.heatmap import overlay
 from fieldguide.sources.layout import class_key
 from fieldguide.sources.members import (
@@ -234,9 +234,15 @@ def _annotate(encoded: bytes, photo: Photo, prediction: Prediction) -> bytes:
         rgb = overlay(rgb, prediction.activation)
     best = prediction.answers[0]
     lines = [f"{best.name}  {best.probability:.1%}" + ("" if prediction.verdict == "sure" else f"  ({prediction.verdict})")]
+    if prediction.taxon:
+        lines.insert(0, _in_words(prediction.taxon) + f"  {prediction.taxon.probability:.1%}")
     if photo.truth:
         lines.append(f"{'right' if photo.truth == best.name else 'wrong'}: its folder is {photo.truth}")
     return encode_jpeg(add_caption(rgb, lines, ANNOTATED_PX), 2 * ANNOTATED_PX)
+
+
+def _in_words(taxon: TaxonAnswer) -> str:
+    return f"some {taxon.name} ({taxon.rank})"
 
 
 def _annotated_file(folder: Path, photo: Photo) -> Path:
@@ -264,19 +270,27 @@ def _write_table(outcomes: Outcomes, width: int) -> None:
     for photo, outcome in outcomes:
         if not isinstance(outcome, str):
             left = f"{printable(photo.name):{width}}  {outcome.verdict:7}"
+            lines = [(outcome.taxon.probability, _in_words(outcome.taxon))] if outcome.taxon else []
             for answer in outcome.answers:
-                print(f"{left}  {answer.probability:6.1%}  {answer.name}")
+                scientific = f"  {answer.scientific_name}" if answer.scientific_name else ""
+                lines.append((answer.probability, answer.name + scientific))
+            for probability, words in lines:
+                print(f"{left}  {probability:6.1%}  {words}")
                 left = " " * len(left)
 
 
 def _write_csv(outcomes: Outcomes, k: int) -> None:
     """A header, then a row per photograph, also for those that could not be read."""
     columns = [f"{what}_{place}" for place in range(1, k + 1) for what in ("answer", "probability")]
-    header = ["image", "truth", "verdict", "known_score", *columns, "error"]
+    taxon = ["rank", "taxon", "taxon_probability"]
+    header = ["image", "truth", "verdict", "known_score", *taxon, *columns, "scientific_name_1", "error"]
     rows = csv.DictWriter(sys.stdout, header, lineterminator="\n")
     rows.writeheader()
     for record in starmap(_record, outcomes):
-        cells = [cell for answer in record.pop("answers") for cell in answer.values()]
+        answers = record.pop("answers")
+        cells = [cell for answer in answers for cell in (answer["name"], answer["probability"])]
+        record |= dict(zip(taxon, (record.pop("taxon") or {}).values(), strict=False))
+        record["scientific_name_1"] = answers[0]["scientific_name"] if answers else None
         rows.writerow(record | dict(zip(columns, cells, strict=False)))
 
 
@@ -288,6 +302,10 @@ def _write_json(outcomes: Outcomes, before: str, between: str, after: str) -> No
     sys.stdout.write(after)
 
 
+def _rounded(taxon: TaxonAnswer) -> dict[str, Any]:
+    return {"rank": taxon.rank, "name": taxon.name, "probability": round(taxon.probability, 6)}
+
+
 def _record(photo: Photo, outcome: Outcome) -> dict[str, Any]:
     prediction, error = (None, outcome) if isinstance(outcome, str) else (outcome, None)
     answers = prediction.answers if prediction else ()
@@ -296,6 +314,15 @@ def _record(photo: Photo, outcome: Outcome) -> dict[str, Any]:
         "truth": photo.truth or None,
         "verdict": prediction and prediction.verdict,
         "known_score": prediction and round(prediction.known_score, 6),
-        "answers": [{"name": answer.name, "probability": round(answer.probability, 6)} for answer in answers],
+        "taxon": prediction and prediction.taxon and _rounded(prediction.taxon),
+        "answers": [
+            {
+                "name": answer.name,
+                "probability": round(answer.probability, 6),
+                "common_name": answer.common_name or None,
+                "scientific_name": answer.scientific_name or None,
+            }
+            for answer in answers
+        ],
         "error": error,
     }

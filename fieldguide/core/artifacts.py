@@ -142,7 +142,8 @@ class LabelCheckMetrics(Artifact):
     missed_copies: int  # pairs that the search for near duplicates did not find
     missed_leaks: int  # of them across splits
     decided: int  # findings of images about which data/corrections.csv has a decision
-    inseparable: list[ClassPair]  # classes that the embeddings cannot tell apart
+    inseparable: list[ClassPair]  # classes that the embeddings cannot tell apart, the 500 worst pairs
+    inseparable_pairs: int  # all of them
 
 
 # --- train: metrics/train.json ---
@@ -190,6 +191,17 @@ class BandMetrics(Part):
     classes: int
 
 
+class RankMetrics(Part):
+    """At one rank of the taxonomy: accuracy of the most probable group, and the predictions that are told at this rank."""
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    groups: int  # taxa, and classes without one
+    told: float  # share of the images
+    accuracy_when_told: float | None  # None if none is told
+
+
 class SplitMetrics(Part):
     """Metrics of one labelled split; `loss` is in nats. `known`, `sure` and `accuracy_when_sure` are absent for train.
 
@@ -219,6 +231,8 @@ class SplitMetrics(Part):
     accuracy_when_sure: float | None = None  # also None if no prediction is sure
     as_corrected: OrNoKey[CleanMetrics] = None
     by_class_size: OrNoKey[dict[str, BandMetrics]] = None  # by the number of train images: 1-5, 6-20, 21-100, 101+
+    by_rank: OrNoKey[dict[str, RankMetrics]] = None  # genus, family, order; of images told at none of them the class is
+    useful: OrNoKey[float] = None  # share of images that are told a right class or a right taxon
 
 
 class TtaMetrics(Part):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.files import write_bytes
+from fieldguide.core.files import text_of, write_bytes
 
 DECISIONS = ("keep", "relabel", "drop")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -43,18 +43,7 @@ def read_numbered(source: Path) -> dict[int, Correction]:
 
     Raises `UserError`, which names the line, for any fault; then no decision counts.
     """
-    try:
-        text = source.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        return {}
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{source}, line {line}: not UTF-8 (byte {error.object[error.start]:#04x}); save it as UTF-8"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{source}: {error.strerror}; restore the file or fix its permissions") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text_of(source), newline=""), strict=True)
     found: dict[int, Correction] = {}
     lines: dict[str, int] = {}
     try:

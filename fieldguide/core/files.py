@@ -68,6 +68,21 @@ def read_json(source: Path) -> Any:
         raise UserError(f"{source}: not valid JSON ({error}); recreate it with: dvc repro -f") from error
 
 
+def text_of(source: Path) -> str:
+    """The text of a file that a person writes, UTF-8; empty if it is missing. Raises `UserError`, which names a bad line."""
+    try:
+        return source.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{source}, line {line}: not UTF-8 (byte {error.object[error.start]:#04x}); save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}; restore the file or fix its permissions") from error
+
+
 def check_free_space(folder: Path, n_bytes: int, use: str = "") -> None:
     """Raises `UserError`, which says for what `use`, if less than `n_bytes` are free on the disk of `folder`."""
     free = shutil.disk_usage(folder).free

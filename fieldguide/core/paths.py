@@ -11,6 +11,7 @@ LEFT_OUT = RAW / "left_out.csv"
 MANIFEST = Path("data/manifest.csv")
 EMBEDDINGS = Path("data/embeddings.safetensors")
 CORRECTIONS = Path("data/corrections.csv")  # in git
+TAXONOMY = Path("data/taxonomy.csv")  # in git
 
 CHECKPOINT = Path("models/model.safetensors")
 CALIBRATION = Path("models/calibration.safetensors")
@@ -36,6 +37,7 @@ SIZES_PNG = METRICS / "sizes.png"
 HISTORY_CSV = METRICS / "history.csv"
 PREDICTIONS_CSV = METRICS / "predictions.csv"
 CONFUSED_PAIRS_CSV = METRICS / "confused_pairs.csv"
+CONFUSED_TAXA_CSV = METRICS / "confused_taxa.csv"
 CONFUSED_PAIRS_PNG = METRICS / "confused_pairs.png"
 PER_CLASS_CSV = METRICS / "per_class.csv"
 PER_CLASS_PNG = METRICS / "per_class.png"

@@ -4,7 +4,7 @@ Logits are reduced to what the metrics need batch by batch, so that memory does 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,17 +15,20 @@ from tqdm import tqdm
 
 from fieldguide.core.manifest import Classes
 from fieldguide.core.params import Evaluate, Runtime
+from fieldguide.core.taxonomy import Taxon, ranks_of
 from fieldguide.evaluation.metrics import Answers
 from fieldguide.evaluation.ood import ood_images
 from fieldguide.network.calibration import (
     Calibration,
     KnownScore,
     Moments,
+    fit_taxa_below,
     fit_temperature,
     fit_unknown_below,
     fit_unsure_below,
     sample_of,
     score_tensors,
+    verdicts,
 )
 from fieldguide.network.checkpoint import Checkpoint
 from fieldguide.network.features import known_features
@@ -48,6 +51,7 @@ class TrainedNetwork:
     evaluate: Evaluate
     runtime: Runtime
     raw: Path
+    taxonomy: dict[str, Taxon] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +83,7 @@ def answer_all(
     kept = np.flatnonzero(rows["valid"]["decision"].ne("drop"))
     as_corrected = classes.targets(rows["valid"].iloc[kept])
     valid = kept_embeddings(passes(network, network.images(rows["valid"]), "valid"), len(rows["valid"]))
-    sample = sample_of(len(kept), len(classes.names))
+    sample, ranks = sample_of(len(kept), len(classes.names)), ranks_of(network.taxonomy, classes.names)
     some_logits = logits_of(replay(network.model, valid, batch_size), kept[sample])
     temperature = fit_temperature(some_logits, as_corrected[sample])
 
@@ -92,26 +96,37 @@ def answer_all(
 
     def answered(split: str, known: Known) -> Answers:
         source = network.images(rows[split])
-        return answer(passes(network, source, split), len(source), targets.get(split), temperature, known)
+        unfilled = Answers.unfilled(len(source), ranks)
+        return answer(unfilled, passes(network, source, split), targets.get(split), temperature, known)
 
     answers = {"train": answered("train", learn)}
     tensors = score_tensors(evaluate.known_score, moments)
     unfitted = Calibration(evaluate.tta, temperature, 0.0, evaluate.known_score, 0.0, tensors)
     known = KnownScore(unfitted).to(network.device)
-    answers["valid"] = answer(replay(network.model, valid, batch_size), len(valid[0]), targets["valid"], temperature, known)
+    unfilled = Answers.unfilled(len(valid[0]), ranks)
+    answers["valid"] = answer(unfilled, replay(network.model, valid, batch_size), targets["valid"], temperature, known)
     answers |= {split: answered(split, known) for split in rows if split not in answers}
     ood = {}
     for kind, images in ood_images(network.facts.image_px, N_NOISE).items():
         batches_of_kind = passes(network, Resident(images.to(network.device)), kind)
-        ood[kind] = answer(batches_of_kind, len(images), None, temperature, known).known
+        ood[kind] = answer(Answers.unfilled(len(images)), batches_of_kind, None, temperature, known).known
+    found = answers["valid"]
     fitted = replace(
         unfitted,
-        unsure_below=fit_unsure_below(
-            answers["valid"].confidence[kept], answers["valid"].predicted[kept] == as_corrected, evaluate.sure_accuracy
-        ),
-        unknown_below=fit_unknown_below(answers["valid"].known[kept], evaluate.accept),
+        unsure_below=fit_unsure_below(found.confidence[kept], found.predicted[kept] == as_corrected, evaluate.sure_accuracy),
+        unknown_below=fit_unknown_below(found.known[kept], evaluate.accept),
+        taxonomy={name: _named(taxon) for name, taxon in network.taxonomy.items()},
     )
-    return answers, ood, fitted
+    unsettled = verdicts(found.confidence[kept], found.known[kept], fitted) == "unsure"
+    of_taxa = [
+        (rank, found.groups[kept, place], found.group_probability[kept, place], rank.of_class[as_corrected])
+        for place, rank in enumerate(ranks)
+    ]
+    return answers, ood, replace(fitted, taxa_below=fit_taxa_below(of_taxa, unsettled, evaluate.sure_accuracy))
+
+
+def _named(taxon: Taxon) -> dict[str, str]:
+    return {column: value for column, value in taxon._asdict().items() if value}
 
 
 def targets_of(classes: Classes, split: str, rows: pd.DataFrame) -> np.ndarray:
@@ -160,9 +175,8 @@ def logits_of(batches: Iterable[Pass], chosen: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def answer(batches: Iterable[Pass], n_images: int, targets: np.ndarray | None, temperature: float, known: Known) -> Answers:
-    """Predictions for all images; targets: the truth, int64 `[N]`, if it is known."""
-    answers = Answers.unfilled(n_images)
+def answer(answers: Answers, batches: Iterable[Pass], targets: np.ndarray | None, temperature: float, known: Known) -> Answers:
+    """Fills in the predictions for all images; targets: the truth, int64 `[N]`, if it is known."""
     for batch in batches:
         rows = batch.rows.numpy()
         answers.put(rows, batch.logits.cpu().numpy(), None if targets is None else targets[rows], temperature)

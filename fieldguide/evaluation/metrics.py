@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from fieldguide.core.artifacts import BandMetrics, OodMetrics
 from fieldguide.core.intervals import accuracy_interval as accuracy_interval
+from fieldguide.core.taxonomy import Rank
 
 SHARES = np.arange(1, 101) / 100  # of the images, for accuracy by coverage
 COVERAGES = (80, 90, 95)  # percentages of the images at which accuracy is reported
@@ -31,7 +32,8 @@ class Answers:
     best: int64 `[N, N_BEST]`, the classes with the largest logits in descending order, of equal ones the first; -1 beyond the
     last class. probabilities: float64 `[N, N_BEST]`, theirs, calibrated; NaN beyond the last class. log_likelihood: float64
     `[N]`, the log-probability of the truth, calibrated; NaN without truth. first_view: int64 `[N]`, the answers without
-    test-time augmentation. known: float32 `[N]`, known scores. `…_uncalibrated`: at temperature 1.
+    test-time augmentation. known: float32 `[N]`, known scores. `…_uncalibrated`: at temperature 1. groups, group_probability:
+    int64 and float64 `[N, R]`, the most probable group at each of R ranks of a taxonomy, and its calibrated probability.
     """
 
     best: np.ndarray
@@ -41,9 +43,12 @@ class Answers:
     confidence_uncalibrated: np.ndarray
     first_view: np.ndarray
     known: np.ndarray
+    groups: np.ndarray
+    group_probability: np.ndarray
+    ranks: tuple[Rank, ...] = ()
 
     @classmethod
-    def unfilled(cls, n_images: int) -> "Answers":
+    def unfilled(cls, n_images: int, ranks: tuple[Rank, ...] = ()) -> "Answers":
         """Allocated at once: parts kept from each batch fragment memory."""
         return cls(
             best=np.full((n_images, N_BEST), -1),
@@ -53,6 +58,9 @@ class Answers:
             confidence_uncalibrated=np.full(n_images, np.nan),
             first_view=np.full(n_images, -1),
             known=np.full(n_images, np.nan, np.float32),
+            groups=np.full((n_images, len(ranks)), -1),
+            group_probability=np.full((n_images, len(ranks)), np.nan),
+            ranks=ranks,
         )
 
     def put(self, rows: np.ndarray, logits: np.ndarray, targets: np.ndarray | None, temperature: float) -> None:
@@ -64,6 +72,10 @@ class Answers:
         calibrated, plain = (log_softmax(logits / np.float64(divisor), axis=1) for divisor in (temperature, 1.0))
         self.probabilities[rows, : best.shape[1]] = np.exp(np.take_along_axis(calibrated, best, axis=1))
         self.confidence_uncalibrated[rows] = np.exp(plain.max(axis=1))
+        if self.ranks:
+            probabilities = np.exp(calibrated)
+            for place, rank in enumerate(self.ranks):
+                self.groups[rows, place], self.group_probability[rows, place] = rank.best(probabilities)
         if targets is not None:
             self.log_likelihood[rows] = calibrated[np.arange(len(rows)), targets]
             self.log_likelihood_uncalibrated[rows] = plain[np.arange(len(rows)), targets]

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fieldguide.core.artifacts import CleanMetrics, EvaluateMetrics, SplitMetrics, Thresholds, TtaMetrics
+from fieldguide.core.artifacts import CleanMetrics, EvaluateMetrics, RankMetrics, SplitMetrics, Thresholds, TtaMetrics
+from fieldguide.core.intervals import accuracy_interval
 from fieldguide.core.manifest import Classes, held_out_split, is_corrected, leaked
 from fieldguide.core.params import Evaluate
+from fieldguide.core.taxonomy import narrowest
 from fieldguide.evaluation.answers import targets_of
 from fieldguide.evaluation.metrics import Answers, accuracy_metrics, band_metrics, ood_metrics, split_metrics
 from fieldguide.network.calibration import Calibration, verdicts
@@ -38,10 +40,23 @@ class LabelledSplit:
         """bool `[N]`."""
         return self.answers.predicted == self.targets
 
-    @property
+    @cached_property
     def verdict(self) -> np.ndarray:
         """sure, unsure or unknown: `[N]`."""
         return verdicts(self.confidence, self.answers.known, self.calibration)
+
+    @cached_property
+    def told(self) -> np.ndarray:
+        """The place of the rank at which an unsure prediction is told, int64 `[N]`; -1 where it is at none."""
+        answers = self.answers
+        told = narrowest(answers.ranks, answers.groups, answers.group_probability, self.calibration.taxa_below)
+        return np.where(self.verdict == "unsure", told, -1)
+
+    @cached_property
+    def right_groups(self) -> np.ndarray:
+        """Whether the most probable group at each rank is that of the truth: bool `[N, R]`."""
+        truth = [rank.of_class[self.targets] for rank in self.answers.ranks]
+        return self.answers.groups == np.stack(truth, axis=1) if truth else np.empty((len(self.targets), 0), bool)
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,7 @@ def evaluate_metrics(evaluation: Evaluation, ood: dict[str, np.ndarray], evaluat
         if name != "train":
             further |= verdict_metrics(split)
             further["by_class_size"] = band_metrics(split.targets, split.right, evaluation.train_images)
+            further |= taxon_metrics(split)
         if name != "train" and is_corrected(split.rows):
             further["as_corrected"] = corrected_metrics(split, evaluation.facts.classes)
         metrics[name] = SplitMetrics(**figures | further)
@@ -137,6 +153,28 @@ def verdict_metrics(split: LabelledSplit) -> dict[str, float | None]:
     }
 
 
+def taxon_metrics(split: LabelledSplit) -> dict[str, Any]:
+    """`by_rank` and `useful` of a split; nothing without a taxonomy."""
+    if not split.answers.ranks:
+        return {}
+    by_rank = {}
+    for place, rank in enumerate(split.answers.ranks):
+        right, told = split.right_groups[:, place], split.told == place
+        low, high = accuracy_interval(int(right.sum()), len(right))
+        by_rank[rank.name] = RankMetrics(
+            accuracy=float(right.mean()),
+            accuracy_low=low,
+            accuracy_high=high,
+            groups=len(rank.names),
+            told=float(told.mean()),
+            accuracy_when_told=float(right[told].mean()) if told.any() else None,
+        )
+    useful = (split.verdict == "sure") & split.right
+    (rows,) = np.nonzero(split.told >= 0)
+    useful[rows] = split.right_groups[rows, split.told[rows]]
+    return {"by_rank": by_rank, "useful": float(useful.mean())}
+
+
 def headline(metrics: EvaluateMetrics, split: str) -> str:
     """Accuracy and calibration of a split, in two lines, and a third if labels were corrected."""
     figures, fitted = metrics.splits[split], metrics.calibration
@@ -149,7 +187,16 @@ def headline(metrics: EvaluateMetrics, split: str) -> str:
         + f"\ntemperature {fitted.temperature:.3f}: calibration error {figures.ece_uncalibrated:.4f} -> {figures.ece:.4f};"
         f" sure {figures.sure:.1%}{right}; accepted as known {figures.known:.1%}"
         + (f"\nas corrected: {split} {in_words(figures.as_corrected)}" if figures.as_corrected else "")
+        + (f"\n{_taxa_in_words(figures)}" if figures.by_rank else "")
     )
+
+
+def _taxa_in_words(figures: SplitMetrics) -> str:
+    told = [
+        f"{rank} {score.told:.1%}" + ("" if score.accuracy_when_told is None else f" (accuracy {score.accuracy_when_told:.2%})")
+        for rank, score in (figures.by_rank or {}).items()
+    ]
+    return f"unsure of the class but told at a wider rank: {', '.join(told)}; right and told {figures.useful or 0:.1%}"
 
 
 def in_words(figures: CleanMetrics) -> str:

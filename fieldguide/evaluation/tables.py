@@ -8,6 +8,7 @@ from fieldguide.core.manifest import is_corrected, write_table
 from fieldguide.core.names import MAX_NAMED_CLASSES, SPLITS
 from fieldguide.core.paths import (
     CONFUSED_PAIRS_CSV,
+    CONFUSED_TAXA_CSV,
     COVERAGE_CSV,
     PER_CLASS_CSV,
     PREDICTIONS_CSV,
@@ -33,6 +34,7 @@ def save_tables(evaluation: Evaluation, ece_bins: int) -> None:
     corrected = any(is_corrected(split.rows) for split in unseen)
     write_table(pd.concat(predictions(split, corrected) for split in unseen), PREDICTIONS_CSV)
     write_table(pd.concat(per_class(split, evaluation.train_images) for split in unseen), PER_CLASS_CSV)
+    write_table(confused_taxa(unseen[::-1]), CONFUSED_TAXA_CSV)
     write_table(coverage(unseen), COVERAGE_CSV)
     for name in SPLITS:
         write_table(confusions(splits.get(name)), confusion_csv(name))
@@ -53,7 +55,35 @@ def predictions(split: LabelledSplit, corrected: bool = False) -> pd.DataFrame:
         columns["corrected"] = split.rows["class_name"].where(split.rows["decision"].ne("drop"), "")
     columns |= {f"answer_{place + 1}": names[answers.best[:, place]] for place in range(N_BEST)}
     columns |= {f"probability_{place + 1}": answers.probabilities[:, place].round(6) for place in range(N_BEST)}
-    return pd.DataFrame(columns | {"known_score": answers.known, "verdict": split.verdict})
+    columns |= {"known_score": answers.known, "verdict": split.verdict}
+    return pd.DataFrame(columns | (told_taxa(split) if answers.ranks else {}))
+
+
+def told_taxa(split: LabelledSplit) -> dict[str, np.ndarray]:
+    """Columns with the rank, the taxon and the probability of the images that are told at a rank; empty for the others."""
+    answers, (rows,) = split.answers, np.nonzero(split.told >= 0)
+    ranks, taxa = (np.full(len(split.targets), "", dtype=object) for _ in range(2))
+    probability = np.full(len(split.targets), np.nan)
+    for row in rows:
+        place = split.told[row]
+        ranks[row], taxa[row] = answers.ranks[place].name, answers.ranks[place].names[answers.groups[row, place]]
+        probability[row] = answers.group_probability[row, place].round(6)
+    return {"rank": ranks, "taxon": taxa, "taxon_probability": probability}
+
+
+def confused_taxa(splits: list[LabelledSplit]) -> pd.DataFrame:
+    """Images by the taxa of truth and prediction where they differ, at each rank, most frequent first; none without any."""
+    tables = [pd.DataFrame(columns=["split", "rank", "truth", "predicted", "n", "n_truth"])]
+    for split in splits:
+        for place, rank in enumerate(split.answers.ranks):
+            truth, predicted = rank.of_class[split.targets], split.answers.groups[:, place]
+            table = pd.DataFrame({"split": split.name, "rank": rank.name, "truth": truth, "predicted": predicted})
+            table = table[truth != predicted].groupby(["split", "rank", "truth", "predicted"]).size().reset_index(name="n")
+            table["n_truth"] = np.bincount(truth, minlength=len(rank.names))[table["truth"]]
+            names = np.array(rank.names, dtype=object)
+            table = table.sort_values(["n", "n_truth"], ascending=[False, True], kind="stable")
+            tables.append(table.assign(truth=names[table["truth"]], predicted=names[table["predicted"]]))
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
 def per_class(split: LabelledSplit, train_images: np.ndarray) -> pd.DataFrame:

@@ -19,6 +19,7 @@ COLUMNS = ["file", "split", "given", "suggested", "kind", "score", "verdict", "o
 LISTED, SUSPECTED = 0.02, 0.3  # probability that a label is wrong
 ATYPICAL = -3.0  # robust z score of the similarity to the nearest images
 INSEPARABLE, FEWEST = 0.2, 4  # share of the images of two classes that are taken for the other one; images
+MAX_INSEPARABLE = 500  # pairs of classes in the metrics, the worst; all are counted
 
 
 def label_errors(rows: pd.DataFrame, judgement: Judgement, copies: list[NearDuplicate]) -> pd.DataFrame:
@@ -90,6 +91,7 @@ def label_check_metrics(rows: pd.DataFrame, judgement: Judgement, table: pd.Data
     suspected = labels[labels["score"] >= SUSPECTED]
     copies = undecided[undecided["kind"].eq("duplicate")]
     splits = rows.set_index("id")["split"]
+    alike = inseparable(rows, judgement)
     return LabelCheckMetrics(
         enabled=enabled,
         images=int(judged.sum()),
@@ -103,5 +105,6 @@ def label_check_metrics(rows: pd.DataFrame, judgement: Judgement, table: pd.Data
         missed_copies=len(copies),
         missed_leaks=int((copies["split"] != copies["other"].map(splits)).sum()),
         decided=len(table) - len(undecided),
-        inseparable=inseparable(rows, judgement),
+        inseparable=alike[:MAX_INSEPARABLE],
+        inseparable_pairs=len(alike),
     )

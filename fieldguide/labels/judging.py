@@ -5,7 +5,8 @@ nearest images of a class, which knows that a class has undersides and upper sid
 a rate of wrong labels, as if a wrong label were any other class with equal probability, so that wrong labels neither blunt the
 judges nor count as their mistakes. The rate turns probabilities of classes into the probability that a label is wrong.
 
-Memory is that of the embeddings, and of some numbers per image and per class; never images times classes.
+Memory is that of the embeddings, and of some numbers per image and per class; never images times classes. Time is that of one
+linear layer over all images, as in `evaluate`.
 """
 
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ N_FITTED = 20_000  # images; enough for two numbers
 LEAST_RATE = 0.02  # of wrong labels: natural ones are between similar classes, which the fitted rate counts as mistakes
 CLOSE = 0.9  # cosine similarity of possible copies; of 335 copies in the butterflies 90 % are closer
 MAX_CLOSE = 50_000  # pairs
-CHUNK = 4096
+CHUNK = 4096  # images that are judged at once; fewer where they have many classes
+MAX_SCORES = 2**24  # of images times classes at once, 128 MiB
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,10 @@ def unit_vectors(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-12)
 
 
-def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), CHUNK):
-        yield rows[start : start + CHUNK]
+def _chunks(rows: np.ndarray, n_columns: int = 1) -> Iterator[np.ndarray]:
+    size = max(min(CHUNK, MAX_SCORES // n_columns), 1)
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def _discriminant_scores(
@@ -157,7 +160,7 @@ def _discriminant_scores(
     scores = np.empty(classes.shape)
     for fold in range(N_FOLDS):
         weights, bias = _discriminants(products.sum(0) - products[fold], sums.sum(0) - sums[fold], counts.sum(0) - counts[fold])
-        for chunk in _chunks(np.flatnonzero(folds == fold)):
+        for chunk in _chunks(np.flatnonzero(folds == fold), n_classes):
             values = unit_vectors(vectors, chunk) @ weights.T + bias
             here = np.arange(len(chunk))
             classes[chunk, 0], scores[chunk, 0] = targets[chunk], values[here, targets[chunk]]
@@ -186,11 +189,13 @@ def _similarities(
     """Mean cosine similarity to the nearest images of other units in each class, `[N, 1 + C]`, or -1, and close pairs."""
     nearest = np.full(classes.shape, -1.0)
     pairs, similarity = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
-    order = np.argsort(classes.ravel(), kind="stable")
-    starts = np.searchsorted(classes.ravel()[order], np.arange(targets.max() + 2))
+    order, by_class = (np.argsort(values, axis=None, kind="stable") for values in (classes, targets))
+    numbers = np.arange(targets.max() + 2)
+    starts = np.searchsorted(classes.ravel()[order], numbers)
+    first_members = np.searchsorted(targets[by_class], numbers)
     random = np.random.Generator(np.random.Philox(key=[SEED, 2]))
     for number in range(len(starts) - 1):
-        members = np.flatnonzero(targets == number)
+        members = by_class[first_members[number] : first_members[number + 1]]
         if len(members) > N_REFERENCES:
             members = np.sort(random.choice(members, N_REFERENCES, replace=False))
         references = unit_vectors(vectors, members)

@@ -5,8 +5,8 @@ export copies it into the ONNX file.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from torch import nn
 
+from fieldguide.core.taxonomy import Rank
 from fieldguide.network.checkpoint import save_sealed, sealed_content
 
 Tensors = Mapping[str, torch.Tensor]
@@ -36,6 +37,8 @@ class Calibration:
     score: the key of `SCORES` that gives the known score.
     unknown_below: an image with a lower known score shows none of the classes.
     tensors: the tensors of the score, float32 by name; may be empty.
+    taxa_below: by rank: an unsure prediction is told as a taxon of that rank from this probability on; see `core.taxonomy`.
+    taxonomy: by class: what its line in data/taxonomy.csv has.
     """
 
     tta: str
@@ -44,6 +47,8 @@ class Calibration:
     score: str
     unknown_below: float
     tensors: dict[str, torch.Tensor]
+    taxa_below: dict[str, float] = field(default_factory=dict)
+    taxonomy: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class Moments:
@@ -180,20 +185,43 @@ def sample_of(n_images: int, n_classes: int) -> slice:
     return slice(None, None, -(-n_images * n_classes // FITTED) or 1)
 
 
-def fit_unsure_below(confidence: np.ndarray, right: np.ndarray, accuracy: float) -> float:
+def fit_unsure_below(confidence: np.ndarray, right: np.ndarray, accuracy: float, told: np.ndarray | None = None) -> float:
     """The lowest threshold above which predictions reach `accuracy`; `NEVER` if there is none.
 
     confidence: the largest probability of each image; right: whether the prediction is right. The threshold lies half way
-    to the next lower confidence, or equals the lowest one if all predictions together reach `accuracy`.
+    to the next lower confidence, or equals the lowest one if all predictions together reach `accuracy`. told: bool, some of the
+    images, on which alone `accuracy` must be reached as well.
     """
     order = np.argsort(-confidence, kind="stable")
     sorted_confidence = confidence[order]
-    accuracies = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     last_of_equals = np.append(sorted_confidence[1:] < sorted_confidence[:-1], True)
-    (good,) = np.nonzero((accuracies >= accuracy) & last_of_equals)
+    reached = np.ones(len(order), bool)
+    for some in (np.ones(len(order), bool), *([] if told is None else [told])):
+        n_right, n = np.cumsum((right & some)[order]), np.cumsum(some[order])
+        reached &= (n > 0) & (n_right / np.maximum(n, 1) >= accuracy)
+    (good,) = np.nonzero(reached & last_of_equals)
     if not len(good):
         return NEVER
     return float(sorted_confidence[good[-1] : good[-1] + 2].mean())
+
+
+def fit_taxa_below(
+    of_ranks: Sequence[tuple[Rank, np.ndarray, np.ndarray, np.ndarray]], unsettled: np.ndarray, accuracy: float
+) -> dict[str, float]:
+    """By rank, the lowest probability of a taxon that is an answer: `accuracy` holds on all images and on those it is told for.
+
+    of_ranks: from narrow to wide a rank, the most probable group of each image, its probability, and the group of the truth:
+    `[N]`. unsettled: bool `[N]`, whether no class is told for an image that shows one; a wider rank is told only where no
+    narrower one is. A rank for which no image speaks is never told.
+    """
+    thresholds: dict[str, float] = {}
+    unsettled = unsettled.copy()
+    for rank, group, probability, truth in of_ranks:
+        can = rank.answerable[group]
+        right = group == truth
+        thresholds[rank.name] = fit_unsure_below(probability[can], right[can], accuracy, unsettled[can])
+        unsettled &= ~(can & (probability >= thresholds[rank.name]))
+    return thresholds
 
 
 def fit_unknown_below(known: np.ndarray, accept: float) -> float:

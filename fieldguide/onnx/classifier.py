@@ -24,6 +24,7 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.files import is_damaged, is_intact
 from fieldguide.core.formats import MAX_MEGAPIXELS
 from fieldguide.core.images import decode
+from fieldguide.core.taxonomy import Taxon, narrowest, ranks_of
 from fieldguide.onnx.heatmap import supporting
 
 METADATA_KEY = "fieldguide"
@@ -43,11 +44,22 @@ ONNX_ERRORS = (
 
 @dataclass(frozen=True)
 class Answer:
-    """A class, its calibrated probability and its output number."""
+    """A class, its calibrated probability, its output number, and its other names, empty if the file has none."""
 
     name: str
     probability: float
     index: int
+    common_name: str = ""
+    scientific_name: str = ""
+
+
+@dataclass(frozen=True)
+class TaxonAnswer:
+    """A genus, family or order, and the sum of the probabilities of its classes."""
+
+    rank: str
+    name: str
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -56,13 +68,15 @@ class Prediction:
 
     verdict: sure, unsure (the top probability is below the file's `unsure_below`) or unknown (the known score is below
     `unknown_below`: none of the classes). activation: float32 `[h, w]`, 0..1, the class activation map of the first answer in
-    the centre square; None if it was not requested or the network has none.
+    the centre square; None if it was not requested or the network has none. taxon: what is told instead of a class if the
+    verdict is unsure, the narrowest taxon that is as certain as a sure class; None if there is none.
     """
 
     answers: tuple[Answer, ...]
     verdict: str
     known_score: float
     activation: np.ndarray | None
+    taxon: TaxonAnswer | None = None
 
 
 class OnnxClassifier:
@@ -89,6 +103,9 @@ class OnnxClassifier:
             self.image_px: int = self.metadata["image_px"]
             calibration = self.metadata["calibration"]
             self.unsure_below, self.unknown_below = float(calibration["unsure_below"]), float(calibration["unknown_below"])
+            self.taxonomy = {name: Taxon(**values) for name, values in self.metadata.get("taxonomy", {}).items()}
+            self.taxa_below: dict[str, float] = calibration.get("taxa_below", {})
+            self.ranks = ranks_of(self.taxonomy, self.class_names)
             self._check()
             if not intact:
                 raise ValueError("it has no checksum")
@@ -145,15 +162,38 @@ class OnnxClassifier:
         """Predictions with the `k` best classes for uint8 `[N, image_px, image_px, 3]`, RGB, in one batch."""
         wanted = ["probabilities", "known_score", *(["activation"] if activation and self.has_activation else [])]
         probabilities, scores, *maps = self.run(pixels, wanted, n_maps=len(wanted) - 2)
+        taxa = self._taxa(probabilities)
         return [
             Prediction(
-                tuple(Answer(self.class_names[index], float(row[index]), int(index)) for index in best),
-                self._verdict(float(row[best[0]]), float(score)),
+                tuple(self.answer(int(index), float(row[index])) for index in best),
+                verdict,
                 float(score),
                 supporting(maps[0][place, 0 if self._maps_on_request else best[0]]) if maps else None,
+                taxa[place] if verdict == "unsure" else None,
             )
             for place, (row, score) in enumerate(zip(probabilities, scores, strict=True))
             for best in [highest(row, k)]
+            for verdict in [self._verdict(float(row[best[0]]), float(score))]
+        ]
+
+    def answer(self, index: int, probability: float = 0.0) -> Answer:
+        """The class at an output of the network, with its names."""
+        name = self.class_names[index]
+        taxon = self.taxonomy.get(name, Taxon())
+        return Answer(name, probability, index, taxon.common_name, taxon.scientific_name)
+
+    def _taxa(self, probabilities: np.ndarray) -> list[TaxonAnswer | None]:
+        """What each image of a batch is told if it is unsure; probabilities: of the classes, float32 `[N, K]`."""
+        if not self.ranks:
+            return [None] * len(probabilities)
+        found = [rank.best(probabilities.astype(np.float64)) for rank in self.ranks]
+        groups, sums = (np.stack(parts, axis=1) for parts in zip(*found, strict=True))
+        told = narrowest(self.ranks, groups, sums, self.taxa_below)
+        return [
+            TaxonAnswer(self.ranks[place].name, self.ranks[place].names[groups[row, place]], float(sums[row, place]))
+            if place >= 0
+            else None
+            for row, place in enumerate(told)
         ]
 
     def predict(

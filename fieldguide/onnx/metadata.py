@@ -71,7 +71,8 @@ def onnx_metadata(
         "model": facts.model,
         "epoch": facts.epoch,
         "precision": "fp32",
-        "calibration": {name: value for name, value in vars(calibration).items() if name != "tensors"},
+        "calibration": {name: value for name, value in vars(calibration).items() if name not in ("tensors", "taxonomy")},
+        "taxonomy": calibration.taxonomy,
         "dataset": receipt.model_dump(include={"dataset", "title", "home", "licence", "version", "release"}),
         "evaluate": reported.as_dict(),
         "hashes": {

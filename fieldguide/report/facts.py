@@ -31,6 +31,7 @@ from fieldguide.core.paths import (
     CHECKPOINT,
     CLASSES_CSV,
     CONFUSED_PAIRS_CSV,
+    CONFUSED_TAXA_CSV,
     COVERAGE_CSV,
     FINDINGS_CSV,
     GALLERY_JSON,
@@ -44,10 +45,12 @@ from fieldguide.core.paths import (
     RAW,
     RECEIPT,
     RELIABILITY_CSV,
+    TAXONOMY,
     THROUGHPUT_CSV,
     confusion_csv,
     stage_metrics,
 )
+from fieldguide.core.taxonomy import Taxon, read_taxonomy
 
 TABLES = {
     "classes": CLASSES_CSV,
@@ -58,6 +61,7 @@ TABLES = {
     "reliability": RELIABILITY_CSV,
     "coverage": COVERAGE_CSV,
     "confused_pairs": CONFUSED_PAIRS_CSV,
+    "confused_taxa": CONFUSED_TAXA_CSV,
     "throughput": THROUGHPUT_CSV,
 }
 STAGE_METRICS = tuple(map(stage_metrics, ("split_check", "label_check", "train", "evaluate", "export_onnx", "benchmark")))
@@ -107,6 +111,11 @@ class Facts:
     def many_classes(self) -> bool:
         """Whether there are more classes than a chart can name."""
         return len(self.class_names) > MAX_NAMED_CLASSES
+
+    @cached_property
+    def taxonomy(self) -> dict[str, Taxon]:
+        """What data/taxonomy.csv has of each class; empty without."""
+        return read_taxonomy(TAXONOMY, self.class_names)
 
     @cached_property
     def groups(self) -> dict[str, str]:

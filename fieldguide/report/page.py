@@ -29,6 +29,7 @@ from fieldguide.core.paths import (
     SIZES_PNG,
     confusion_png,
 )
+from fieldguide.core.taxonomy import Taxon
 from fieldguide.report.facts import Facts
 from fieldguide.report.figures import blocks_text, svg
 from fieldguide.report.plots import MAX_MAP_NAMES
@@ -53,7 +54,9 @@ COVERAGES = (0.5, 0.8, 0.9, 0.95, 1.0)  # of the table; the chart has all
 
 def render_page(facts: Facts, figures: dict[Path, Figure]) -> str:
     """The report as HTML; `figures` by the path of their PNG."""
-    template = environment(autoescape=True).get_template("report.html")
+    html = environment(autoescape=True)
+    html.filters["species"] = lambda name: species(name, facts)
+    template = html.get_template("report.html")
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8") if facts.many_classes else ""
     return template.render(
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -108,6 +111,13 @@ def environment(autoescape: bool) -> Environment:
     environment.filters |= {"percent": percent, "number": number, "count": count, "bytes": size, "md": markdown}
     environment.filters["common_name"] = common_name
     return environment
+
+
+def species(name: str, facts: Facts) -> Markup:
+    """The common name of a class, and its scientific name in italics where data/taxonomy.csv has them."""
+    taxon = facts.taxonomy.get(name, Taxon())
+    common = taxon.common_name or common_name(name)
+    return Markup("{} <i>{}</i>" if taxon.scientific_name else "{}").format(common, taxon.scientific_name)
 
 
 def summary(facts: Facts) -> str:
@@ -199,8 +209,8 @@ def labels_section(facts: Facts, figures: dict[Path, Figure]) -> dict[str, Any]:
     """What the label check found, and the map of the images."""
     check = facts.label_check
     shown = check.inseparable[: MAX_OPEN_ROWS if facts.many_classes else None]
-    n_all = len(check.inseparable)
-    worst = f"; the {len(shown)} worst of {count(n_all)} pairs in label_check.json" if len(shown) < n_all else ""
+    n_all = check.inseparable_pairs
+    worst = f"; the {len(shown)} worst of {count(n_all)} pairs, more in label_check.json" if len(shown) < n_all else ""
     return {
         "text": labels_text(facts),
         "enabled": check.enabled,
@@ -264,7 +274,8 @@ def results_section(facts: Facts) -> dict[str, Any]:
     for name, figures in metrics.splits.items():
         measured |= {name: figures} | ({f"{name}_as_corrected": figures.as_corrected} if figures.as_corrected else {})
     measured |= {"test_without_leaks": metrics.test_without_leaks} if metrics.test_without_leaks else {}
-    used = {*COLUMNS, *(f"{key}_{end}" for key in COLUMNS for end in ("low", "high")), "as_corrected", "by_class_size"}
+    used = {*COLUMNS, *(f"{key}_{end}" for key in COLUMNS for end in ("low", "high"))}
+    used |= {"as_corrected", "by_class_size", "by_rank"}
     further = {
         name: {key: value for key, value in figures.items() if name not in measured or key not in used}
         for name, figures in metrics.as_dict().items()
@@ -283,6 +294,9 @@ def results_section(facts: Facts) -> dict[str, Any]:
             for name, figures in measured.items()
         ],
         "bands": class_size_bands(facts),
+        "ranks": rank_rows(facts),
+        "taxa": taxa_text(facts),
+        "confused_taxa": _records(facts.rows("confused_taxa", facts.held_out)[:MAX_OPEN_ROWS]),
         "per_class": per_class(facts),
         "unmeasured": len(facts.rows("per_class", facts.held_out)) - len(per_class(facts)),
         "further": [(name.replace("_", " "), table_rows(rest)) for name, rest in further.items() if rest],
@@ -297,6 +311,27 @@ def class_size_bands(facts: Facts) -> list[tuple[str, str, str, str, str]]:
         for name, band in bands.items()
         if len(bands) > 1
     ]
+
+
+def rank_rows(facts: Facts) -> list[tuple[str, str, str, str, str]]:
+    """A rank of the taxonomy, its accuracy with interval, and the share of images told at it with their accuracy."""
+    by_rank = facts.measured.by_rank or {}
+    return [
+        (rank, percent(score.accuracy), interval(score, "accuracy"), percent(score.told), percent(score.accuracy_when_told))
+        for rank, score in by_rank.items()
+    ]
+
+
+def taxa_text(facts: Facts) -> str:
+    """What answers at a wider rank add, in a sentence; empty without a taxonomy."""
+    figures = facts.measured
+    if figures.useful is None:
+        return ""
+    sure = (figures.sure or 0) * (figures.accuracy_when_sure or 0)
+    return (
+        f"A photograph that is unsure among the species of one genus, family or order is told as that. Right and told are"
+        f" {percent(figures.useful)} of {facts.held_out}, {percent(sure)} as a species."
+    )
 
 
 def result_text(facts: Facts) -> str:
@@ -327,7 +362,7 @@ def class_table(facts: Facts) -> list[tuple[str, list[str]]]:
     table = facts.tables["classes"].merge(scores, on="class_name", how="left").sort_values("f1", kind="stable")
     columns: list[tuple[str, Callable[[Any], str]]] = [(split, count) for split in SPLITS]
     columns += [("f1", number), ("precision", lambda value: percent(value, 0)), ("recall", lambda value: percent(value, 0))]
-    return [(common_name(row["class_name"]), [write(row[key]) for key, write in columns]) for row in _records(table)]
+    return [(row["class_name"], [write(row[key]) for key, write in columns]) for row in _records(table)]
 
 
 def class_charts(facts: Facts, figures: dict[Path, Figure]) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from fieldguide.core.formats import has_heif, readable
 from fieldguide.core.images import TooManyPixels, UnreadableImage, decode, encode_jpeg
 from fieldguide.core.names import common_name
-from fieldguide.onnx.classifier import Prediction
+from fieldguide.onnx.classifier import Answer, Prediction
 from fieldguide.onnx.heatmap import overlay
 from fieldguide.tracking.registry import is_registered
 from fieldguide.web.batching import Batcher, Slots
@@ -158,7 +158,7 @@ def create_app(settings: Settings) -> Flask:
     assert isinstance(app.json, DefaultJSONProvider) and app.static_folder is not None  # as Flask makes them
     app.json.sort_keys = False
     app.jinja_options["trim_blocks"] = app.jinja_options["lstrip_blocks"] = True
-    app.jinja_env.filters.update(percent=percent, common_name=common_name, roman=roman, day=day)
+    app.jinja_env.filters.update(percent=percent, common_name=common_name, species=species, roman=roman, day=day)
     app.jinja_env.globals.update(
         guide_asset=asset_address(Path(app.static_folder)), has_example=lambda name: name in guide().examples
     )
@@ -251,7 +251,10 @@ def identify() -> Response:
 
 @pages.get("/model")
 def about() -> str:
-    return render_template("model.html", facts=facts(), class_names=model_in_use().classifier.class_names)
+    classifier = model_in_use().classifier
+    return render_template(
+        "model.html", facts=facts(), species=[classifier.answer(k) for k in range(len(classifier.class_names))]
+    )
 
 
 @pages.get("/examples/<int:index>.jpg")
@@ -281,7 +284,8 @@ def predict() -> dict[str, object]:
 
 @pages.get("/api/model")
 def model_facts() -> dict[str, object]:
-    return facts() | {"class_names": model_in_use().classifier.class_names}
+    classifier = model_in_use().classifier
+    return facts() | {"class_names": classifier.class_names, "taxonomy": classifier.metadata.get("taxonomy", {})}
 
 
 @pages.get("/healthz")
@@ -311,8 +315,12 @@ def result(answer: Prediction | Problem) -> dict[str, object]:
     """The entry of one image in the API's response."""
     if isinstance(answer, Problem):
         return {"error": answer.content()}
-    answers = [{"name": one.name, "probability": one.probability, "index": one.index} for one in answer.answers]
-    return {"verdict": answer.verdict, "known_score": answer.known_score, "answers": answers}
+    answers = [
+        asdict(one) | {"common_name": one.common_name or None, "scientific_name": one.scientific_name or None}
+        for one in answer.answers
+    ]
+    taxon = answer.taxon and asdict(answer.taxon)
+    return {"verdict": answer.verdict, "known_score": answer.known_score, "taxon": taxon, "answers": answers}
 
 
 def plates_of(uploads: list[Upload], first: int) -> list[Plate]:
@@ -357,7 +365,11 @@ def page(plates: list[Plate]) -> str:
 def facts() -> dict[str, object]:
     """The metadata of the model, and facts about its file."""
     model = model_in_use()
-    metadata = {key: value for key, value in model.classifier.metadata.items() if key not in ("class_names", "labels", "seal")}
+    metadata = {
+        key: value
+        for key, value in model.classifier.metadata.items()
+        if key not in ("class_names", "labels", "seal", "taxonomy")
+    }
     own = {"sha256": model.sha256, "modified": model.modified, "bytes": model.classifier.file_bytes}
     return own | {"n_classes": len(model.classifier.class_names), "image_px": model.classifier.image_px, "metadata": metadata}
 
@@ -403,6 +415,11 @@ def percent(share: float) -> str:
     if 0.9995 <= share < 1:
         return "> 99.9 %"
     return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def species(answer: Answer) -> str:
+    """The common name of an answer: the taxonomy's, or a readable form of the class name."""
+    return answer.common_name or common_name(answer.name)
 
 
 def roman(number: int) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fieldguide.core.formats import readable
+from fieldguide.core.taxonomy import RANKS
 from fieldguide.web.problems import MEDIA_TYPE, STATUS
 from fieldguide.web.settings import Settings
 from fieldguide.web.uploads import FIELD
@@ -84,11 +85,15 @@ def example() -> dict[str, Any]:
 def schemas(settings: Settings) -> dict[str, Any]:
     """The schemas of the responses."""
     probability = {"type": "number", "minimum": 0, "maximum": 1}
+    name = {"type": ["string", "null"], "description": "From the model's taxonomy; null if it has none"}
     one = {"name": TEXT, "probability": probability, "index": {"type": "integer", "minimum": 0}}
+    one |= {"common_name": name, "scientific_name": name}
+    taxon = closed({"rank": {"enum": list(RANKS)}, "name": TEXT, "probability": probability})
+    taxon |= {"type": ["object", "null"], "description": "What an unsure image is told as: the narrowest taxon that is certain"}
     verdict = {"enum": ["sure", "unsure", "unknown"]}
     answers = {"type": "array", "items": closed(one), "minItems": 1, "maxItems": 5}
     file = {"type": ["string", "null"], "description": "The file's name as it was sent; null for a raw body"}
-    answered = closed({"file": file, "verdict": verdict, "known_score": NUMBER, "answers": answers})
+    answered = closed({"file": file, "verdict": verdict, "known_score": NUMBER, "taxon": taxon, "answers": answers})
     refused = closed({"file": file, "error": {"$ref": "#/components/schemas/Problem"}})
     results = {"type": "array", "items": {"oneOf": [answered, refused]}, "minItems": 1, "maxItems": settings.max_files}
     model = {
@@ -99,6 +104,7 @@ def schemas(settings: Settings) -> dict[str, Any]:
         "image_px": {"type": "integer"},
         "metadata": {"type": "object", "description": "Metadata of the ONNX file: data set, accuracy, hashes, …"},
         "class_names": {"type": "array", "items": TEXT},
+        "taxonomy": {"type": "object", "description": "Names and genus, family and order by class, of those that have any"},
     }
     problem = {
         "type": {"const": "about:blank"},

@@ -15,6 +15,17 @@ PX = 16
 UNSURE_BELOW, UNKNOWN_BELOW = 0.6, 0.2
 CALIBRATION = {"tta": "none", "temperature": 1.0, "unsure_below": UNSURE_BELOW, "score": "mean", "unknown_below": UNKNOWN_BELOW}
 METADATA = {"class_names": NAMES, "image_px": PX, "calibration": CALIBRATION, "seal": UNSEALED}
+TAXONOMY = {
+    "RED": {"common_name": "Red admiral", "scientific_name": "Vanessa atalanta", "genus": "Vanessa"},
+    "GREEN": {"genus": "Vanessa", "family": "Nymphalidae"},
+    "BLUE": {"family": "Nymphalidae"},
+}
+YELLOW = (200, 200, 60)  # unsure, RED or GREEN: some Vanessa
+
+
+def with_taxonomy(**taxa_below: float) -> dict[str, object]:
+    """Metadata with `TAXONOMY` and the thresholds of ranks."""
+    return METADATA | {"calibration": CALIBRATION | {"taxa_below": taxa_below}, "taxonomy": TAXONOMY}
 
 
 def mean_colour_network(

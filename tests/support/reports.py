@@ -18,6 +18,7 @@ from fieldguide.core.paths import (
     CHECKPOINT,
     CLASSES_CSV,
     CONFUSED_PAIRS_CSV,
+    CONFUSED_TAXA_CSV,
     COVERAGE_CSV,
     FINDINGS_CSV,
     GALLERY_JSON,
@@ -115,7 +116,7 @@ def write_run(name: str) -> None:
     labels = {"enabled": True, "images": 16, "not_judged": 0, "accuracy": 0.875, "accuracy_low": 0.6, "accuracy_high": 0.97}
     labels |= {"suspected": {"train": 1, "valid": 0, "test": 1}, "doubtful": 1, "atypical": 1, "missed_copies": 1}
     labels |= {"missed_leaks": 1, "decided": 2}
-    labels["inseparable"] = [{"one": "A", "other": name, "confused": 4, "images": 16}]
+    labels |= {"inseparable": [{"one": "A", "other": name, "confused": 4, "images": 16}], "inseparable_pairs": 1}
     contents = {
         "split_check": check,
         "label_check": labels,
@@ -151,6 +152,7 @@ def write_run(name: str) -> None:
     pd.DataFrame(coverage).to_csv(COVERAGE_CSV, index=False)
     pair = {"split": ["test"], "truth": ["A"], "predicted": [name], "n": [1], "n_truth": [2], "share": [0.5]}
     pd.DataFrame(pair).to_csv(CONFUSED_PAIRS_CSV, index=False)
+    pd.DataFrame(columns=["split", "rank", "truth", "predicted", "n", "n_truth"]).to_csv(CONFUSED_TAXA_CSV, index=False)
     throughput = {
         "backend": "onnxruntime",
         "threads": 1,
@@ -198,7 +200,7 @@ def write_large_run(names: list[str], images_per_class: int = 6) -> None:
     spread = {"smallest": 1, "largest": int(counts["train"].max())}
     _change("split_check", classes=n_classes, images=images, missing_classes=missing, train_images_per_class=spread)
     same = [{"one": a, "other": b, "confused": 2, "images": 6} for a, b in zip(names[::10], names[1::10], strict=False)]
-    _change("label_check", inseparable=same)
+    _change("label_check", inseparable=same, inseparable_pairs=len(same))
     places = {"x": 90 * random.random(2000), "y": 90 * random.random(2000), "class_name": random.choice(class_names, 2000)}
     kinds = random.choice(["", "label", "atypical", "duplicate"], 2000, p=[0.94, 0.03, 0.02, 0.01])
     write_table(pd.DataFrame(places | {"split": "train", "file": "a.jpg", "kind": kinds}), LABEL_MAP_CSV)

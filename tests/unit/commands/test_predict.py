@@ -24,7 +24,15 @@ from fieldguide.core.errors import UserError
 from fieldguide.core.images import decode
 from support import ROOT
 from support.archives import write_folder, write_tar, write_zip
-from support.mean_colour import METADATA, NAMES, expected_probabilities, mean_colour_network, save
+from support.mean_colour import (
+    METADATA,
+    NAMES,
+    YELLOW,
+    expected_probabilities,
+    mean_colour_network,
+    save,
+    with_taxonomy,
+)
 
 PX = 16
 COLOURS = {"RED": (250, 60, 60), "GREEN": (60, 250, 60), "BLUE": (60, 60, 250)}
@@ -59,8 +67,8 @@ def test_a_photograph_is_named_with_probabilities(folder: Path, capsys: pytest.C
     row = rows(capsys.readouterr().out)[0]
     expected = expected_probabilities(decode(photo(COLOURS["RED"]), PX)[None])[0]
     assert list(row) == [
-        *("image", "truth", "verdict", "known_score"),
-        *("answer_1", "probability_1", "answer_2", "probability_2", "error"),
+        *("image", "truth", "verdict", "known_score", "rank", "taxon", "taxon_probability"),
+        *("answer_1", "probability_1", "answer_2", "probability_2", "scientific_name_1", "error"),
     ]
     assert (row["image"], row["truth"], row["answer_1"], row["error"]) == ("photos/Red/0.jpg", "RED", "RED", "")
     assert float(row["probability_1"]) == pytest.approx(expected[0], abs=1e-5)
@@ -498,3 +506,26 @@ def test_a_photograph_above_the_limit_is_named_with_the_option(folder: Path, cap
     assert [row["answer_1"] for row in rows(printed.out)] == ["", "RED"]
     main(["predict", "large.jpg", "--max-megapixels", "2", "--format", "csv"])
     assert rows(capsys.readouterr().out)[0]["answer_1"] == "BLUE"
+
+
+def test_an_unsure_photograph_is_told_as_its_genus_in_every_format(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(folder / "models", mean_colour_network(with_taxonomy(genus=0.5)))
+    (folder / "yellow.jpg").write_bytes(photo(YELLOW))
+    sources = ["yellow.jpg", "photos/Red/0.jpg"]
+    main(["predict", *sources, "--format", "json"])
+    yellow, red = json.loads(capsys.readouterr().out)
+    assert (yellow["verdict"], yellow["taxon"]["rank"], yellow["taxon"]["name"]) == ("unsure", "genus", "Vanessa")
+    assert yellow["taxon"]["probability"] == pytest.approx(sum(one["probability"] for one in yellow["answers"][:2]), abs=1e-5)
+    assert red["taxon"] is None
+    first = {key: red["answers"][0][key] for key in ("name", "common_name", "scientific_name")}
+    assert first == {"name": "RED", "common_name": "Red admiral", "scientific_name": "Vanessa atalanta"}
+    assert red["answers"][1]["scientific_name"] is None
+    main(["predict", *sources, "--format", "csv"])
+    row, other = rows(capsys.readouterr().out)
+    assert (row["rank"], row["taxon"], float(row["taxon_probability"])) == ("genus", "Vanessa", yellow["taxon"]["probability"])
+    assert (other["rank"], other["taxon"], other["scientific_name_1"]) == ("", "", "Vanessa atalanta")
+    main(["predict", *sources, "--annotate", "told"])
+    table = capsys.readouterr().out
+    assert re.search(r"yellow.jpg +unsure +9\d\.\d%  some Vanessa \(genus\)\n +\d+\.\d%  ", table)
+    assert re.search(r"Red/0.jpg +sure +\d+\.\d%  RED  Vanessa atalanta\n", table)
+    assert (folder / "told" / "yellow.jpg").exists()

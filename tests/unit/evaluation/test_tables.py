@@ -10,7 +10,17 @@ from sklearn.metrics import classification_report, confusion_matrix
 
 from fieldguide.core.names import MAX_NAMED_CLASSES
 from fieldguide.core.paths import CONFUSED_PAIRS_CSV, PER_CLASS_CSV, RELIABILITY_CSV, confusion_csv
-from fieldguide.evaluation.tables import confused_pairs, confusions, per_class, reliability, save_tables
+from fieldguide.core.taxonomy import Taxon
+from fieldguide.evaluation.summary import taxon_metrics
+from fieldguide.evaluation.tables import (
+    confused_pairs,
+    confused_taxa,
+    confusions,
+    per_class,
+    predictions,
+    reliability,
+    save_tables,
+)
 from support.evaluations import NAMES, TEST, TRAIN, VALID, evaluation
 
 ALL = {"train": TRAIN, "valid": VALID, "test": TEST}
@@ -28,7 +38,7 @@ def test_every_table_has_the_same_bytes_twice(folder: Path) -> None:
         save_tables(evaluation(**ALL), 10)
         contents.append({path: path.read_bytes() for path in folder.rglob("*.csv")})
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 8
+    assert len(contents[0]) == 9
 
 
 def test_confused_pairs_are_the_off_diagonal_of_scikit_learns_matrix() -> None:
@@ -120,3 +130,33 @@ def test_reliability_bins_are_closed_above_and_say_when_they_are_empty() -> None
 def test_reliability_counts_every_image_of_every_split() -> None:
     save_tables(evaluation(**ALL), 10)
     assert pd.read_csv(RELIABILITY_CSV).groupby("split")["n"].sum().to_dict() == {"train": 6, "valid": 4, "test": 7}
+
+
+TREE = {NAMES[0]: Taxon(genus="Vanessa"), NAMES[1]: Taxon(genus="Vanessa")}
+
+
+def test_taxa_of_truth_and_prediction_and_what_is_told() -> None:
+    """Of three images between two classes of one genus: one sure, one told as the genus, one not told."""
+    test = ([0, 0, 2, 2], [0, 1, 1, 2], [0.9, 0.48, 0.45, 0.4])
+    done = evaluation(NAMES, TREE, {"genus": 0.74}, train=TRAIN, valid=VALID, test=test)
+    split = done.splits["test"]
+    assert split.verdict.tolist() == ["sure", "unsure", "unsure", "unsure"]
+    assert split.told.tolist() == [-1, 0, -1, -1]  # 0.48 and half of the rest; 0.45 and half of the rest is too little
+    table = predictions(split)
+    assert table["taxon"].tolist() == ["", "Vanessa", "", ""]
+    assert table["taxon_probability"].iloc[1] == pytest.approx(0.48 + 0.26)
+    figures = taxon_metrics(split)
+    genus = figures["by_rank"]["genus"]
+    assert (genus.accuracy, genus.groups, genus.told, genus.accuracy_when_told) == (0.5, 2, 0.25, 1.0)
+    assert figures["useful"] == 0.5  # the sure one and the genus
+    table = confused_taxa([split])
+    assert table.to_dict("records") == [
+        {"split": "test", "rank": "genus", "truth": NAMES[2], "predicted": "Vanessa", "n": 2, "n_truth": 2}
+    ]
+
+
+def test_without_a_taxonomy_no_taxon_is_told() -> None:
+    split = evaluation(**ALL).splits["test"]
+    assert taxon_metrics(split) == {}
+    assert "taxon" not in predictions(split)
+    assert len(confused_taxa([split])) == 0

@@ -9,6 +9,7 @@ import pytest
 
 from fieldguide.core.images import encode_png
 from fieldguide.core.intervals import accuracy_interval
+from fieldguide.labels import findings
 from fieldguide.labels.findings import COLUMNS, inseparable, label_check_metrics, label_errors, missed_copies
 from fieldguide.labels.gallery import MAX_SHOWN, label_errors_page
 from fieldguide.labels.judging import judge
@@ -83,6 +84,17 @@ def test_classes_that_no_embedding_separates_are_named_and_not_suspected() -> No
     assert (pair.one, pair.other, pair.images) == ("class 0002", "class 0005", 30)
     assert 6 <= pair.confused <= 30
     assert label_check_metrics(rows, judgement, label_errors(rows, judgement, []), True).suspected["train"] <= 3
+
+
+def test_the_list_of_pairs_is_bounded_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, truth = clusters([30] * 3)
+    rows = manifest_rows(2 * truth + np.arange(len(truth)) % 2)  # three pairs of classes of one kind
+    judgement = judge(vectors, rows)
+    everything = inseparable(rows, judgement)
+    assert len(everything) >= 2
+    monkeypatch.setattr(findings, "MAX_INSEPARABLE", 1)
+    metrics = label_check_metrics(rows, judgement, label_errors(rows, judgement, []), enabled=True)
+    assert (metrics.inseparable, metrics.inseparable_pairs) == (everything[:1], len(everything))
 
 
 def test_a_class_without_judged_images_may_be_the_one_that_others_are_taken_for() -> None:

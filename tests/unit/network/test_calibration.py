@@ -16,6 +16,7 @@ from sklearn.metrics import log_loss
 from sklearn.metrics.pairwise import cosine_similarity
 
 from fieldguide.core.errors import UserError
+from fieldguide.core.taxonomy import Rank, Taxon, narrowest, ranks_of
 from fieldguide.evaluation.metrics import expected_calibration_error
 from fieldguide.network import calibration
 from fieldguide.network.calibration import (
@@ -26,6 +27,7 @@ from fieldguide.network.calibration import (
     Calibration,
     KnownScore,
     Moments,
+    fit_taxa_below,
     fit_temperature,
     fit_unknown_below,
     fit_unsure_below,
@@ -308,3 +310,49 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path, write: Callable[[Path
     write(file)
     with pytest.raises(UserError, match=rf"^{file}: {reason}.*; create it with: dvc repro -f evaluate$"):
         load_calibration(file)
+
+
+def drawn_taxa(seed: int) -> tuple[tuple[Rank, ...], np.ndarray, np.ndarray, np.ndarray]:
+    """Ranks of 24 classes, probabilities of 3,000 images, targets drawn from them, and which are told as no class."""
+    names = [f"class {k}" for k in range(24)]
+    table = {name: Taxon(genus=f"g{k // 2}", family=f"f{k // 6}", order=f"o{k // 12}") for k, name in enumerate(names)}
+    generator = np.random.default_rng(seed)
+    near = generator.integers(24, size=3000)
+    logits = (
+        generator.normal(size=(3000, 24)) + 3 * (np.arange(24) // 2 == near[:, None] // 2) + (np.arange(24) == near[:, None])
+    )
+    probabilities = softmax(1.5 * logits, axis=1)
+    targets = (probabilities.cumsum(axis=1) < generator.random((3000, 1))).sum(axis=1)
+    return ranks_of(table, names), probabilities, targets, probabilities.max(axis=1) < 0.9
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("accuracy", [0.9, 0.99])
+def test_what_is_told_at_each_rank_keeps_the_accuracy_where_it_was_fitted(seed: int, accuracy: float) -> None:
+    ranks, probabilities, targets, unsettled = drawn_taxa(seed)
+    found = [rank.best(probabilities) for rank in ranks]
+    of_ranks = [(rank, *best, rank.of_class[targets]) for rank, best in zip(ranks, found, strict=True)]
+    thresholds = fit_taxa_below(of_ranks, unsettled, accuracy)
+    assert list(thresholds) == ["genus", "family", "order"]
+    told = narrowest(ranks, *(np.stack(parts, axis=1) for parts in zip(*found, strict=True)), thresholds)
+    for place, (_, group, probability, truth) in enumerate(of_ranks):
+        here = unsettled & (told == place)
+        assert here.any()
+        assert (group == truth)[here].mean() >= accuracy
+        above = (probability >= thresholds[ranks[place].name]) & ranks[place].answerable[group]
+        assert (group == truth)[above].mean() >= accuracy
+
+
+def test_a_rank_that_no_image_speaks_for_is_never_told() -> None:
+    ranks, probabilities, targets, _ = drawn_taxa(0)
+    of_ranks = [(rank, *rank.best(probabilities), rank.of_class[targets]) for rank in ranks]
+    everything_settled = np.zeros(len(targets), bool)
+    assert set(fit_taxa_below(of_ranks, everything_settled, 0.99).values()) == {NEVER}
+    assert fit_taxa_below([], everything_settled, 0.99) == {}
+
+
+def test_taxonomy_and_thresholds_of_taxa_are_saved(tmp_path: Path) -> None:
+    fitted = replace(FITTED, taxa_below={"genus": 0.9}, taxonomy={"孔雀蛺蝶": {"genus": "Aglais"}})
+    save_calibration(tmp_path / "calibration.safetensors", fitted)
+    loaded = load_calibration(tmp_path / "calibration.safetensors")
+    assert (loaded.taxa_below, loaded.taxonomy) == (fitted.taxa_below, fitted.taxonomy)

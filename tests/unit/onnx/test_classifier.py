@@ -24,9 +24,11 @@ from support.mean_colour import (
     PX,
     UNKNOWN_BELOW,
     UNSURE_BELOW,
+    YELLOW,
     expected_probabilities,
     mean_colour_network,
     save,
+    with_taxonomy,
 )
 
 
@@ -123,6 +125,31 @@ def test_the_verdict_follows_the_thresholds_of_the_file(classifier: OnnxClassifi
     assert prediction.known_score == pytest.approx(np.mean(colour) / 255, abs=1e-6)
     expected = "unsure" if prediction.answers[0].probability < UNSURE_BELOW else "sure"
     assert prediction.verdict == ("unknown" if np.mean(colour) / 255 < UNKNOWN_BELOW else expected) == verdict
+
+
+def test_an_unsure_image_is_told_as_the_narrowest_taxon_that_is_certain(tmp_path: Path) -> None:
+    def classifier(**taxa_below: float) -> OnnxClassifier:
+        return OnnxClassifier(save(tmp_path, mean_colour_network(with_taxonomy(**taxa_below))))
+
+    pixels = plain(YELLOW, (255, 0, 0), (20, 20, 20))
+    red, green = expected_probabilities(pixels)[0][[NAMES.index("RED"), NAMES.index("GREEN")]]
+    unsure, sure, unknown = classifier(genus=red + green - 1e-3, family=0.0).predict_pixels(pixels)
+    assert (unsure.verdict, sure.verdict, unknown.verdict) == ("unsure", "sure", "unknown")
+    assert (unsure.taxon.rank, unsure.taxon.name) == ("genus", "Vanessa")
+    assert unsure.taxon.probability == pytest.approx(red + green, abs=1e-6)
+    assert sure.taxon is unknown.taxon is None
+    (wider,) = classifier(genus=1.01, family=0.0).predict_pixels(plain((120, 150, 160)))
+    assert (wider.taxon.rank, wider.taxon.name) == ("family", "Nymphalidae")
+    assert classifier().predict_pixels(plain(YELLOW))[0].taxon is None
+
+
+def test_answers_have_the_names_of_the_taxonomy_and_an_older_file_has_none(tmp_path: Path, classifier: OnnxClassifier) -> None:
+    named, old = (
+        one.predict_pixels(plain((255, 0, 0)))[0].answers
+        for one in (OnnxClassifier(save(tmp_path, mean_colour_network(with_taxonomy()))), classifier)
+    )
+    assert (named[0].name, named[0].common_name, named[0].scientific_name) == ("RED", "Red admiral", "Vanessa atalanta")
+    assert {(one.common_name, one.scientific_name) for one in (*named[1:], *old)} == {("", "")}
 
 
 @pytest.mark.parametrize("every_map", [False, True], ids=["maps on request", "older file"])

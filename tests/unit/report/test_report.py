@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fieldguide.core.errors import UserError
-from fieldguide.core.paths import RAW, confusion_csv, stage_metrics
+from fieldguide.core.paths import CONFUSED_TAXA_CSV, RAW, TAXONOMY, confusion_csv, stage_metrics
 from fieldguide.report import facts as report
 from fieldguide.report import page
 from fieldguide.report.card import render_card
@@ -287,3 +287,23 @@ def test_accuracy_by_class_size_is_told_where_classes_differ_in_size(folder: Pat
     )
     line = "Accuracy on test by the number of a class's training images: 1-5: 50.0 % (n = 2), 21-100: 100.0 % (n = 2)"
     assert line in render_card(facts).replace("\u00a0", " ")
+
+
+def test_taxa_are_told_with_their_accuracy_and_species_by_both_names(folder: Path) -> None:
+    write_run("Papilio machaon")
+    facts = read_facts(PARAMS)
+    assert "By genus, family and order" not in page.render_page(facts, figures_of(facts))
+    TAXONOMY.parent.mkdir(exist_ok=True)
+    TAXONOMY.write_text("class_name,common_name,scientific_name\nPapilio machaon,Swallowtail <b>,Papilio machaon\n")
+    path = stage_metrics("evaluate")
+    metrics = json.loads(path.read_text())
+    rank = {"accuracy": 0.96, "accuracy_low": 0.9, "accuracy_high": 0.99, "groups": 2, "told": 0.08, "accuracy_when_told": None}
+    metrics["test"] |= {"by_rank": {"genus": rank}, "useful": 0.85}
+    path.write_text(json.dumps(metrics))
+    CONFUSED_TAXA_CSV.write_text("split,rank,truth,predicted,n,n_truth\ntest,genus,A,Papilio,3,7\n")
+    facts = read_facts(PARAMS)
+    text = page.render_page(facts, figures_of(facts)).replace("\u00a0", " ")
+    assert '<tr><th scope="row">genus</th><td>96.0 %</td>' in text
+    assert "Right and told are 85.0 % of test" in text
+    assert '<td class="text">Papilio</td><td>3</td><td>7</td>' in text
+    assert "Swallowtail &lt;b&gt; <i>Papilio machaon</i>" in text

@@ -35,7 +35,7 @@ from fieldguide.web.settings import Settings
 from fieldguide.web.uploads import FIELD
 from support import ROOT
 from support.app_server import png, wait_until, write_examples, write_model
-from support.mean_colour import METADATA, NAMES
+from support.mean_colour import METADATA, NAMES, TAXONOMY, YELLOW, mean_colour_network, save, with_taxonomy
 from support.structure import third_party
 
 NASTY = ("<script>alert(1)</script>", "q\"uote' & <b>", "RED_WING", "Ünïcode 孔雀")
@@ -89,6 +89,25 @@ def test_a_raw_image_is_answered_as_the_classifier_answers(client: FlaskClient, 
 @pytest.mark.parametrize(("colour", "verdict"), [((255, 0, 0), "sure"), ((128, 128, 128), "unsure"), ((5, 5, 5), "unknown")])
 def test_the_verdict_is_passed_on(client: FlaskClient, colour: tuple[int, ...], verdict: str) -> None:
     assert client.post("/api/predict", **raw(png(colour))).json["results"][0]["verdict"] == verdict
+
+
+def test_an_unsure_image_is_told_as_its_genus_and_species_by_both_names(settings: Settings) -> None:
+    save(settings.model.parent, mean_colour_network(with_taxonomy(genus=0.5)))
+    application = create_app(settings)
+    try:
+        client = application.test_client()
+        found = [client.post("/api/predict", **raw(png(colour))).json["results"][0] for colour in (YELLOW, (255, 0, 0))]
+        assert {key: found[0]["taxon"][key] for key in ("rank", "name")} == {"rank": "genus", "name": "Vanessa"}
+        assert found[1]["taxon"] is None
+        assert found[1]["answers"][0]["scientific_name"] == "Vanessa atalanta"
+        assert client.get("/api/model").json["taxonomy"] == TAXONOMY
+        pages = [client.post("/", **form((png(colour), "a.png"))).text for colour in (YELLOW, (255, 0, 0))]
+        assert re.search(r"Not sure of the species</p>\s*<h2 id=\"plate-1\">Some <i>Vanessa</i></h2>", pages[0])
+        assert "for this genus as a whole" in pages[0]
+        assert '<h2 id="plate-1">Red admiral</h2>' in pages[1]
+        assert all("Red admiral <i>Vanessa atalanta</i>" in text for text in (*pages, client.get("/model").text))
+    finally:
+        application.extensions["guide"].close()
 
 
 def test_many_files_are_answered_in_order_and_the_bad_one_for_itself(client: FlaskClient) -> None:
