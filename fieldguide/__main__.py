@@ -55,7 +55,11 @@ def parser() -> argparse.ArgumentParser:
     model_text = "model file, or a registered model such as models:/fieldguide@champion"
     _option(predict, "--model", ONNX, _path, model_text, metavar="FILE|models:/…")
     _option(predict, "--top", 5, count, "answers per photograph", metavar="K")
-    _option(predict, "--format", "table", str, "form of the output", choices=("table", "csv", "json", "jsonl"))
+    _option(predict, "--format", "table", str, "form of the output", choices=("table", "csv", "json", "jsonl", "timelapse"))
+    predict.add_argument("--output", type=_path, metavar="FILE", help="write the output into FILE, once it is complete")
+    predict.add_argument("--resume", action="store_true", help="with --output and csv or jsonl: continue an interrupted run")
+    xmp_text = "write PHOTO.xmp beside each photograph with a certain answer: keywords for photo managers"
+    predict.add_argument("--xmp", action="store_true", help=xmp_text)
     predict.add_argument("--annotate", type=_path, metavar="DIR", help="write the photographs with their labels into DIR")
     predict.add_argument("--heatmap", action="store_true", help="with --annotate: overlay the class activation map")
     _option(predict, "--max-megapixels", MAX_MEGAPIXELS, _integer(1, MAX_PIXELS // 1_000_000), pixels_text, metavar="N")

@@ -4,8 +4,6 @@ Each thread reads, decodes and classifies its own batches with a single-threaded
 the cores. Each holds one batch in memory.
 """
 
-import csv
-import json
 import os
 import sys
 import time
@@ -14,20 +12,31 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import starmap
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
+from fieldguide.commands.predict_output import (
+    RESUMABLE,
+    Outcome,
+    Outcomes,
+    Photo,
+    as_written,
+    csv_header,
+    in_words,
+    output_file,
+    with_sidecars,
+    write_outcomes,
+)
 from fieldguide.core.errors import UserError, write_utf8
-from fieldguide.core.files import write_bytes
+from fieldguide.core.files import file_hash, write_bytes
 from fieldguide.core.formats import HEAD_BYTES, counted, kind_of, readable
 from fieldguide.core.images import TooManyPixels, UnreadableImage, add_caption, decode, encode_jpeg, inspect
 from fieldguide.core.machine import n_cores
-from fieldguide.onnx.classifier import OnnxClassifier, Prediction, TaxonAnswer
+from fieldguide.onnx.classifier import OnnxClassifier, Prediction
 from fieldguide.onnx.heatmap import overlay
 from fieldguide.sources.layout import class_key
 from fieldguide.sources.members import (
@@ -50,24 +59,9 @@ PROGRESS_S = 0.2
 SOME_FAILED = 3  # exit status; 1 is an error, 2 an invalid command line
 
 
-@dataclass(frozen=True)
-class Photo:
-    """A photograph: its name, the folders that may be named after its class, and its encoded bytes."""
-
-    name: str
-    folders: tuple[str, ...]
-    read: Callable[[], bytes]
-    truth: str = ""  # the class of the network that a folder is named after
-
-
-Outcome = Prediction | str  # a prediction, or why there is none
-Outcomes = Iterator[tuple[Photo, Outcome]]
-
-
 def predict(args: Namespace) -> int:
     """Runs the command; returns its exit status."""
-    if args.heatmap and not args.annotate:
-        args.parser.error("--heatmap needs --annotate DIR")
+    _check_options(args)
     if args.format != "table":
         write_utf8()
     n_threads = args.threads or n_cores()
@@ -78,31 +72,57 @@ def predict(args: Namespace) -> int:
             kinds = counted(file.kind for file in left_out)
             found = f"contains {kinds}, but no" if kinds else "contains no"
             raise UserError(f"{' '.join(args.sources)}: {found} photograph that is read ({readable()})")
-        many = len(photos) > BATCH
-        classifier = OnnxClassifier(args.model, 1 if many else n_threads)
+        classifier = OnnxClassifier(args.model, 1 if len(photos) > BATCH else n_threads)
         if args.heatmap and not classifier.has_activation:
             raise UserError(f"{args.model}: {classifier.metadata['model']} has no activation maps; remove --heatmap")
         if args.annotate:
             _check_annotated(photos, args.annotate)
+        if args.xmp and (packed := next((photo.name for photo in photos if photo.file is None), None)):
+            raise UserError(f"--xmp: {packed} is no file of its own; unpack the archive into a folder")
         known = {class_key(name): name for name in classifier.class_names}
         photos = [replace(photo, truth=_truth(photo.folders, known)) for photo in photos]
-        counts: Counter[str] = Counter()
-        outcomes = counted_outcomes(photos, outcomes_of(classifier, photos, n_threads if many else 1, args), counts)
-        if args.format == "table":
-            _write_table(outcomes, min(max(len(printable(photo.name)) for photo in photos), 60))
-        elif args.format == "csv":
-            _write_csv(outcomes, min(args.top, len(known)))
-        else:
-            _write_json(outcomes, *(("[\n", ",\n", "\n]\n") if args.format == "json" else ("", "\n", "\n")))
-        sys.stdout.flush()
+        counts, n_photos, top = Counter[str](), len(photos), min(args.top, len(known))
+        width = min(max(len(printable(photo.name)) for photo in photos), 60)
+        stream: IO[str] = sys.stdout
+        if args.output:
+            key = (file_hash(args.model), args.format, top, args.max_megapixels, args.sources)
+            stream, done = stack.enter_context(output_file(args.output, key, args.format, csv_header(top), args.resume))
+            photos = [photo for photo in photos if as_written(photo.name) not in done]
+            counts = sum(done.values(), counts)
+            if done:
+                print(f"resuming after {len(done)} of {n_photos} photographs", file=sys.stderr)
+        n_workers = n_threads if len(photos) > BATCH else 1
+        outcomes = counted_outcomes(photos, outcomes_of(classifier, photos, n_workers, args), counts)
+        if args.xmp:
+            outcomes = with_sidecars(outcomes, classifier.taxonomy, counts)
+        write_outcomes(outcomes, args.format, stream, classifier, top, width, header=len(photos) == n_photos)
     if n_known := counts["known"]:
         print(f"{counts['right']} of {n_known} match their folder's name ({counts['right'] / n_known:.1%})", file=sys.stderr)
+    if args.xmp:
+        print(f"XMP sidecars: {_sidecars_text(counts)}", file=sys.stderr)
+    if args.output:
+        print(f"-> {args.output}", file=sys.stderr)
     if counts["failed"]:
-        print(f"{counts['failed']} of {len(photos)} photographs could not be read", file=sys.stderr)
+        print(f"{counts['failed']} of {n_photos} photographs could not be read", file=sys.stderr)
     if left_out:
         print(f"left out: {counted(file.kind for file in left_out)}", file=sys.stderr)
     missed = any(file.kind.is_photograph or file.kind == UNREADABLE for file in left_out)  # the latter may be one
     return SOME_FAILED if counts["failed"] or missed else 0
+
+
+def _check_options(args: Namespace) -> None:
+    """Ends the command with its usage if options do not go together."""
+    if args.heatmap and not args.annotate:
+        args.parser.error("--heatmap needs --annotate DIR")
+    if args.resume and not args.output:
+        args.parser.error("--resume needs --output FILE")
+    if args.resume and args.format not in RESUMABLE:
+        args.parser.error(f"--resume needs --format {' or '.join(RESUMABLE)}")
+
+
+def _sidecars_text(counts: Counter[str]) -> str:
+    texts = {"written": "written", "untold": "photographs without a certain answer", "there": "already there, left as they are"}
+    return ", ".join(f"{counts[key]} {text}" for key, text in texts.items())
 
 
 def _truth(folders: tuple[str, ...], known: dict[str, str]) -> str:
@@ -185,7 +205,7 @@ def photos_in(source: str, stack: ExitStack, left_out: list[LeftOut]) -> Iterato
     elif is_archive(head := _head(path)) or (path.suffix.lower() == ".zip" and not kind_of(head).is_photograph):
         yield from _inside(path, source, (), stack, left_out)
     else:
-        yield Photo(path.as_posix(), path.absolute().parts[-2:-1], lambda: _bytes(path))
+        yield Photo(path.as_posix(), path.absolute().parts[-2:-1], lambda: _bytes(path), file=path)
 
 
 def _inside(
@@ -197,7 +217,9 @@ def _inside(
     left_out += members.left_out
     for member in members.selected:
         folders = (*above, *PurePosixPath(member.name).parts[:-1])
-        yield Photo(member.name if name == "." else f"{name}/{member.name}", folders, partial(_read_member, member))
+        file = source / member.name if isinstance(source, Path) and source.is_dir() else None
+        full_name = member.name if name == "." else f"{name}/{member.name}"
+        yield Photo(full_name, folders, partial(_read_member, member), file=file)
 
 
 def _head(path: Path) -> bytes:
@@ -235,14 +257,10 @@ def _annotate(encoded: bytes, photo: Photo, prediction: Prediction) -> bytes:
     best = prediction.answers[0]
     lines = [f"{best.name}  {best.probability:.1%}" + ("" if prediction.verdict == "sure" else f"  ({prediction.verdict})")]
     if prediction.taxon:
-        lines.insert(0, _in_words(prediction.taxon) + f"  {prediction.taxon.probability:.1%}")
+        lines.insert(0, in_words(prediction.taxon) + f"  {prediction.taxon.probability:.1%}")
     if photo.truth:
         lines.append(f"{'right' if photo.truth == best.name else 'wrong'}: its folder is {photo.truth}")
     return encode_jpeg(add_caption(rgb, lines, ANNOTATED_PX), 2 * ANNOTATED_PX)
-
-
-def _in_words(taxon: TaxonAnswer) -> str:
-    return f"some {taxon.name} ({taxon.rank})"
 
 
 def _annotated_file(folder: Path, photo: Photo) -> Path:
@@ -263,66 +281,3 @@ def _check_annotated(photos: list[Photo], folder: Path) -> None:
         if targets.setdefault(target.casefold(), photo.name) != photo.name:  # some file systems ignore case
             other = targets[target.casefold()]
             raise UserError(f"--annotate {folder}: {other} and {photo.name} would both be {target}; annotate them separately")
-
-
-def _write_table(outcomes: Outcomes, width: int) -> None:
-    """A readable table, with a line per answer."""
-    for photo, outcome in outcomes:
-        if not isinstance(outcome, str):
-            left = f"{printable(photo.name):{width}}  {outcome.verdict:7}"
-            lines = [(outcome.taxon.probability, _in_words(outcome.taxon))] if outcome.taxon else []
-            for answer in outcome.answers:
-                scientific = f"  {answer.scientific_name}" if answer.scientific_name else ""
-                lines.append((answer.probability, answer.name + scientific))
-            for probability, words in lines:
-                print(f"{left}  {probability:6.1%}  {words}")
-                left = " " * len(left)
-
-
-def _write_csv(outcomes: Outcomes, k: int) -> None:
-    """A header, then a row per photograph, also for those that could not be read."""
-    columns = [f"{what}_{place}" for place in range(1, k + 1) for what in ("answer", "probability")]
-    taxon = ["rank", "taxon", "taxon_probability"]
-    header = ["image", "truth", "verdict", "known_score", *taxon, *columns, "scientific_name_1", "error"]
-    rows = csv.DictWriter(sys.stdout, header, lineterminator="\n")
-    rows.writeheader()
-    for record in starmap(_record, outcomes):
-        answers = record.pop("answers")
-        cells = [cell for answer in answers for cell in (answer["name"], answer["probability"])]
-        record |= dict(zip(taxon, (record.pop("taxon") or {}).values(), strict=False))
-        record["scientific_name_1"] = answers[0]["scientific_name"] if answers else None
-        rows.writerow(record | dict(zip(columns, cells, strict=False)))
-
-
-def _write_json(outcomes: Outcomes, before: str, between: str, after: str) -> None:
-    """A JSON object per line."""
-    for record in starmap(_record, outcomes):
-        sys.stdout.write(before + json.dumps(record, ensure_ascii=False))
-        before = between
-    sys.stdout.write(after)
-
-
-def _rounded(taxon: TaxonAnswer) -> dict[str, Any]:
-    return {"rank": taxon.rank, "name": taxon.name, "probability": round(taxon.probability, 6)}
-
-
-def _record(photo: Photo, outcome: Outcome) -> dict[str, Any]:
-    prediction, error = (None, outcome) if isinstance(outcome, str) else (outcome, None)
-    answers = prediction.answers if prediction else ()
-    return {
-        "image": photo.name,
-        "truth": photo.truth or None,
-        "verdict": prediction and prediction.verdict,
-        "known_score": prediction and round(prediction.known_score, 6),
-        "taxon": prediction and prediction.taxon and _rounded(prediction.taxon),
-        "answers": [
-            {
-                "name": answer.name,
-                "probability": round(answer.probability, 6),
-                "common_name": answer.common_name or None,
-                "scientific_name": answer.scientific_name or None,
-            }
-            for answer in answers
-        ],
-        "error": error,
-    }

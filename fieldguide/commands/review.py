@@ -14,7 +14,8 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
-from fieldguide.commands.predict import BATCH, Photo, counted_outcomes, outcomes_of, photos_in
+from fieldguide.commands.predict import BATCH, counted_outcomes, outcomes_of, photos_in
+from fieldguide.commands.predict_output import Photo
 from fieldguide.core.corrections import BY_RULE
 from fieldguide.core.errors import UserError
 from fieldguide.core.formats import MAX_PIXELS, counted, readable
