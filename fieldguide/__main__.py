@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fieldguide.commands.version import version_text
 from fieldguide.core.errors import needs_extra, run_command
 from fieldguide.core.formats import MAX_MEGAPIXELS, MAX_PIXELS
 from fieldguide.core.paths import ONNX
@@ -28,8 +29,17 @@ COMMANDS = {  # the function in fieldguide.commands, which returns the exit stat
 BROKEN_PIPE = 141  # exit status of a command that SIGPIPE ended, in a shell
 
 
+class _Version(argparse.Action):
+    """Prints the version; asks git for the commit only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"fieldguide {version_text()}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     every = argparse.ArgumentParser(prog="fieldguide", description="Identify species in photographs.")
+    every.add_argument("--version", action=_Version, nargs=0, help="print the version and the commit")
     commands = every.add_subparsers(dest="command", required=True)
     count = _integer(1)
 
