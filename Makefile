@@ -21,6 +21,7 @@ CHECK_IDENTITY = { [ -n "$${GIT_COMMITTER_NAME:-$$(git config user.name)}" ] && 
 run: setup
 	dvc repro
 	@$(CHECK_IDENTITY)
+	@echo "Look at metrics/report.html and, for the suspected labels, metrics/label_errors.html. Next: make serve (the page), mlflow ui (the runs)."
 
 serve: setup
 	python -m fieldguide serve

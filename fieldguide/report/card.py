@@ -18,7 +18,7 @@ from fieldguide.report.page import (
     summary,
     training_text,
 )
-from fieldguide.report.text import count, table_rows
+from fieldguide.report.text import count, percent, table_rows
 
 FEW = 10  # images of a class below which the card warns of its figures
 
@@ -31,6 +31,7 @@ def render_card(facts: Facts) -> str:
         front_matter=front_matter(facts),
         receipt=facts.receipt,
         summary=summary(facts),
+        first=first_to_know(facts),
         model=facts.params["model"],
         parameters=facts.train.parameters,
         n_classes=len(facts.class_names),
@@ -68,6 +69,21 @@ def front_matter(facts: Facts) -> str:
         "model-index": [{"name": f"fieldguide-{kind}-{facts.params['model']['name'].replace('/', '-')}", "results": [result]}],
     }
     return yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def first_to_know(facts: Facts) -> str:
+    """What a reader must know before using the model, in some sentences."""
+    figures, split = facts.measured, facts.held_out
+    sentences = [f"Whatever a photograph shows, the model names one of its {count(len(facts.class_names))} classes."]
+    if figures.sure and figures.accuracy_when_sure is not None:
+        right = f"{percent(figures.accuracy_when_sure)} of these are right"
+        sentences.append(f"Trust an answer that is marked sure: {percent(figures.sure)} of {split} are, and {right}.")
+    else:
+        sentences.append(f"It is sure of no photograph of {split}.")
+    if figures.known is not None:
+        sentences.append(f"{percent(1 - figures.known)} of {split} are marked unknown, though they show one of the classes.")
+    sentences.append("All figures are of photographs from the source of the training data; elsewhere they are usually lower.")
+    return " ".join(sentences)
 
 
 def limitations(facts: Facts) -> list[str]:

@@ -67,6 +67,7 @@ def render_page(facts: Facts, figures: dict[Path, Figure]) -> str:
         tiles=tiles(facts),
         data=data_section(facts),
         labels=labels_section(facts, figures),
+        folds=facts.params["split_check"]["folds"],
         training=training_text(facts),
         curves=_chart("Loss, accuracy and learning rate", figures[CURVES_PNG], curves_note(facts)),
         batch=_picture(

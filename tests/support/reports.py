@@ -41,6 +41,7 @@ from fieldguide.core.paths import (
 
 PARAMS = {
     "data": {"dataset": "folder", "path": "", "features": {"image": "image"}},
+    "split_check": {"folds": 0},
     "model": {"name": "fieldnet", "weights": "none", "image_px": 96},
     "train": {"lr": 0.15, "epochs": 3, "compile": False},
     "augment": {"hue": 0.0},

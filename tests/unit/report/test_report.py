@@ -104,6 +104,7 @@ def test_the_page_asks_no_other_host_for_anything(html: str) -> None:
     assert [link["href"] for link in found.all("a") if not link["href"].startswith("#")] == [
         "near_duplicates.html",
         "label_errors.html",
+        "../data/corrections.csv",
         "model_card.md",
     ]
     assert not re.search(r"@import|url\((?!#)|@font-face", html)
@@ -307,3 +308,24 @@ def test_taxa_are_told_with_their_accuracy_and_species_by_both_names(folder: Pat
     assert "Right and told are 85.0 % of test" in text
     assert '<td class="text">Papilio</td><td>3</td><td>7</td>' in text
     assert "Swallowtail &lt;b&gt; <i>Papilio machaon</i>" in text
+
+
+def test_the_card_says_first_what_a_reader_must_know(folder: Path) -> None:
+    write_run("Papilio machaon")
+    card = render_card(read_facts(PARAMS)).replace("\u00a0", " ")
+    assert card.index("names one of its 2 classes. ") < card.index("## Model Details")
+    path = stage_metrics("evaluate")
+    metrics = json.loads(path.read_text())
+    metrics["test"] |= {"sure": 0.0, "accuracy_when_sure": None}
+    path.write_text(json.dumps(metrics))
+    assert "It is sure of no photograph of test." in render_card(read_facts(PARAMS))
+
+
+def test_a_fold_links_the_table_of_all_folds(folder: Path) -> None:
+    write_run("Papilio machaon")
+    facts = read_facts(PARAMS)
+    assert "folds.csv" not in page.render_page(facts, figures_of(facts))
+    facts = read_facts(PARAMS | {"split_check": {"folds": 5}})
+    assert 'This is one fold of 5: <code>fieldguide folds</code> joins them in <a href="folds.csv">' in page.render_page(
+        facts, figures_of(facts)
+    )
