@@ -126,11 +126,13 @@ def pretrained(n_classes: int) -> torch.nn.Module:
 
 
 def by_timm(folder: Path, minutes: float, seed: int) -> Scores:
-    from timm.data import create_dataset, create_loader
+    from timm.data import auto_augment, create_dataset, create_loader
     from timm.loss import LabelSmoothingCrossEntropy
     from timm.optim import create_optimizer_v2
     from timm.scheduler import CosineLRScheduler
 
+    posterize = auto_augment.NAME_TO_OP["PosterizeIncreasing"]  # Pillow refuses 0 bits, which timm asks for
+    auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **rest: posterize(image, max(bits, 1), **rest)
     size = (3, IMAGE_PX, IMAGE_PX)
     data = {split: create_dataset("", root=str(folder / "images" / split)) for split in SPLITS}
     mean_and_std = {
@@ -206,6 +208,7 @@ def by_sklearn(folder: Path, minutes: float, seed: int) -> Scores:
 def by_ultralytics(folder: Path, minutes: float, seed: int) -> Scores:
     """YOLO's folders are called train, val and test; its validation after training uses the best epoch."""
     os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": str(folder / "yolo")}
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     from ultralytics import YOLO
 
     images = folder / "images"
