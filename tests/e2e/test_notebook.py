@@ -1,5 +1,6 @@
 """The notebook: in git without outputs, and it runs from top to bottom in a kernel, on a small sample."""
 
+import os
 from pathlib import Path
 
 import nbclient
@@ -7,7 +8,8 @@ import nbformat
 import pytest
 
 from support import ROOT
-from support.projects import TINY, copy_project, run
+from support.forked import python_folder
+from support.projects import BIN, TINY, copy_project, run
 
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
 SMALL = ["model.image_px=32", "train.decode_px=32", "train.epochs=3", "train.head_epochs=3"]
@@ -40,7 +42,8 @@ def texts(notebook: nbformat.NotebookNode) -> str:
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_from_top_to_bottom_on_the_sample(tmp_path: Path) -> None:
+def test_the_notebook_runs_from_top_to_bottom_on_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.pathsep.join([str(python_folder()), str(BIN), os.environ["PATH"]]))
     project = tmp_path / "a field guide"
     copy_project(project, TINY)
     notebook = executed(project, f"RECIPE = 'quick'\nSETTINGS = {SMALL}")
