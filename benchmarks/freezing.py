@@ -67,10 +67,8 @@ def main() -> None:
         first = next(iter(times.values()))
         for name, taken in times.items():
             quotients = [one / other for one, other in zip(first, taken, strict=True)]
-            low, middle, high = min(quotients), statistics.median(quotients), max(quotients)
-            print(
-                f"{name:34s} {statistics.median(taken):7.1f} s, {middle:.2f} times as fast as the first ({low:.2f} to {high:.2f})"
-            )
+            middle, seconds_text = statistics.median(quotients), f"{statistics.median(taken):7.1f} s"
+            print(f"{name:34s} {seconds_text}, {middle:.2f} times as fast ({min(quotients):.2f} to {max(quotients):.2f})")
 
 
 if __name__ == "__main__":
