@@ -60,6 +60,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0, help="of training; 0: as long as fieldguide takes")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    if not arguments.minutes and arguments.peers[0] != "fieldguide":
+        parser.error("--minutes is needed where fieldguide is not the first peer")
     rows = {split: rows_of(read_manifest(MANIFEST), split) for split in SPLITS}
     sizes = ", ".join(f"{len(table)} {split}" for split, table in rows.items())
     print(f"{device_name(torch.device('cpu'))}, torch {torch.__version__}; {sizes}")
@@ -167,7 +169,9 @@ def by_timm(folder: Path, minutes: float, seed: int) -> Scores:
         valid = scored(model, others["valid"])
         if valid[0] > best[0]:
             best = (valid[0], {"valid": valid, "test": scored(model, others["test"])})
-        if schedule is None or n_steps >= total or time.perf_counter() - start > 1.1 * minutes * 60:
+        if schedule is None:
+            continue
+        if n_steps >= total or time.perf_counter() - start > 1.1 * minutes * 60:
             return best[1]
 
 

@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     _option(predict, "--top", 5, count, "answers per photograph", metavar="K")
     _option(predict, "--format", "table", str, "form of the output", choices=("table", "csv", "json", "jsonl", "timelapse"))
     predict.add_argument("--output", type=_path, metavar="FILE", help="write the output into FILE, once it is complete")
-    predict.add_argument("--resume", action="store_true", help="with --output and csv or jsonl: continue an interrupted run")
+    predict.add_argument("--resume", action="store_true", help="with --output: continue an interrupted run")
     xmp_text = "write PHOTO.xmp beside each photograph with a certain answer: keywords for photo managers"
     predict.add_argument("--xmp", action="store_true", help=xmp_text)
     predict.add_argument("--annotate", type=_path, metavar="DIR", help="write the photographs with their labels into DIR")

@@ -19,18 +19,10 @@ from typing import IO
 
 import numpy as np
 
-from fieldguide.commands.predict_output import (
-    RESUMABLE,
-    Outcome,
-    Outcomes,
-    Photo,
-    as_written,
-    csv_header,
-    in_words,
-    output_file,
-    with_sidecars,
-    write_outcomes,
-)
+from fieldguide.commands.predict_output import Outcome, Outcomes, Photo, in_words, write_outcomes
+from fieldguide.commands.predict_resume import output_file
+from fieldguide.commands.predict_sidecars import summary as sidecars_summary
+from fieldguide.commands.predict_sidecars import with_sidecars
 from fieldguide.core.errors import UserError, write_utf8
 from fieldguide.core.files import file_hash, write_bytes
 from fieldguide.core.formats import HEAD_BYTES, counted, kind_of, readable
@@ -72,42 +64,39 @@ def predict(args: Namespace) -> int:
             kinds = counted(file.kind for file in left_out)
             found = f"contains {kinds}, but no" if kinds else "contains no"
             raise UserError(f"{' '.join(args.sources)}: {found} photograph that is read ({readable()})")
+        _check_files(args, photos)
         classifier = OnnxClassifier(args.model, 1 if len(photos) > BATCH else n_threads)
         if args.heatmap and not classifier.has_activation:
             raise UserError(f"{args.model}: {classifier.metadata['model']} has no activation maps; remove --heatmap")
-        if args.annotate:
-            _check_annotated(photos, args.annotate)
-        if args.xmp and (packed := next((photo.name for photo in photos if photo.file is None), None)):
-            raise UserError(f"--xmp: {packed} is no file of its own; unpack the archive into a folder")
         known = {class_key(name): name for name in classifier.class_names}
         photos = [replace(photo, truth=_truth(photo.folders, known)) for photo in photos]
-        counts, n_photos, top = Counter[str](), len(photos), min(args.top, len(known))
+        counts, top = Counter[str](), min(args.top, len(known))
         width = min(max(len(printable(photo.name)) for photo in photos), 60)
         stream: IO[str] = sys.stdout
+        left, done = photos, None
         if args.output:
-            key = (file_hash(args.model), args.format, top, args.max_megapixels, args.sources)
-            stream, done = stack.enter_context(output_file(args.output, key, args.format, csv_header(top), args.resume))
-            photos = [photo for photo in photos if as_written(photo.name) not in done]
-            counts = sum(done.values(), counts)
-            if done:
-                print(f"resuming after {len(done)} of {n_photos} photographs", file=sys.stderr)
-        n_workers = n_threads if len(photos) > BATCH else 1
-        outcomes = counted_outcomes(photos, outcomes_of(classifier, photos, n_workers, args), counts)
+            stream, done = stack.enter_context(output_file(args.output, _key(args), photos, args.resume))
+            left = done.left
+            if len(left) < len(photos):
+                print(f"resuming after {len(photos) - len(left)} of {len(photos)} photographs", file=sys.stderr)
+        n_workers = n_threads if len(left) > BATCH else 1
+        outcomes: Outcomes = zip(left, outcomes_of(classifier, left, n_workers, args), strict=True)
+        outcomes = counted_outcomes(photos, done.joined(outcomes) if done else outcomes, counts)
         if args.xmp:
             outcomes = with_sidecars(outcomes, classifier.taxonomy, counts)
-        write_outcomes(outcomes, args.format, stream, classifier, top, width, header=len(photos) == n_photos)
+        write_outcomes(outcomes, args.format, stream, classifier, top, width)
     if n_known := counts["known"]:
         print(f"{counts['right']} of {n_known} match their folder's name ({counts['right'] / n_known:.1%})", file=sys.stderr)
     if args.xmp:
-        print(f"XMP sidecars: {_sidecars_text(counts)}", file=sys.stderr)
+        print(f"XMP sidecars: {sidecars_summary(counts)}", file=sys.stderr)
     if args.output:
         print(f"-> {args.output}", file=sys.stderr)
     if counts["failed"]:
-        print(f"{counts['failed']} of {n_photos} photographs could not be read", file=sys.stderr)
+        print(f"{counts['failed']} of {len(photos)} photographs could not be read", file=sys.stderr)
     if left_out:
         print(f"left out: {counted(file.kind for file in left_out)}", file=sys.stderr)
     missed = any(file.kind.is_photograph or file.kind == UNREADABLE for file in left_out)  # the latter may be one
-    return SOME_FAILED if counts["failed"] or missed else 0
+    return SOME_FAILED if counts["failed"] or counts["not written"] or missed else 0
 
 
 def _check_options(args: Namespace) -> None:
@@ -116,13 +105,41 @@ def _check_options(args: Namespace) -> None:
         args.parser.error("--heatmap needs --annotate DIR")
     if args.resume and not args.output:
         args.parser.error("--resume needs --output FILE")
-    if args.resume and args.format not in RESUMABLE:
-        args.parser.error(f"--resume needs --format {' or '.join(RESUMABLE)}")
+    if args.resume and "-" in args.sources:
+        args.parser.error("--resume needs files or folders: standard input cannot be told from another one")
 
 
-def _sidecars_text(counts: Counter[str]) -> str:
-    texts = {"written": "written", "untold": "photographs without a certain answer", "there": "already there, left as they are"}
-    return ", ".join(f"{counts[key]} {text}" for key, text in texts.items())
+def _check_files(args: Namespace, photos: list[Photo]) -> None:
+    """Raises `UserError` if something that is written would take the place of a photograph, a source or the model."""
+    if args.annotate:
+        _check_annotated(photos, args.annotate)
+    if args.xmp and (packed := next((photo.name for photo in photos if photo.file is None), None)):
+        raise UserError(f"--xmp: {packed} is not a file by itself; save it in a folder")
+    if args.output:
+        target = Path(os.path.realpath(args.output))
+        if target.exists() and not target.is_file():
+            raise UserError(f"--output {args.output}: a {'folder' if target.is_dir() else 'device or pipe'}; name a file")
+        inputs = (args.model, *args.sources, *(photo.file for photo in photos if photo.file))
+        if target in {Path(os.path.realpath(path)) for path in inputs}:
+            raise UserError(f"--output {args.output}: would be overwritten, and is read; use another path")
+    if args.format == "timelapse" and any(os.path.isabs(photo.name) for photo in photos):
+        text = "in the folder that you open in Timelapse: fieldguide predict . --format timelapse --output predictions.json"
+        print(f"note: Timelapse wants names relative to its folder, but these are absolute; run it {text}", file=sys.stderr)
+
+
+def _key(args: Namespace) -> tuple[object, ...]:
+    """All that predictions and annotated photographs depend on but the photographs that are files of their own."""
+    sources = [(os.path.realpath(source), _stamp(source)) for source in args.sources]
+    annotated = args.annotate and os.path.realpath(args.annotate)
+    return file_hash(args.model), args.top, args.max_megapixels, annotated, args.heatmap, sources
+
+
+def _stamp(source: str) -> tuple[int, int] | None:
+    """Size and time of an archive or photograph; None of a folder, whose files are looked at one by one."""
+    if not os.path.isfile(source):
+        return None
+    status = os.stat(source)
+    return status.st_size, status.st_mtime_ns
 
 
 def _truth(folders: tuple[str, ...], known: dict[str, str]) -> str:
@@ -169,11 +186,11 @@ def outcomes_of(classifier: OnnxClassifier, photos: list[Photo], n_workers: int,
             pool.shutdown(cancel_futures=True)  # the reader of the output may have left
 
 
-def counted_outcomes(photos: list[Photo], outcomes: Iterator[Outcome], counts: Counter[str]) -> Outcomes:
-    """Photographs and outcomes; counts failed, known and right ones, and prints errors and progress to standard error."""
+def counted_outcomes(photos: list[Photo], outcomes: Outcomes, counts: Counter[str]) -> Outcomes:
+    """The outcomes of `photos`; counts failed, known and right ones, and prints errors and progress to standard error."""
     began = last = time.monotonic()
     shows_progress, n_photos = sys.stderr.isatty() and not sys.stdout.isatty(), len(photos)
-    for number, (photo, outcome) in enumerate(zip(photos, outcomes, strict=True), 1):
+    for number, (photo, outcome) in enumerate(outcomes, 1):
         if isinstance(outcome, str):
             counts["failed"] += 1
             print(f"{printable(photo.name)}: {outcome}", file=sys.stderr)
@@ -218,6 +235,7 @@ def _inside(
     for member in members.selected:
         folders = (*above, *PurePosixPath(member.name).parts[:-1])
         file = source / member.name if isinstance(source, Path) and source.is_dir() else None
+        file = file if file and file.is_file() else None  # or a member of an archive in the folder
         full_name = member.name if name == "." else f"{name}/{member.name}"
         yield Photo(full_name, folders, partial(_read_member, member), file=file)
 

@@ -110,7 +110,7 @@ def addition_desk(args: argparse.Namespace, by: str, stack: ExitStack) -> Additi
     outcomes = outcomes_of(classifier, photos, n_threads if many else 1, args)
     verdicts: Counter[str] = Counter()
     offered: dict[str, NewPhotograph] = {}
-    for photo, outcome in counted_outcomes(photos, outcomes, Counter()):
+    for photo, outcome in counted_outcomes(photos, zip(photos, outcomes, strict=True), Counter()):
         if isinstance(outcome, Prediction):
             verdicts[outcome.verdict] += 1
             if args.all or outcome.verdict != "sure":

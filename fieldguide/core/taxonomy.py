@@ -60,10 +60,12 @@ def read_taxonomy(source: Path, class_names: Sequence[str]) -> dict[str, Taxon]:
     """The taxa of those classes that the table has, by class name; classes are found without regard to case and underscores.
 
     Raises `UserError`, which names the line, for a table that cannot be read, a class that stands twice, a genus in two
-    families or a family in two orders. The table may have other classes, and may be missing. Without a genus, the first of
-    several words of the scientific name is the genus.
+    families or a family in two orders. The table may have other classes, and may be missing. Without a genus, the first
+    capitalised one of several words of the scientific name is the genus.
     """
-    own = {_key(name): name for name in class_names}
+    own: dict[str, list[str]] = {}
+    for name in class_names:
+        own.setdefault(_key(name), []).append(name)
     found: dict[str, Taxon] = {}
     lines: dict[str, int] = {}
     parents: dict[tuple[str, str], tuple[str, int]] = {}
@@ -79,16 +81,17 @@ def read_taxonomy(source: Path, class_names: Sequence[str]) -> dict[str, Taxon]:
             continue
         taxon = Taxon(**{column: values.get(column, "") for column in Taxon._fields})
         if not taxon.genus and len(words := taxon.scientific_name.split()) > 1:
-            taxon = taxon._replace(genus=words[0])
+            taxon = taxon._replace(genus=next((word for word in words if word[0].isupper()), ""))
         for rank, above in itertools.pairwise(RANKS):
             child, parent = getattr(taxon, rank), getattr(taxon, above)
             if child and parent:
                 known, first = parents.setdefault((rank, child), (parent, line))
                 if known != parent:
                     raise UserError(
-                        f"{where}: {rank} {child} is in {above} {parent}, in line {first} in {known}; correct one of them"
+                        f"{where}: {rank} {child} is in {above} {parent}, in line {first} in {known}; correct one of them, or"
+                        f" write a name that is used twice as {child} ({parent})"
                     )
-        found[own[_key(name)]] = taxon
+        found |= dict.fromkeys(own[_key(name)], taxon)
     return found
 
 
@@ -96,7 +99,7 @@ def unlisted(taxonomy: Mapping[str, Taxon], source: Path, class_names: Sequence[
     """A line about classes that the table lacks, with names in it that may be meant; empty if it has all, or has no class."""
     listed = [values.get("class_name", "") for _, values in _lines(source)]
     missing = [name for name in class_names if name not in taxonomy]
-    if not missing or not listed:
+    if not missing or not source.exists():
         return ""
     if not taxonomy:
         return (
@@ -157,14 +160,11 @@ def _lines(source: Path) -> Iterable[tuple[int, dict[str, str]]]:
     """The number and the values by column of each line; none if there is no file."""
     reader = csv.reader(io.StringIO(text_of(source), newline=""), strict=True)
     try:
-        header = [name.strip().lower().replace(" ", "_") for name in next(reader, ["class_name"])]
-        if "class_name" not in header or len(set(header)) < len(header) or not set(header) <= set(COLUMNS):
-            raise UserError(
-                f"{source}, line 1: the columns are {', '.join(header)}; they must be class_name and any of"
-                f" {', '.join(COLUMNS[1:])}"
-            )
+        header = _without_empty([name.strip().lower().replace(" ", "_") for name in next(reader, ["class_name"])])
+        _check_header(header, f"{source}, line 1")
         for values in reader:
             if any(value.strip() for value in values):
+                values = _without_empty(values, len(header))
                 if len(values) != len(header):
                     raise UserError(
                         f"{source}, line {reader.line_num}: {len(values)} values for {len(header)} columns; correct the line"
@@ -172,3 +172,21 @@ def _lines(source: Path) -> Iterable[tuple[int, dict[str, str]]]:
                 yield reader.line_num, {name: value.strip() for name, value in zip(header, values, strict=True)}
     except csv.Error as error:
         raise UserError(f"{source}, line {reader.line_num}: not CSV ({error}); correct the line") from error
+
+
+def _without_empty(values: list[str], n: int = 0) -> list[str]:
+    """Without empty cells at the end, which spreadsheets write, but not fewer than `n`."""
+    values = list(values)
+    while len(values) > n and not values[-1].strip():
+        values.pop()
+    return values
+
+
+def _check_header(header: list[str], where: str) -> None:
+    unknown = [name for name in header if name not in COLUMNS]
+    twice = [name for name in header if header.count(name) > 1]
+    if unknown and ";" in unknown[0]:
+        raise UserError(f"{where}: separated by semicolons; save it as CSV with commas")
+    if unknown or twice or "class_name" not in header:
+        fault = f"unknown column {unknown[0]}" if unknown else f"{twice[0]} stands twice" if twice else "class_name is missing"
+        raise UserError(f"{where}: {fault}; the columns are class_name and any of {', '.join(COLUMNS[1:])}")

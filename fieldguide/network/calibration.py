@@ -202,7 +202,9 @@ def fit_unsure_below(confidence: np.ndarray, right: np.ndarray, accuracy: float,
     (good,) = np.nonzero(reached & last_of_equals)
     if not len(good):
         return NEVER
-    return float(sorted_confidence[good[-1] : good[-1] + 2].mean())
+    last, following = sorted_confidence[good[-1]], sorted_confidence[good[-1] : good[-1] + 2].min()
+    middle = float((last + following) / 2)
+    return middle if middle > following else float(last)  # of neighbouring floats the mean may be the lower one
 
 
 def fit_taxa_below(
@@ -235,8 +237,8 @@ def fit_unknown_below(known: np.ndarray, accept: float) -> float:
 
 def verdicts(confidence: np.ndarray, known: np.ndarray, calibration: Calibration) -> np.ndarray:
     """`sure`, `unsure` or `unknown` for each image, from its largest calibrated probability and its known score."""
-    is_unknown, is_unsure = known < calibration.unknown_below, confidence < calibration.unsure_below
-    return np.select([is_unknown, is_unsure], ["unknown", "unsure"], "sure")
+    is_known, is_sure = known >= calibration.unknown_below, confidence >= calibration.unsure_below  # nan is neither
+    return np.select([~is_known, is_sure], ["unknown", "sure"], "unsure")
 
 
 def save_calibration(target: Path, calibration: Calibration) -> None:

@@ -208,9 +208,9 @@ class OnnxClassifier:
         return predictions
 
     def _verdict(self, probability: float, known_score: float) -> str:
-        if known_score < self.unknown_below:
+        if not known_score >= self.unknown_below:  # nan, of a damaged network, is nothing known
             return "unknown"
-        return "unsure" if probability < self.unsure_below else "sure"
+        return "sure" if probability >= self.unsure_below else "unsure"
 
 
 def highest(values: np.ndarray, k: int) -> np.ndarray:

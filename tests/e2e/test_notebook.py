@@ -54,5 +54,4 @@ def test_the_notebook_runs_from_top_to_bottom_on_the_sample(tmp_path: Path, monk
     images = [output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
     assert len(images) >= 3  # curves, mistakes, probabilities
     assert (project / "metrics" / "report.html").exists()
-    assert (project / "named" / "photo.jpg").exists()
     assert run(project, "dvc", "exp", "list", "--name-only").stdout.split() == ["first", "stronger-decay"]

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from PIL import Image
 
 from fieldguide.__main__ import main
 from fieldguide.commands.predict import SOME_FAILED
-from fieldguide.commands.predict_output import output_file
+from fieldguide.commands.predict_resume import output_file
 from fieldguide.core.errors import UserError
 from support import ROOT
 from support.archives import write_zip
@@ -117,14 +118,39 @@ def test_a_sidecar_that_is_there_is_left_and_names_are_escaped(folder: Path, cap
 
 def test_what_lies_in_an_archive_has_no_sidecar(folder: Path) -> None:
     write_zip(folder / "some.zip", {"a/1.jpg": photo(COLOURS["red"])})
-    with pytest.raises(UserError, match=r"--xmp: some\.zip/a/1\.jpg is no file of its own; unpack the archive"):
-        main(["predict", "some.zip", "--xmp"])
+    (folder / "with archive").mkdir()
+    shutil.copy(folder / "some.zip", folder / "with archive")
+    for source in ("some.zip", "with archive"):
+        with pytest.raises(UserError, match=r"--xmp: .*some(\.zip)?/a/1\.jpg is not a file by itself; save it in a folder"):
+            main(["predict", source, "--xmp"])
+    assert not list(folder.rglob("*.xmp"))
 
 
-@pytest.mark.parametrize("arguments", [["--resume"], ["--resume", "--output", "a.json", "--format", "json"]])
+def test_a_sidecar_that_cannot_be_written_is_a_line_and_the_others_are_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = f"{'x' * 250}.jpg"  # with .xmp too long for a name
+    (folder / "photos" / long).write_bytes(photo(COLOURS["red"]))
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "photos", "--xmp", "--format", "csv", "--output", "found.csv"])
+    assert ended.value.code == SOME_FAILED
+    said = capsys.readouterr().err
+    assert "File name too long" in said
+    assert "2 written, 2 photographs without a certain answer, 0 already there, left as they are, 1 not written" in said
+    assert len((folder / "found.csv").read_text().splitlines()) == 6
+
+
+def test_the_tree_of_a_taxon_has_what_any_of_its_classes_tells(folder: Path) -> None:
+    names = {"RED": {"genus": "Vanessa"}, "GREEN": {"genus": "Vanessa", "family": "Nymph|alidae", "order": "Lepidoptera"}}
+    save(folder / "models", mean_colour_network(with_taxonomy(genus=0.5) | {"taxonomy": names}))
+    main(["predict", "photos/yellow.jpg", "--xmp"])
+    assert keywords(folder / "photos/yellow.jpg.xmp")[1] == ["Lepidoptera|Nymph/alidae|Vanessa"]
+
+
+@pytest.mark.parametrize("arguments", [["photos", "--resume"], ["-", "--resume", "--output", "a.csv"]])
 def test_options_that_do_not_go_together_are_refused(folder: Path, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["predict", "photos", *arguments])
+        main(["predict", *arguments])
     assert ended.value.code == 2
 
 
@@ -156,15 +182,16 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int, *arguments: str) ->
             main(["predict", *arguments])
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl"])
-@pytest.mark.parametrize("broken", ["", '{"image": "pho', "photos/gr"], ids=["whole", "half an object", "half a row"])
+@pytest.mark.parametrize("form", ["table", "csv", "json", "jsonl", "timelapse"])
+@pytest.mark.parametrize("broken", ["", '[3, ["photos/gre'], ids=["whole", "broken off"])
 def test_an_interrupted_run_resumes_to_the_same_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str, broken: str
 ) -> None:
-    (folder / "photos" / "of\nRED.jpg").write_bytes(photo(COLOURS["red"]))
+    for name in ("a\nb.jpg", "a\rb.jpg", "a\u0085b.jpg", os.fsdecode(b"a\xffb.jpg"), 'a,"b.jpg'):
+        (folder / "photos" / name).write_bytes(photo(COLOURS["red"]))
     (folder / "photos" / "RED").mkdir()
     (folder / "photos" / "RED" / "1.jpg").write_bytes(photo(COLOURS["red"]))
-    arguments = ["photos", "--format", form, "--output", "found"]
+    arguments = ["photos", "photos", "--format", form, "--output", "found"]
     main(["predict", *arguments])
     expected, said = (folder / "found").read_bytes(), capsys.readouterr().err
     (folder / "found").write_text("older")
@@ -176,7 +203,7 @@ def test_an_interrupted_run_resumes_to_the_same_file(
     capsys.readouterr()
     main(["predict", *arguments, "--resume"])
     assert (folder / "found").read_bytes() == expected
-    assert capsys.readouterr().err == "resuming after 3 of 6 photographs\n" + said
+    assert capsys.readouterr().err == "resuming after 4 of 20 photographs\n" + said
     assert not list(folder.glob(".found.*"))
 
 
@@ -199,6 +226,58 @@ def test_an_interrupted_run_is_not_resumed_with_anything_else(
     rows = list(csv.DictReader(io.StringIO((folder / "found.csv").read_text())))
     assert len(rows) == 4 + (change == "sources")
     assert not list(folder.glob(".found.csv.*"))  # neither of them
+
+
+def test_a_photograph_that_has_changed_or_could_not_be_read_is_looked_at_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "photos" / "a.jpg").write_bytes(photo(COLOURS["red"])[:300])
+    arguments = ["photos", "--format", "jsonl", "--output", "found"]
+    interrupted(monkeypatch, 4, *arguments)  # a, dark, grey, red
+    (folder / "photos" / "a.jpg").write_bytes(photo(COLOURS["red"]))
+    (folder / "photos" / "dark.jpg").write_bytes(photo(COLOURS["yellow"]))
+    (folder / "photos" / "red.jpg").unlink()
+    capsys.readouterr()
+    main(["predict", *arguments, "--resume"])
+    assert "resuming after 1 of 4 photographs" in capsys.readouterr().err
+    found = [json.loads(line) for line in (folder / "found").read_text().splitlines()]
+    told = {one["image"]: (one["verdict"], one["taxon"] and one["taxon"]["name"]) for one in found}
+    assert told == {
+        "photos/a.jpg": ("sure", None),
+        "photos/dark.jpg": ("unsure", "Vanessa"),
+        "photos/grey.jpg": ("unsure", None),
+        "photos/yellow.jpg": ("unsure", "Vanessa"),
+    }
+
+
+def test_the_same_names_in_another_folder_are_other_photographs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "photos", folder / "other")
+    output, model = str(folder / "found"), str(folder / "models" / "model.onnx")
+    arguments = [".", "--format", "csv", "--output", output, "--model", model]
+    monkeypatch.chdir(folder / "photos")
+    interrupted(monkeypatch, 2, *arguments)
+    monkeypatch.chdir(folder / "other")
+    capsys.readouterr()
+    main(["predict", *arguments, "--resume"])
+    assert "resuming" not in capsys.readouterr().err
+
+
+def test_two_runs_do_not_write_the_same_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with the same options is refused; what one with others has done is left alone while it runs, and removed later."""
+    target = folder / "found"
+    with output_file(target, ("one",), [], False):
+        with pytest.raises(UserError, match="another run is writing it"), output_file(target, ("one",), [], True):
+            pass
+        with output_file(target, ("two",), [], False) as (stream, _):
+            stream.write("two")
+        assert target.read_text() == "two"
+        assert len(list(folder.glob(".found.*"))) >= 1
+    (folder / ".found.csv.0123456789ab.partial").write_text("")  # of another file
+    with output_file(target, ("three",), [], False):
+        pass
+    assert [file.name for file in folder.glob(".found*")] == [".found.csv.0123456789ab.partial"]
 
 
 def test_a_run_that_was_killed_resumes(folder: Path) -> None:
@@ -227,5 +306,26 @@ def test_a_run_that_was_killed_resumes(folder: Path) -> None:
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     told = pytest.raises(UserError, match=r"file/found.csv: .*; use another path for --output")
-    with told, output_file(tmp_path / "file" / "found.csv", (), "csv", [], False):
+    with told, output_file(tmp_path / "file" / "found.csv", (), [], False):
         pass
+
+
+@pytest.mark.parametrize("target", ["photos/red.jpg", "models/model.onnx", "link.jpg", "some.zip"])
+def test_what_is_read_is_never_overwritten(folder: Path, target: str) -> None:
+    (folder / "link.jpg").symlink_to("photos/red.jpg")
+    write_zip(folder / "some.zip", {"a/1.jpg": photo(COLOURS["red"])})
+    before = (folder / target).read_bytes()
+    with pytest.raises(UserError, match=r"--output .*: would be overwritten, and is read; use another path"):
+        main(["predict", "photos", "some.zip", "--output", target])
+    assert (folder / target).read_bytes() == before
+
+
+def test_an_output_that_is_no_file_is_refused_at_once_and_a_link_is_followed(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    for target, said in (("photos", "a folder; name a file"), (".", "a folder; name a file"), ("pipe", "a device or pipe")):
+        with pytest.raises(UserError, match=said):
+            main(["predict", "photos", "--output", target])
+    (folder / "link.csv").symlink_to("real.csv")
+    main(["predict", "photos", "--format", "csv", "--output", "link.csv"])
+    assert (folder / "link.csv").is_symlink()
+    assert (folder / "real.csv").read_text().startswith("image,")

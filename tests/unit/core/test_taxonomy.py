@@ -40,8 +40,16 @@ def test_classes_are_found_by_name_and_a_genus_by_the_scientific_name(tmp_path: 
 
 
 def test_a_spreadsheets_file_reads_as_well_and_columns_may_be_left_out(tmp_path: Path) -> None:
-    text = "\ufeffFamily,Class Name\r\nNymphalidae, PEACOCK \r\n\r\n,MONARCH\r\n"
+    text = "\ufeffFamily,Class Name,,\r\nNymphalidae, PEACOCK ,,\r\n\r\n,MONARCH\r\n"
     assert read_taxonomy(written(tmp_path, text), CLASSES) == {"PEACOCK": Taxon(family="Nymphalidae"), "MONARCH": Taxon()}
+
+
+def test_one_line_is_that_of_all_classes_of_the_name_and_a_hybrid_has_its_genus(tmp_path: Path) -> None:
+    source = written(tmp_path, "class_name,scientific_name\na b,× Cattlianthus foo\n")
+    assert {name: taxon.genus for name, taxon in read_taxonomy(source, ("A B", "a_b")).items()} == {
+        "A B": "Cattlianthus",
+        "a_b": "Cattlianthus",
+    }
 
 
 def test_without_a_file_nothing_is_known(tmp_path: Path) -> None:
@@ -53,8 +61,10 @@ def test_without_a_file_nothing_is_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("species,genus\nA,B\n", "line 1: the columns are species, genus; they must be class_name and any of"),
-        ("class_name,genus,genus\nA,B,C\n", "line 1: the columns are class_name, genus, genus"),
+        ("species,genus\nA,B\n", "line 1: unknown column species; the columns are class_name and any of"),
+        ("class_name,genus,genus\nA,B,C\n", "line 1: genus stands twice"),
+        ("genus,family\nA,B\n", "line 1: class_name is missing"),
+        ("class_name;genus\nA;B\n", "line 1: separated by semicolons; save it as CSV with commas"),
         ("class_name,genus\nPEACOCK,Aglais,Inachis\n", "line 2: 3 values for 2 columns"),
         ("class_name,genus\nPEACOCK,Aglais\npeacock,Inachis\n", "line 3: peacock stands in line 2 too"),
         ("class_name,genus\n,Aglais\n", "line 2: class_name is empty"),
@@ -85,6 +95,8 @@ def test_classes_without_a_line_are_named_with_what_may_be_meant(tmp_path: Path)
     names = ("EASTERN COMA", "ULYSSES", "MOON MOTH")
     said = unlisted(read_taxonomy(source, names), source, names)
     assert said.endswith("has no line for 2 of 3 classes: ULYSSES (is it ULYSES?), MOON MOTH")
+    assert "none of its 0 classes" in unlisted({}, written(tmp_path, HEADER), CLASSES)
+    source = written(tmp_path, TABLE)
     assert "none of its 6 classes is among the 2 of the network" in unlisted({}, source, ("ROSE", "LILY"))
     assert unlisted(read_taxonomy(source, CLASSES), source, CLASSES) == ""
 

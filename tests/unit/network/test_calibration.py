@@ -356,3 +356,17 @@ def test_taxonomy_and_thresholds_of_taxa_are_saved(tmp_path: Path) -> None:
     save_calibration(tmp_path / "calibration.safetensors", fitted)
     loaded = load_calibration(tmp_path / "calibration.safetensors")
     assert (loaded.taxa_below, loaded.taxonomy) == (fitted.taxa_below, fitted.taxonomy)
+
+
+def test_nothing_of_an_image_without_numbers_is_sure() -> None:
+    nan, one = np.array([np.nan, 0.95, np.nan]), np.array([np.nan, np.nan, 1.0])
+    assert verdicts(nan, one, FITTED).tolist() == ["unknown", "unknown", "unsure"]
+
+
+def test_the_threshold_between_neighbouring_floats_admits_none_that_is_wrong() -> None:
+    low = 0.9
+    for _ in range(200):
+        high = np.nextafter(low, 1)
+        threshold = fit_unsure_below(np.array([high, low]), np.array([True, False]), 0.99)
+        assert low < threshold <= high
+        low = high
