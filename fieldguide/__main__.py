@@ -26,6 +26,10 @@ COMMANDS = {  # the function in fieldguide.commands, which returns the exit stat
     "search": ("search:search", "search"),
     "recipe": ("recipe:recipe", "train"),
 }
+MODEL_TEXT = "model file, or a registered model such as models:/fieldguide@champion"
+PIXELS_TEXT = "maximum million pixels per image"
+Command = Callable[..., argparse.ArgumentParser]
+"""Name, help and epilogue of a command to its parser."""
 BROKEN_PIPE = 141  # exit status of a command that SIGPIPE ended, in a shell
 
 
@@ -41,14 +45,18 @@ def parser() -> argparse.ArgumentParser:
     every = argparse.ArgumentParser(prog="fieldguide", description="Identify species in photographs.")
     every.add_argument("--version", action=_Version, nargs=0, help="print the version and the commit")
     commands = every.add_subparsers(dest="command", required=True)
-    count = _integer(1)
 
     def command(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=more)
         added.set_defaults(parser=added)
         return added
 
-    pixels_text = "maximum million pixels per image"
+    for add in (_predict, _serve, _review, _runs_and_sync, _folds, _champion, _recipe, _search):
+        add(command)
+    return every
+
+
+def _predict(command: Command) -> None:
     predict = command(
         "predict",
         "classify photographs and print the most probable classes",
@@ -62,9 +70,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="PHOTO|FOLDER|ZIP|-",
         help="- reads a photograph, zip or tar from standard input",
     )
-    model_text = "model file, or a registered model such as models:/fieldguide@champion"
-    _option(predict, "--model", ONNX, _path, model_text, metavar="FILE|models:/…")
-    _option(predict, "--top", 5, count, "answers per photograph", metavar="K")
+    _option(predict, "--model", ONNX, _path, MODEL_TEXT, metavar="FILE|models:/…")
+    _option(predict, "--top", 5, _integer(1), "answers per photograph", metavar="K")
     _option(predict, "--format", "table", str, "form of the output", choices=("table", "csv", "json", "jsonl", "timelapse"))
     predict.add_argument("--output", type=_path, metavar="FILE", help="write the output into FILE, once it is complete")
     predict.add_argument("--resume", action="store_true", help="with --output: continue an interrupted run")
@@ -72,9 +79,11 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--xmp", action="store_true", help=xmp_text)
     predict.add_argument("--annotate", type=_path, metavar="DIR", help="write the photographs with their labels into DIR")
     predict.add_argument("--heatmap", action="store_true", help="with --annotate: overlay the class activation map")
-    _option(predict, "--max-megapixels", MAX_MEGAPIXELS, _integer(1, MAX_PIXELS // 1_000_000), pixels_text, metavar="N")
-    predict.add_argument("--threads", type=count, metavar="N", help="default: one per available core")
+    _option(predict, "--max-megapixels", MAX_MEGAPIXELS, _integer(1, MAX_PIXELS // 1_000_000), PIXELS_TEXT, metavar="N")
+    predict.add_argument("--threads", type=_integer(1), metavar="N", help="default: one per available core")
 
+
+def _serve(command: Command) -> None:
     serve = command(
         "serve",
         "serve the web page and the JSON API of a model",
@@ -87,17 +96,19 @@ def parser() -> argparse.ArgumentParser:
     proxies_text = "number of proxies in front, whose X-Forwarded-For, -Proto, -Host, -Port and -Prefix headers are believed"
     _option(serve, "--trusted-proxy", Settings.trusted_proxies, _integer(0), proxies_text, metavar="N")
     serve.add_argument("--prefix", default="", type=_prefix, help="path before the page's URLs, such as /guide")
-    _option(serve, "--model", Settings.model, _path, model_text)
+    _option(serve, "--model", Settings.model, _path, MODEL_TEXT)
     _option(serve, "--manifest", Settings.manifest, _path, "manifest that lists the example photographs")
     _option(serve, "--raw", Settings.raw, _path, "folder of the example photographs")
-    _option(serve, "--max-mib", Settings.max_body_bytes // MIB, count, "maximum MiB per request")
-    _option(serve, "--max-files", Settings.max_files, count, "maximum images per request")
+    _option(serve, "--max-mib", Settings.max_body_bytes // MIB, _integer(1), "maximum MiB per request")
+    _option(serve, "--max-files", Settings.max_files, _integer(1), "maximum images per request")
     limit = Settings.max_pixels // 1_000_000
-    _option(serve, "--max-megapixels", limit, _integer(1, MAX_PIXELS // 1_000_000), pixels_text, metavar="N")
-    _option(serve, "--max-images", Settings.max_images, count, "maximum images in the server at a time; further ones get 503")
-    _option(serve, "--max-batch", Settings.max_batch, count, "images per run of the network")
+    _option(serve, "--max-megapixels", limit, _integer(1, MAX_PIXELS // 1_000_000), PIXELS_TEXT, metavar="N")
+    _option(serve, "--max-images", Settings.max_images, _integer(1), "maximum images in the server at once; others get 503")
+    _option(serve, "--max-batch", Settings.max_batch, _integer(1), "images per run of the network")
     _option(serve, "--workers", Settings.n_workers, _integer(0), "batches decoded and computed at a time; 0 = one per core")
 
+
+def _review(command: Command) -> None:
     review = command(
         "review",
         "decide about suspected labels, or about new photographs, on a page for this machine only",
@@ -111,15 +122,17 @@ def parser() -> argparse.ArgumentParser:
     review.add_argument("--open", action="store_true", help="open the page in the browser")
     accept_text = "without the page: relabel each suspected label whose score is above N; decisions of people stay"
     review.add_argument("--accept-above", type=_share, metavar="N", help=accept_text)
-    review.add_argument("--model", type=_path, metavar="FILE|models:/…", help=f"for PHOTOS: {model_text}; default: {ONNX}")
+    review.add_argument("--model", type=_path, metavar="FILE|models:/…", help=f"for PHOTOS: {MODEL_TEXT}; default: {ONNX}")
     review.add_argument("--into", type=_path, metavar="DIR", help="for PHOTOS: folder of the copies; default: data/additions")
     review.add_argument("--all", action="store_true", help="for PHOTOS: also those of which the model is sure")
-    _option(review, "--max-megapixels", MAX_MEGAPIXELS, _integer(1, MAX_PIXELS // 1_000_000), pixels_text, metavar="N")
+    _option(review, "--max-megapixels", MAX_MEGAPIXELS, _integer(1, MAX_PIXELS // 1_000_000), PIXELS_TEXT, metavar="N")
     review.set_defaults(default_model=ONNX, top=5, annotate=None, heatmap=False)  # of predict
 
+
+def _runs_and_sync(command: Command) -> None:
     runs = command("runs", "list DVC's experiments with their MLflow runs, and the differences")
     _option(runs, "--format", "table", str, "form of the output", choices=("table", "json", "csv"))
-    _option(runs, "-n", 20, count, "number of experiments and runs, newest first", metavar="N")
+    _option(runs, "-n", 20, _integer(1), "number of experiments and runs, newest first", metavar="N")
     runs.add_argument("--all", action="store_true", help="all experiments and runs")
     sync = command("sync", "send to MLflow what earlier runs could not send, and finished DVC experiments that it lacks")
     sync.add_argument("--again", action="store_true", help="look at experiments that the store was given before too")
@@ -128,6 +141,8 @@ def parser() -> argparse.ArgumentParser:
             "-A", "--all-commits", action="store_true", help="experiments of all commits; default: of the last one"
         )
 
+
+def _folds(command: Command) -> None:
     folds = command(
         "folds",
         "join the test predictions of a cross-validation's experiments, and list the images that they contradict",
@@ -136,6 +151,8 @@ def parser() -> argparse.ArgumentParser:
     folds.add_argument("names", nargs="*", type=_text, metavar="EXPERIMENT", help="default: all finished ones with folds")
     folds.add_argument("-A", "--all-commits", action="store_true", help="experiments of all commits; default: of the last one")
 
+
+def _champion(command: Command) -> None:
     champion = command(
         "champion",
         "promote a run's model to models:/fieldguide@champion if it beats the champion on the same test images",
@@ -146,6 +163,8 @@ def parser() -> argparse.ArgumentParser:
     )
     champion.add_argument("--force", action="store_true", help="promote it even if it does not win or cannot be compared")
 
+
+def _recipe(command: Command) -> None:
     recipe = command(
         "recipe",
         "write a recipe or single values into params.yaml; without arguments, list the recipes",
@@ -153,6 +172,8 @@ def parser() -> argparse.ArgumentParser:
     )
     recipe.add_argument("words", nargs="*", metavar="RECIPE | KEY=VALUE", help="name or path of a recipe, then values")
 
+
+def _search(command: Command) -> None:
     search = command("search", "search hyperparameters with Optuna and DVC experiments, or resume an interrupted search")
     _option(search, "--name", "search", _text, "prefix of the experiments NAME-0, NAME-1, …")
     search.add_argument(
@@ -165,14 +186,13 @@ def parser() -> argparse.ArgumentParser:
         help="a search space, 'train.lr=log(0.001,0.02)', 'augment.cutmix=uniform(0,0.6)', 'train.batch_size=int(32,128,32)',"
         " 'train.sampling=choice(shuffle,balanced)', or a fixed value, train.epochs=20",
     )
-    _option(search, "--trials", 20, count, "total number of trials, including earlier starts", metavar="N")
-    _option(search, "--jobs", 1, count, "parallel trials", metavar="N")
+    _option(search, "--trials", 20, _integer(1), "total number of trials, including earlier starts", metavar="N")
+    _option(search, "--jobs", 1, _integer(1), "parallel trials", metavar="N")
     _option(search, "--metric", "valid.accuracy", str, "objective, at the best epoch", choices=("valid.accuracy", "valid.loss"))
     _option(search, "--pruner", "median", str, "how bad trials are ended", choices=("median", "hyperband", "none"))
-    search.add_argument("--warmup-epochs", type=count, metavar="N", help="epochs without pruning; default: a quarter")
-    _option(search, "--startup-trials", 4, count, "trials without pruning", metavar="N")
+    search.add_argument("--warmup-epochs", type=_integer(1), metavar="N", help="epochs without pruning; default: a quarter")
+    _option(search, "--startup-trials", 4, _integer(1), "trials without pruning", metavar="N")
     _option(search, "--seed", 1, _integer(0, 2**31 - 1), "seed of the sampler (TPE)")  # NumPy's bound
-    return every
 
 
 def _option(

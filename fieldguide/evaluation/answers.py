@@ -110,19 +110,26 @@ def answer_all(
     for kind, images in ood_images(network.facts.image_px, N_NOISE).items():
         batches_of_kind = passes(network, Resident(images.to(network.device)), kind)
         ood[kind] = answer(Answers.unfilled(len(images)), batches_of_kind, None, temperature, known).known
-    found = answers["valid"]
+    fitted = replace(unfitted, taxonomy={name: _named(taxon) for name, taxon in network.taxonomy.items()})
+    return answers, ood, with_thresholds(fitted, answers["valid"], kept, as_corrected, evaluate)
+
+
+def with_thresholds(
+    calibration: Calibration, valid: Answers, kept: np.ndarray, targets: np.ndarray, evaluate: Evaluate
+) -> Calibration:
+    """The calibration with the thresholds fitted on the images `kept` of valid, int `[M]`, whose truth is `targets` `[M]`."""
+    confidence, known, right = valid.confidence[kept], valid.known[kept], valid.predicted[kept] == targets
     fitted = replace(
-        unfitted,
-        unsure_below=fit_unsure_below(found.confidence[kept], found.predicted[kept] == as_corrected, evaluate.sure_accuracy),
-        unknown_below=fit_unknown_below(found.known[kept], evaluate.accept),
-        taxonomy={name: _named(taxon) for name, taxon in network.taxonomy.items()},
+        calibration,
+        unsure_below=fit_unsure_below(confidence, right, evaluate.sure_accuracy),
+        unknown_below=fit_unknown_below(known, evaluate.accept),
     )
-    unsettled = verdicts(found.confidence[kept], found.known[kept], fitted) == "unsure"
-    of_taxa = [
-        (rank, found.groups[kept, place], found.group_probability[kept, place], rank.of_class[as_corrected])
-        for place, rank in enumerate(ranks)
+    unsettled = verdicts(confidence, known, fitted) == "unsure"
+    of_ranks = [
+        (rank, valid.groups[kept, place], valid.group_probability[kept, place], rank.of_class[targets])
+        for place, rank in enumerate(valid.ranks)
     ]
-    return answers, ood, replace(fitted, taxa_below=fit_taxa_below(of_taxa, unsettled, evaluate.sure_accuracy))
+    return replace(fitted, taxa_below=fit_taxa_below(of_ranks, unsettled, evaluate.sure_accuracy))
 
 
 def _named(taxon: Taxon) -> dict[str, str]:
