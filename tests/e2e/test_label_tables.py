@@ -65,7 +65,7 @@ def test_a_competition_whose_ids_are_unique(make_project: MakeProject, tmp_path:
     assert sorted(row[1] for row in labels(project)[1:]) == ["train"] * 19 + ["unlabelled"] * 3
 
 
-@pytest.mark.parametrize("kind", ["folder", "wrapped zip"])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("wrapped zip", marks=pytest.mark.slow)])
 def test_a_competition_has_a_table_beside_train_and_test(make_project: MakeProject, tmp_path: Path, kind: str) -> None:
     files = KAGGLE | {"train.csv": KAGGLE["labels.csv"]}
     del files["labels.csv"]  # the ids are also in test: the name of the table says which are meant

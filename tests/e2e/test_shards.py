@@ -39,7 +39,10 @@ def manifest(project: Path) -> pd.DataFrame:
     return pd.read_csv(project / "data/manifest.csv")
 
 
-@pytest.mark.parametrize(("names", "listed"), [(TFDS, "daisy\nrose\ntulip\n"), (SLIM, "0:daisy\n1:rose\n2:tulip\n")])
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [(TFDS, "daisy\nrose\ntulip\n"), pytest.param(SLIM, "0:daisy\n1:rose\n2:tulip\n", marks=pytest.mark.slow)],
+)
 def test_splits_are_in_the_names_and_class_names_beside_the_shards(
     shard: Write, project: Path, tmp_path: Path, names: str, listed: str
 ) -> None:
@@ -72,7 +75,14 @@ def test_shards_of_two_data_sets_are_one_line(shard: Write, project: Path, name:
     failed_in_one_line(run_stage(project, "download"), said)
 
 
-@pytest.mark.parametrize("label", [lambda _: ints(-1), lambda _: ints(), lambda _: texts(b"")], ids=["-1", "empty", "no name"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        pytest.param(lambda _: ints(-1), id="-1"),
+        pytest.param(lambda _: ints(), id="empty", marks=pytest.mark.slow),
+        pytest.param(lambda _: texts(b""), id="no name", marks=pytest.mark.slow),
+    ],
+)
 def test_test_may_be_unlabelled_and_labels_may_be_names(shard: Write, project: Path, label: Callable[[int], bytes]) -> None:
     for first, split in enumerate(("train", "valid")):
         shard(TFDS.format(split), 100 * first, label=lambda number: texts(b"rose" if number % 2 else b"daisy"))

@@ -255,7 +255,7 @@ def test_long_keys_miss_no_difference_of_eight_bits_and_few_of_ten() -> None:
     assert missed[1] < 0.04
 
 
-@pytest.mark.parametrize("crowd", [3, 64])
+@pytest.mark.parametrize("crowd", [3, pytest.param(64, marks=pytest.mark.slow)])
 def test_results_of_an_earlier_search_change_nothing(crowd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """New images among, before and after the others, also of a crowd; nothing that is known is judged again."""
     monkeypatch.setattr(module, "CROWD", crowd)

@@ -420,7 +420,7 @@ def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded(
             read(claiming(width, height), 16, 20_000_000)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("form", ["JPEG", pytest.param("PNG", marks=pytest.mark.slow)])
 def test_a_photograph_of_200_megapixels_is_read_under_a_limit_that_allows_it(form: str) -> None:
     code = f"""if True:
         import io, resource
