@@ -225,7 +225,9 @@ def test_a_second_interrupt_is_not_swallowed() -> None:
         threading.Event().wait(1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_a_signal_ends_a_step_that_never_ends(number: signal.Signals) -> None:
     code = f"""if True:
         import multiprocessing, os, signal, threading, time
