@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldguide.core.errors import UserError
+from fieldguide.core.params import read_params
 from fieldguide.core.paths import TAXONOMY
 from fieldguide.core.taxonomy import COLUMNS, RANKS, Taxon, narrowest, ranks_of, read_taxonomy, unlisted
 from fieldguide.sources.catalog import FLOWER_NAMES
+from fieldguide.sources.sample import photographs
 from support import ROOT
 
 HEADER = ",".join(COLUMNS)
@@ -145,3 +147,19 @@ def test_the_projects_table_has_the_flowers_and_is_without_faults() -> None:
     assert set(FLOWER_NAMES) <= set(listed)
     assert all(taxon.order for taxon in found.values())
     assert [rank.name for rank in ranks_of(found, FLOWER_NAMES)] == ["genus", "family", "order"]
+
+
+def test_the_projects_table_has_the_species_of_the_default_sample() -> None:
+    of_sample = read_params(ROOT / "params.yaml").data.sample
+    settings = of_sample.model_dump() | {
+        "train_images": 1,
+        "valid_images": 0,
+        "test_images": 0,
+        "image_px": 16,
+        "faults": False,
+    }
+    settings["n_species"] = settings.pop("species")
+    names = sorted({member.split("/")[1] for member, _ in photographs(**settings)})
+    found = read_taxonomy(ROOT / TAXONOMY, names)
+    assert set(found) == set(names)
+    assert [rank.name for rank in ranks_of(found, names)] == ["genus", "family"]
