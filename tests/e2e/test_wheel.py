@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from fieldguide.commands.version import __version__
 from fieldguide.core.errors import UserError, needs_extra
 from fieldguide.core.imports import import_closure
 from support import ROOT
@@ -47,7 +48,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, project)
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     subprocess.run([*build, "--wheel-dir", folder, project], check=True)
-    return folder / f"fieldguide-{PROJECT['version']}-py3-none-any.whl"
+    return folder / f"fieldguide-{__version__}-py3-none-any.whl"
 
 
 class Installed:
@@ -101,7 +102,7 @@ def serving(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
 def test_the_wheel_holds_the_library_with_its_templates_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        info = f"fieldguide-{PROJECT['version']}.dist-info"
+        info = f"fieldguide-{__version__}.dist-info"
         metadata = message_from_bytes(archive.read(f"{info}/METADATA"))
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
     assert {name for name in names if not name.startswith(f"{info}/")} == files_of_the_library()
