@@ -60,7 +60,8 @@ def _predict(command: Command) -> None:
     predict = command(
         "predict",
         "classify photographs and print the most probable classes",
-        "Exit status: 0 success, 1 error, 3 some photographs could not be read (listed on standard error)."
+        "Exit status: 0 success, 1 error, 3 some photographs could not be read or sidecars not written (listed on"
+        " standard error)."
         " CSV and JSON are UTF-8; a byte of a file name that is not is written as \\udcXX.",
     )
     predict.add_argument(

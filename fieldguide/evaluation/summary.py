@@ -176,7 +176,7 @@ def taxon_metrics(split: LabelledSplit) -> dict[str, Any]:
 
 
 def headline(metrics: EvaluateMetrics, split: str) -> str:
-    """Accuracy and calibration of a split, in two lines, and a third if labels were corrected."""
+    """Accuracy and calibration of a split, in two lines, and one more each for corrected labels and a taxonomy."""
     figures, fitted = metrics.splits[split], metrics.calibration
     right = "" if figures.accuracy_when_sure is None else f" (accuracy {figures.accuracy_when_sure:.2%})"
     return (

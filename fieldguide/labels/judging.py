@@ -5,8 +5,7 @@ nearest images of a class, which knows that a class has undersides and upper sid
 a rate of wrong labels, as if a wrong label were any other class with equal probability, so that wrong labels neither blunt the
 judges nor count as their mistakes. The rate turns probabilities of classes into the probability that a label is wrong.
 
-Memory is that of the embeddings, and of some numbers per image and per class; never images times classes. Time is that of one
-linear layer over all images, as in `evaluate`.
+Memory is that of the embeddings, and of some numbers per image and per class; never images times classes.
 """
 
 from collections.abc import Iterator
