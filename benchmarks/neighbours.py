@@ -20,6 +20,7 @@ WAYS = {
     "active": {"OMP_WAIT_POLICY": "ACTIVE"},
     "default": {"OMP_WAIT_POLICY": ""},  # of OpenMP: threads spin for a while, then sleep
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+    **{f"spin {n}": {"GOMP_SPINCOUNT": str(n)} for n in (1_000, 10_000, 30_000, 100_000)},  # turns, then sleep
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -69,9 +71,9 @@ def main() -> None:
     for n in arguments.neighbours:
         neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
         try:
-            speeds: dict[str, list[float]] = {name: [] for name in WAYS}
+            speeds: dict[str, list[float]] = {name: [] for name in arguments.ways}
             for number in range(arguments.rounds):
-                for name in list(WAYS)[:: 1 if number % 2 else -1]:
+                for name in arguments.ways[:: 1 if number % 2 else -1]:
                     own = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
                     child = [sys.executable, __file__, "--child", *sys.argv[1:]]
                     done = subprocess.run(child, env=own | WAYS[name], capture_output=True, text=True, check=True)
@@ -80,9 +82,9 @@ def main() -> None:
             for neighbour in neighbours:
                 neighbour.kill()
         for name, values in speeds.items():
-            ratios = [ours / theirs for ours, theirs in zip(values, speeds["default"], strict=True)]
+            ratios = [ours / theirs for ours, theirs in zip(values, speeds[arguments.ways[0]], strict=True)]
             speed = f"{statistics.median(values):7.1f} images/s ({min(values):.1f} to {max(values):.1f})"
-            ratio = f"{statistics.median(ratios):.2f} times the default ({min(ratios):.2f} to {max(ratios):.2f})"
+            ratio = f"{statistics.median(ratios):.2f} times {arguments.ways[0]} ({min(ratios):.2f} to {max(ratios):.2f})"
             print(f"{n} neighbours, {name:10s}  {speed}; {ratio}", flush=True)
 
 

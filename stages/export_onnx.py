@@ -54,7 +54,7 @@ def main() -> None:
         unproved, table = Path(folder, ONNX.name), Path(folder, "expected.npy")
         export(exported, image_px, settings.opset, metadata, unproved)
         shape = len(test), len(facts.class_names)
-        expected = write_expected(probabilities_of(exported, test.batches()), shape, table)
+        expected = write_expected(probabilities_of(exported, test.batches("torch")), shape, table)
         alone = run_alone(unproved, RAW, test.places, table)
         predicted = evaluated.predicted[test.positions]
         agreement = prove(expected, alone, test.targets, predicted, split, settings.max_abs_difference)

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from fieldguide.benchmark.backends import Backend
 from fieldguide.benchmark.reference import Answer
@@ -49,7 +50,8 @@ def _timings(
     """Latency at batch size 1 by backend, and a table of the median throughput of each backend at each batch size."""
     single = interleaved_ms(calls, pixels[:1], settings.warmup_runs, settings.latency_runs)
     lines = []
-    for batch_size in settings.batch_sizes:
+    threads = f"{n_threads} threads" if n_threads > 1 else "1 thread"
+    for batch_size in tqdm(settings.batch_sizes, unit="size", desc=f"batches, {threads}", disable=None):
         batch = pixels[np.arange(batch_size) % len(pixels)]
         for name, times in interleaved_ms(calls, batch, 1, settings.throughput_runs).items():
             rates = batch_size / times * 1000

@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-MAX_DISTANCE = 10  # bits of 64; planted copies and candidates per image by distance: benchmarks/near_duplicates.py
+from fieldguide.checks.hash_search import Candidate, best_codes, codes_of, decoded, masks, nearest_versions
+
 THUMBNAIL_PX, SMALL_PX, HASHED_PX, FINE_PX, TILE_PX = 64, 32, 32, 128, 8
 FINE_SHARE = 4 / 7  # of the smaller side: at a finer scale, noise and JPEG blocks of a 224 px image exceed the detail
 PROMISING, CLEAR = 0.35, 0.9  # similarity from which an alignment is refined, and from which it is not
@@ -31,17 +32,7 @@ STRUCTURED, CONTRARY, AGREE = 0.5, 0.3, 0.5  # structure relative to the mean ti
 MIN_CONTRAST = 3.0  # standard deviation in grey levels; the hash of a flatter image is noise
 MAX_STRETCH = 1.5  # by an alignment; copies of the kinds above need less
 CROWD = 64  # images with equal hashes that are compared with each other; further ones are compared with the first only
-CHUNK_IMAGES, CHUNK_PAIRS, CHUNK_CODES = 1000, 1 << 20, 1 << 23  # limit the memory of the search
-EXACT_UP_TO = 20_000  # images; beyond, the search takes fewer and longer keys
-SHORT_KEYS = (  # 8 of 32 pairs of bits; turned, 288 masks of which 10 different bits leave at least one as it is
-    (571212370, 3269984272, 673212434, 2149188145, 1073814154, 268637732, 29450372, 571540065, 2718183568)
-)
-LONG_KEYS = (  # 10 of 32 pairs of bits; turned, 224 masks of which 8 different bits leave at least one as it is
-    (2286948713, 453051617, 2332170266, 1011353876, 2719482328, 1695219857, 19370370)
-)
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2 ** 64 over the golden ratio (Knuth, volume 3, 6.4)
-FULL = 6  # hashes of a place, from which all are compared at once
-FEW_NEW = 1000  # images that are compared with all others one by one
+CHUNK_IMAGES = 1000  # limits the memory
 BLOCK_PAIRS = 2048  # candidates that are judged together: limits the images in memory
 ECC_STEPS, ECC_SMALL_STEPS, ECC_EPSILON, ECC_BLUR_PX = 20, 6, 1e-3, 5
 EDGE = cv2.BORDER_REPLICATE
@@ -177,155 +168,6 @@ def _shrunk(grey: np.ndarray, px: int) -> np.ndarray:
     return cv2.resize(grey, (px, px), interpolation=cv2.INTER_AREA)
 
 
-def _turned(keys: Sequence[int]) -> np.ndarray:
-    """Masks of hashes, uint64: each key of pairs of neighbouring bits turned by 0 to 31 pairs."""
-    turned = [(key << n | key >> (32 - n)) & 0xFFFFFFFF for key in keys for n in range(32)]
-    return np.array([sum(3 << 2 * pair for pair in range(32) if key >> pair & 1) for key in turned], np.uint64)
-
-
-def masks(n_images: int) -> np.ndarray:
-    """What hashes are looked up by: hashes are compared if they are equal under one of these masks, uint64.
-
-    Bit sampling (Indyk and Motwani 1998), by masks of a covering design that a greedy search found. Up to `EXACT_UP_TO` images
-    all hashes within 10 bits are found. Beyond, it is all within 8 bits, 99.7 % of those 9 bits and 97 % of those 10 bits
-    apart: 425 of 425 copies in the butterflies, whose median is found by 6 versions.
-    """
-    return _turned(SHORT_KEYS if n_images <= EXACT_UP_TO else LONG_KEYS)
-
-
-class _Table:
-    """The unchanged hashes of images, by their bits under a mask."""
-
-    def __init__(self, hashes: np.ndarray, mask: np.uint64) -> None:
-        n_bits = min(int(mask).bit_count(), max(len(hashes) - 1, 1).bit_length())
-        self.mask, self.shift = mask, np.uint64(64 - n_bits)
-        keys = self.keys(hashes)
-        self.order = np.argsort(keys, kind="stable")
-        sizes = np.bincount(keys, minlength=1 << n_bits)
-        self.starts = (np.cumsum(sizes) - sizes).astype(np.int32)
-        self.sizes, self.few = sizes.astype(np.int32), np.minimum(sizes, FULL).astype(np.uint8)
-        self.hashes = hashes[self.order]
-        self.first = self.hashes[np.where(sizes > 0, self.starts, 0)]  # an empty place has any hash: a hit is one
-
-    def keys(self, hashes: np.ndarray) -> np.ndarray:
-        keys = hashes & self.mask
-        keys *= MULTIPLIER
-        keys >>= self.shift
-        return keys.view(np.int64)
-
-    def near(self, asked: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Places in `asked`, and of hashes at most `MAX_DISTANCE` from them."""
-        keys = self.keys(asked)
-        hit = np.flatnonzero(np.bitwise_count(self.first.take(keys) ^ asked) <= MAX_DISTANCE)
-        yield hit, self.order[np.where(self.sizes[keys[hit]] > 0, self.starts[keys[hit]], 0)]
-        sizes = self.few.take(keys)
-        rest = np.flatnonzero(sizes > 1)
-        sizes, asked, at = sizes[rest], asked[rest], self.starts.take(keys[rest])
-        for rank in range(1, FULL):  # the few further hashes of a place, one of each place at a time
-            hit = np.flatnonzero(np.bitwise_count(self.hashes.take(at + rank) ^ asked) <= MAX_DISTANCE)
-            yield rest[hit], self.order[at[hit] + rank]
-            more = sizes > rank + 1
-            rest, sizes, asked, at = rest[more], sizes[more], asked[more], at[more]
-        for rows, columns in _expanded(at + FULL, self.sizes[keys[rest]] - FULL):
-            hit = np.flatnonzero(np.bitwise_count(asked[rows] ^ self.hashes[columns]) <= MAX_DISTANCE)
-            yield rest[rows[hit]], self.order[columns[hit]]
-
-
-def _expanded(starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every (row, starts[row] + 0 .. lengths[row] - 1), as arrays of about `CHUNK_PAIRS`."""
-    ends = np.cumsum(lengths)
-    first = done = 0
-    while done < (ends[-1] if len(ends) else 0):
-        last = max(int(np.searchsorted(ends, done + CHUNK_PAIRS, side="right")), first + 1)
-        rows = np.repeat(np.arange(first, last), lengths[first:last])
-        shifts = np.repeat((starts - ends + lengths)[first:last], lengths[first:last])
-        yield rows, np.arange(done, ends[last - 1]) + shifts
-        first, done = last, int(ends[last - 1])
-
-
-def _codes(hashes: np.ndarray, i: np.ndarray, probe: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """uint64 that sort by the pair of images and whether mirrored, then by distance, probe and which image is probed."""
-    pair = (np.minimum(i, j) * len(hashes) + np.maximum(i, j)) * 2 + MIRRORED[probe]
-    distance = np.bitwise_count(hashes[i, probe] ^ hashes[j, 0]).astype(np.int64)
-    return (pair << 11 | distance << 7 | probe << 1 | (i > j))[i != j].astype(np.uint64)
-
-
-def _best(codes: Sequence[np.ndarray]) -> np.ndarray:
-    """The smallest code of each pair and whether mirrored, ascending."""
-    every = np.sort(np.concatenate([np.empty(0, np.uint64), *codes]))
-    pairs = every >> np.uint64(11)
-    return every[np.diff(pairs, prepend=~np.uint64(0)) != 0]
-
-
-def _decoded(codes: np.ndarray, n_images: int) -> np.ndarray:
-    """Rows as in `Candidate`: int32 [M, 4]."""
-    pairs, tail = np.divmod(codes.astype(np.int64), 1 << 11)
-    low, high = np.divmod(pairs >> 1, max(n_images, 1))
-    probe, turned = tail >> 1 & 63, tail & 1 > 0
-    return np.stack([np.where(turned, high, low), np.where(turned, low, high), probe, tail >> 7], axis=1).astype(np.int32)
-
-
-def nearest_versions(hashes: np.ndarray, kept: np.ndarray, new: np.ndarray, n_workers: int) -> np.ndarray:
-    """For each pair of images the nearest version, and the nearest mirrored one: int32 [M, 4], rows as in `Candidate`.
-
-    hashes: uint64 [N, P]; kept: the images that are compared, ascending; new: those of them of which a pair must have one,
-    all for a search without known results. Time is linear in N up to about 2 ** 20; then a place of the table has several
-    hashes. Independent of `n_workers`.
-    """
-    if not len(new):
-        return np.empty((0, 4), np.int32)
-    unchanged, by = hashes[kept, 0], masks(len(kept))
-    if len(new) <= FEW_NEW and len(new) < len(kept) / 10:
-        codes = [_codes_of_one(hashes, kept, unchanged, by, one) for one in tqdm(new.tolist(), **_bar("search"))]
-        return _decoded(_best(codes), len(hashes))
-    is_new = np.zeros(len(hashes), bool)
-    is_new[new] = True
-
-    def codes_of(mask: np.uint64) -> np.ndarray:
-        table, codes = _Table(unchanged, mask), [np.empty(0, np.uint64)]
-        for start in range(0, len(kept), CHUNK_IMAGES):
-            images = kept[start : start + CHUNK_IMAGES]
-            for asked, near in table.near(hashes[images].ravel()):
-                row, probe = np.divmod(asked, hashes.shape[1])
-                i, j = images[row], kept[near]
-                wanted = is_new[i] | is_new[j]
-                codes.append(_codes(hashes, i[wanted], probe[wanted], j[wanted]))
-            if sum(map(len, codes)) > CHUNK_CODES:
-                codes = [_best(codes)]
-        return _best(codes)
-
-    best = np.empty(0, np.uint64)
-    with ThreadPoolExecutor(n_workers) as pool:
-        for found in tqdm(pool.map(codes_of, by), total=len(by), **_bar("search")):
-            best = _best([best, found])
-    return _decoded(best, len(hashes))
-
-
-def _codes_of_one(hashes: np.ndarray, kept: np.ndarray, unchanged: np.ndarray, by: np.ndarray, one: int) -> np.ndarray:
-    """The codes of all pairs with an image: of those that the masks find, by comparing all."""
-    codes = []
-    for start in range(0, len(kept), CHUNK_IMAGES):
-        images = kept[start : start + CHUNK_IMAGES]
-        differences = hashes[images] ^ hashes[one, 0]
-        row, probe = np.nonzero(np.bitwise_count(differences) <= MAX_DISTANCE)
-        found = _is_found(differences[row, probe], by)
-        codes.append(_codes(hashes, images[row[found]], probe[found], np.full(found.sum(), one)))
-        differences = hashes[one][:, None] ^ unchanged[start : start + CHUNK_IMAGES]
-        probe, row = np.nonzero(np.bitwise_count(differences) <= MAX_DISTANCE)
-        found = _is_found(differences[probe, row], by)
-        codes.append(_codes(hashes, np.full(found.sum(), one), probe[found], images[row[found]]))
-    return _best(codes)
-
-
-def _is_found(differences: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """Whether hashes that differ in these bits, uint64 [M], are equal in a mask: bool [M]."""
-    return ((differences[:, None] & by) == 0).any(axis=1)
-
-
-def _bar(part: str) -> dict[str, Any]:
-    return {"desc": part, "disable": None, "leave": False}
-
-
 class Known(NamedTuple):
     """The results of an earlier search, as positions among the images of this one."""
 
@@ -387,7 +229,7 @@ def _results(
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # many small images: threads over images gain more
     try:
-        with ThreadPoolExecutor(n_workers) as pool, tqdm(total=len(new), **_bar("compare")) as progress:
+        with ThreadPoolExecutor(n_workers) as pool, tqdm(total=len(new), desc="compare", disable=None, leave=False) as progress:
             for start in range(0, len(new), BLOCK_PAIRS):
                 block = new[start : start + BLOCK_PAIRS]
                 parts = np.array_split(candidates[block], max(len(block) // 64, 1))
@@ -411,9 +253,6 @@ def _version_codes(results: np.ndarray, n_images: int) -> np.ndarray:
     return (results["i"].astype(np.int64) * n_images + results["j"]) * len(PROBES) + results["probe"]
 
 
-Candidate = tuple[int, int, int, int]  # (i, j, probe, distance): the version `probe` of i is near the unchanged j
-
-
 def _candidates(fingerprints: Fingerprints, known: Known, n_workers: int) -> np.ndarray:
     """Rows as in `Candidate`: int32 [M, 4], by pair.
 
@@ -431,10 +270,10 @@ def _candidates(fingerprints: Fingerprints, known: Known, n_workers: int) -> np.
     i, j = results["i"], results["j"]
     results = results[is_seen[i] & is_seen[j] & is_kept[i] & is_kept[j]]
     before = np.stack([results[name] for name in ("i", "j", "probe", "distance")], axis=1).astype(np.int64)
-    found = nearest_versions(hashes, kept, kept[~is_seen[kept]], n_workers).astype(np.int64)
+    found = nearest_versions(hashes, MIRRORED, kept, kept[~is_seen[kept]], n_workers).astype(np.int64)
     of_crowd = np.stack([textured[first[rank >= CROWD]], crowd, np.zeros_like(crowd)], axis=1)
     rows = np.concatenate([before[:, [0, 1, 2]], found[:, [0, 1, 2]], of_crowd])
-    return _decoded(_best([_codes(hashes, rows[:, 0], rows[:, 2], rows[:, 1])]), len(hashes))
+    return decoded(best_codes([codes_of(hashes, MIRRORED, rows[:, 0], rows[:, 2], rows[:, 1])]), len(hashes))
 
 
 def _ranks(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import log_expit, logit, logsumexp
+from tqdm import tqdm
 
 from fieldguide.checks.splits import assign_folds
 
@@ -157,7 +158,7 @@ def _discriminant_scores(
     n_others = min(N_CANDIDATES, n_classes - 1)
     classes = np.empty((len(targets), 1 + n_others), np.int64)
     scores = np.empty(classes.shape)
-    for fold in range(N_FOLDS):
+    for fold in tqdm(range(N_FOLDS), unit="fold", desc="judge", disable=None):
         weights, bias = _discriminants(products.sum(0) - products[fold], sums.sum(0) - sums[fold], counts.sum(0) - counts[fold])
         for chunk in _chunks(np.flatnonzero(folds == fold), n_classes):
             values = unit_vectors(vectors, chunk) @ weights.T + bias
@@ -193,7 +194,7 @@ def _similarities(
     starts = np.searchsorted(classes.ravel()[order], numbers)
     first_members = np.searchsorted(targets[by_class], numbers)
     random = np.random.Generator(np.random.Philox(key=[SEED, 2]))
-    for number in range(len(starts) - 1):
+    for number in tqdm(range(len(starts) - 1), unit="class", desc="compare", disable=None):
         members = by_class[first_members[number] : first_members[number + 1]]
         if len(members) > N_REFERENCES:
             members = np.sort(random.choice(members, N_REFERENCES, replace=False))

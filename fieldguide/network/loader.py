@@ -232,7 +232,7 @@ def _start_worker(_: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
 
 
-def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> torch.Tensor:
+def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, progress: bool = True) -> torch.Tensor:
     """The images of `rows` in their order: uint8 `[N, 3, image_px, image_px]`, RGB, channels last in memory.
 
     Raises `UserError` naming the first image that cannot be decoded.
@@ -241,13 +241,13 @@ def decode_all(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> 
     pixels = decoder.empty(len(rows))
     with faults_named(rows["id"]), decoder.reader(decoder.files) as read, ThreadPoolExecutor(n_workers) as pool:
         filled = pool.map(decoder.fill, pixels, range(len(rows)), repeat(read))
-        deque(tqdm(filled, total=len(rows), unit="image", desc="decode", disable=None), maxlen=0)
+        deque(tqdm(filled, total=len(rows), unit="image", desc="decode", disable=None if progress else True), maxlen=0)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def decode_pixels(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> np.ndarray:
+def decode_pixels(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, progress: bool = True) -> np.ndarray:
     """The images of `rows` in the input format of an ONNX file: uint8 `[N, image_px, image_px, 3]`, RGB."""
-    return decode_all(rows, raw, image_px, n_workers).permute(0, 2, 3, 1).numpy()
+    return decode_all(rows, raw, image_px, n_workers, progress).permute(0, 2, 3, 1).numpy()
 
 
 def open_images(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from fieldguide.core.artifacts import Agreement
 from fieldguide.core.errors import UserError, run_command
@@ -125,14 +126,17 @@ def compare(
 ) -> tuple[np.ndarray, float]:
     """Predictions, int64 `[batch sizes, N]`, and the largest difference from the probabilities `expected`, `[N, K]`, if any."""
     predicted, largest = np.empty((len(batch_sizes), len(places)), np.int64), 0.0
-    for start, pixels in _chunks(classifier, raw, places):
-        for row, batch_size in zip(predicted, batch_sizes, strict=True):
-            for first in range(0, len(pixels), batch_size):
-                probabilities = classifier.probabilities(pixels[first : first + batch_size])
-                here = slice(start + first, start + first + len(probabilities))
-                row[here] = probabilities.argmax(axis=1)
-                if expected is not None:
-                    largest = np.maximum(largest, np.abs(probabilities - expected[here]).max())  # keeps nan
+    hidden = not sys.stdout.isatty()  # the parent reads standard error
+    with tqdm(total=predicted.size, unit="image", desc="ONNX Runtime", file=sys.stdout, disable=hidden) as progress:
+        for start, pixels in _chunks(classifier, raw, places):
+            for row, batch_size in zip(predicted, batch_sizes, strict=True):
+                for first in range(0, len(pixels), batch_size):
+                    probabilities = classifier.probabilities(pixels[first : first + batch_size])
+                    here = slice(start + first, start + first + len(probabilities))
+                    row[here] = probabilities.argmax(axis=1)
+                    if expected is not None:
+                        largest = np.maximum(largest, np.abs(probabilities - expected[here]).max())  # keeps nan
+                    progress.update(len(probabilities))
     return predicted, float(largest)
 
 

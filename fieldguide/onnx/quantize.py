@@ -5,7 +5,7 @@ the range of scores exceeds half precision.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
+from tqdm import tqdm
 
 from fieldguide.core.artifacts import Int8Form, SmallerForm
 from fieldguide.onnx.classifier import INPUT_NAME, MAPS_NAME, OnnxClassifier
@@ -48,8 +49,14 @@ class SmallerForms:
 
 def smaller_forms(source: Path, metadata: dict[str, Any], calibration: np.ndarray, valid: ImageSample) -> SmallerForms:
     """Both forms of `source`; INT8 is calibrated on `calibration`, uint8 `[N, H, W, 3]`, by the best method on valid."""
-    with quiet(), ThreadPoolExecutor(len(METHODS)) as pool:  # NumPy and ONNX Runtime compute without the GIL
-        forms = dict(zip(METHODS, pool.map(lambda method: to_int8(source, calibration, method), METHODS), strict=True))
+    n_images = len(METHODS) * len(calibration)
+    with (
+        tqdm(total=n_images, unit="image", desc="ranges for INT8", disable=None) as progress,
+        quiet(),
+        ThreadPoolExecutor(len(METHODS)) as pool,  # NumPy and ONNX Runtime compute without the GIL
+    ):
+        each = pool.map(lambda method: to_int8(source, calibration, method, progress.update), METHODS)
+        forms = dict(zip(METHODS, each, strict=True))
     found = _scores(forms, metadata, valid)
     method = max(found, key=lambda name: found[name])
     valid_accuracy = {name: score.n_right / len(valid) for name, score in found.items()}
@@ -95,8 +102,8 @@ def _scores(forms: Mapping[str, onnx.ModelProto], metadata: dict[str, Any], samp
 class _Images(CalibrationDataReader):
     """Calibration images in batches, for ONNX Runtime; asks for one activation map, as an empty one has no range."""
 
-    def __init__(self, pixels: np.ndarray, has_activation: bool) -> None:
-        self.pixels = pixels
+    def __init__(self, pixels: np.ndarray, has_activation: bool, done: Callable[[int], object]) -> None:
+        self.pixels, self.done = pixels, done
         self.asked = {MAPS_NAME: np.array([1])} if has_activation else {}
 
     def __len__(self) -> int:
@@ -107,13 +114,20 @@ class _Images(CalibrationDataReader):
         self.batches = [self.pixels[BATCH * start_index : BATCH * end_index]]
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return {INPUT_NAME: self.batches.pop()} | self.asked if self.batches else None
+        if not self.batches:
+            return None
+        batch = self.batches.pop()
+        self.done(len(batch))
+        return {INPUT_NAME: batch} | self.asked
 
 
-def to_int8(source: Path, pixels: np.ndarray, method: str) -> onnx.ModelProto:
+def to_int8(
+    source: Path, pixels: np.ndarray, method: str, done: Callable[[int], object] = lambda n_images: None
+) -> onnx.ModelProto:
     """Weights int8 per channel, activations uint8 with ranges calibrated on `pixels`, uint8 `[N, H, W, 3]`; QDQ format.
 
-    Prints and warns outside of `quiet`, which acts on all threads and is therefore the caller's.
+    `done` is called with the number of images of each batch. Prints and warns outside of `quiet`, which acts on all threads and
+    is therefore the caller's.
     """
     calibrate_method, options = METHODS[method]
     model = onnx.load(source)
@@ -123,7 +137,7 @@ def to_int8(source: Path, pixels: np.ndarray, method: str) -> onnx.ModelProto:
         quantize_static(
             own,
             target,
-            _Images(pixels, len(model.graph.input) > 1),
+            _Images(pixels, len(model.graph.input) > 1, done),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,  # without VNNI, sums of two 8-bit products saturate (ONNX Runtime, "Quantize ONNX models")

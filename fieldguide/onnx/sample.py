@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from fieldguide.network.loader import decode_pixels
 from fieldguide.onnx.proof import BATCH_SIZES, CHUNK, Place
@@ -38,13 +39,20 @@ class ImageSample:
         """The images in their order: uint8 `[at most CHUNK, image_px, image_px, 3]`, RGB."""
         for start in range(0, len(self), CHUNK):
             rows = self.rows.iloc[start : start + CHUNK].reset_index(drop=True)
-            yield decode_pixels(rows, self.raw, self.image_px, self.n_workers)
+            yield decode_pixels(rows, self.raw, self.image_px, self.n_workers, progress=False)
 
-    def batches(self) -> Iterator[np.ndarray]:
-        """The images in batches of the largest size that is proved: uint8 `[B, image_px, image_px, 3]`, RGB."""
+    def batches(self, what: str) -> Iterator[np.ndarray]:
+        """The images in batches of the largest size that is proved: uint8 `[B, image_px, image_px, 3]`, RGB.
+
+        `what` is done with them, in a word for the progress.
+        """
         size = max(BATCH_SIZES)
-        for pixels in self.chunks():
-            yield from (pixels[first : first + size] for first in range(0, len(pixels), size))
+        with tqdm(total=len(self), unit="image", desc=what, disable=None) as progress:
+            for pixels in self.chunks():
+                for first in range(0, len(pixels), size):
+                    batch = pixels[first : first + size]
+                    yield batch
+                    progress.update(len(batch))
 
     @property
     def places(self) -> list[Place]:
@@ -78,7 +86,7 @@ def stratified(rows: pd.DataFrame, n: int = SAMPLE_IMAGES) -> np.ndarray:
 def scores(predictors: Mapping[str, Predict], sample: ImageSample) -> dict[str, Score]:
     """The score of each on the sample, which is decoded once for all."""
     n_right, log_likelihood, start = dict.fromkeys(predictors, 0), dict.fromkeys(predictors, 0.0), 0
-    for pixels in sample.batches():
+    for pixels in sample.batches(f"accuracy of {', '.join(predictors)}"):
         targets = sample.targets[start : start + len(pixels)]
         start += len(pixels)
         for name, predict in predictors.items():

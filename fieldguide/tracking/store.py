@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,10 +22,12 @@ import numpy as np
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import atomic_path
+from fieldguide.core.headlines import TRACKED
 from fieldguide.core.paths import project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
     from fieldguide.tracking.journal import Journal
 
@@ -43,6 +45,17 @@ MODEL_NOTE = (  # MLflow shows it on the model's page
     "Input: pixels as whole numbers from 0 to 255, uint8 [N, H, W, 3], RGB. `mlflow models serve` casts others without a word:"
     " pixels scaled to 0..1 all become 0, a black image."
 )
+VIEW_NAME = "headlines"  # of a view of the table of runs, in its address: #/experiments/1/runs?viewStateShareKey=headlines
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW_NAME}"
+VIEW_COLUMNS = ("test_accuracy", "test_macro_f1", "valid_accuracy", "suspected_labels", "latency_ms")
+VIEW = json.dumps(
+    {
+        "searchFilter": f"tags.`{STAGE_TAG}` = 'train'",
+        "selectedColumns": [f"metrics.`{TRACKED[name]}`" for name in VIEW_COLUMNS],
+    }
+)
+VIEW_NOTE = "[The trainings with five headlines as columns](#/experiments/{id}/runs?viewStateShareKey=" + VIEW_NAME + ")"
+NOTE_TAG = "mlflow.note.content"  # MLflow shows it on the page of an experiment, run or model
 MODEL_NEEDS = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")  # to load and serve it; MLflow's own detection takes seconds
 DEFAULTS = {  # set here, because MLflow reads some of them when it is imported
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -155,7 +168,7 @@ class Store:
         run_id = self._id(journal, entry["of"])
         query = f"name = '{MODEL}' AND source_run_id = '{run_id}' AND tags.`{ONNX_TAG}` = '{entry['md5']}'"
         models = self.client.search_logged_models([self.experiment_id], query)
-        tags = {CHECKPOINT_TAG: entry["of"], ONNX_TAG: entry["md5"], "mlflow.note.content": MODEL_NOTE}
+        tags = {CHECKPOINT_TAG: entry["of"], ONNX_TAG: entry["md5"], NOTE_TAG: MODEL_NOTE}
         model = models[0] if models else self.client.create_logged_model(self.experiment_id, MODEL, run_id, tags)
         if model.status == "READY":
             return
@@ -288,17 +301,29 @@ def _follow_project(database: Path, artifacts: str) -> None:
 
 
 def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
-    """The id of the experiment, which is created if there is none."""
+    """The id of the experiment, which is created if there is none, with the view of its runs."""
     from mlflow.exceptions import MlflowException
 
     if experiment := client.get_experiment_by_name(EXPERIMENT):
+        _describe(client, experiment)
         return experiment.experiment_id
     try:
-        return client.create_experiment(EXPERIMENT, artifacts)
+        client.create_experiment(EXPERIMENT, artifacts)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return _experiment(client, artifacts)  # another client of the server was first
+            raise  # else another client of the server was first
+    return _experiment(client, artifacts)
+
+
+def _describe(client: "MlflowClient", experiment: "Experiment") -> None:
+    """Sets the view of the runs and, where a user wrote no description, one that links it."""
+    from mlflow.exceptions import MlflowException
+
+    tags = {NOTE_TAG: VIEW_NOTE.format(id=experiment.experiment_id)} | experiment.tags | {VIEW_TAG: VIEW}
+    with suppress(MlflowException):  # a user who may only read
+        for name in (NOTE_TAG, VIEW_TAG):
+            if experiment.tags.get(name) != tags[name]:
+                client.set_experiment_tag(experiment.experiment_id, name, tags[name])
 
 
 def _save_model(file: Path, example: np.ndarray, target: Path, model_id: str, run_id: str) -> None:

@@ -25,12 +25,14 @@ from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
 
+from fieldguide.core.headlines import TRACKED
 from fieldguide.onnx.classifier import OUTPUT_NAMES, OnnxClassifier
 from fieldguide.tracking import run as tracking
 from fieldguide.tracking.journal import new_journal
 from fieldguide.tracking.sender import send_all, unsent_journals
-from fieldguide.tracking.store import CHECKPOINT_TAG, DEFAULTS, LOCATIONS, in_words
+from fieldguide.tracking.store import CHECKPOINT_TAG, DEFAULTS, LOCATIONS, NOTE_TAG, VIEW_COLUMNS, VIEW_TAG, in_words
 from support import ROOT
+from support.browser import MARKS, chromium
 from support.mean_colour import NAMES, PX, mean_colour_network, save
 from support.settings import PARAMS
 
@@ -178,6 +180,24 @@ def test_the_store_lies_at_the_root_whatever_the_working_folder(root: Path) -> N
     run = start_run()
     assert stored(root, id_of(root, run)).info.status == "FINISHED"
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_the_experiment_has_a_view_of_its_trainings_and_links_it_where_nobody_described_it(
+    copied_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(copied_root))
+    store = client(copied_root)
+    experiment = store.get_experiment_by_name("fieldguide")
+    view = json.loads(experiment.tags[VIEW_TAG])
+    assert [TRACKED[name] for name in VIEW_COLUMNS] == [
+        column.removeprefix("metrics.`")[:-1] for column in view["selectedColumns"]
+    ]
+    assert f"#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=" in experiment.tags[NOTE_TAG]
+    store.set_experiment_tag(experiment.experiment_id, NOTE_TAG, "ours")
+    store.set_experiment_tag(experiment.experiment_id, VIEW_TAG, "an older one")
+    id_of(copied_root, start_run())
+    again = store.get_experiment_by_name("fieldguide").tags
+    assert (again[NOTE_TAG], json.loads(again[VIEW_TAG])) == ("ours", view)
 
 
 def test_without_dvc_the_root_is_the_working_folder(copied_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -694,6 +714,20 @@ def work(tmp_path: Path) -> Path:
     folder.mkdir()
     save(folder, mean_colour_network())
     return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("browser", [pytest.param(None, marks=MARKS)])
+def test_mlflows_table_of_trainings_has_the_headlines_as_columns(server: Server, work: Path, browser: None) -> None:
+    server.start()
+    trained_with(work, server.uri)
+    with chromium() as launched:
+        page = launched.new_page(viewport={"width": 1600, "height": 900})
+        page.goto(f"{server.uri}/#/experiments/1/runs?viewStateShareKey=headlines")
+        for name in VIEW_COLUMNS:
+            page.get_by_role("columnheader", name=TRACKED[name], exact=True).wait_for()
+        assert page.get_by_role("columnheader", name="Source").count() == 0  # of the columns that MLflow shows otherwise
+        assert page.get_by_text("evaluate", exact=True).count() == 0  # child runs
 
 
 @pytest.mark.slow

@@ -6,13 +6,15 @@ The planted set of tests/support/planted.py is also what benchmarks/near_duplica
 import zipfile
 
 import cv2
+import numba
 import numpy as np
 import pytest
 from numpy.random import default_rng
 
+from fieldguide.checks import hash_search
 from fieldguide.checks import near_duplicates as module
+from fieldguide.checks.hash_search import MAX_DISTANCE, masks, nearest_versions
 from fieldguide.checks.near_duplicates import (
-    MAX_DISTANCE,
     MIRRORED,
     PROBES,
     RESULT,
@@ -21,9 +23,7 @@ from fieldguide.checks.near_duplicates import (
     NearDuplicate,
     compare_pairs,
     fingerprint,
-    masks,
     near_duplicates,
-    nearest_versions,
 )
 from fieldguide.sources.sample import photographs
 from support import REAL_DATA
@@ -136,8 +136,8 @@ def test_the_result_does_not_depend_on_what_is_held_in_memory_at_once(monkeypatc
     pairs = pairs_of(images)
     monkeypatch.setattr(module, "BLOCK_PAIRS", 2)
     monkeypatch.setattr(module, "CHUNK_IMAGES", 2)
-    monkeypatch.setattr(module, "CHUNK_PAIRS", 5)
-    monkeypatch.setattr(module, "CHUNK_CODES", 7)
+    monkeypatch.setattr(hash_search, "CHUNK_IMAGES", 2)
+    monkeypatch.setattr(hash_search, "CHUNK_CODES", 7)
     assert pairs_of(images) == pairs
     assert len(pairs) >= 6
 
@@ -208,15 +208,34 @@ def all_nearest(hashes: np.ndarray, images: np.ndarray, by: np.ndarray) -> list[
 def test_the_search_finds_what_comparing_all_pairs_finds(
     n_images: int, exact_up_to: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EXACT_UP_TO", exact_up_to)
+    monkeypatch.setattr(hash_search, "EXACT_UP_TO", exact_up_to)
     hashes = clustered_hashes(n_images)
     kept = np.delete(np.arange(n_images), [2, 5])
     every = all_nearest(hashes, kept, np.zeros(1, np.uint64) if exact_up_to > n_images else masks(len(kept)))
-    assert list(map(tuple, nearest_versions(hashes, kept, kept, 2).tolist())) == every
+    assert list(map(tuple, nearest_versions(hashes, MIRRORED, kept, kept, 2).tolist())) == every
     assert len(every) >= 3
     for new in (kept[::3], kept[3:4], kept[:0]):
         some = [row for row in every if np.isin(row[:2], new).any()]
-        assert list(map(tuple, nearest_versions(hashes, kept, new, 1).tolist())) == some
+        assert list(map(tuple, nearest_versions(hashes, MIRRORED, kept, new, 1).tolist())) == some
+
+
+@pytest.mark.parametrize("name", ["SOME_CODES", "CHUNK_CODES", "CHUNK_IMAGES"])
+def test_neither_the_room_for_codes_nor_the_chunks_change_what_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = clustered_hashes(150)
+    every = np.arange(150)
+    expected = [nearest_versions(hashes, MIRRORED, every, new, 1) for new in (every, every[:3])]
+    monkeypatch.setattr(hash_search, name, 7)
+    found = [nearest_versions(hashes, MIRRORED, every, new, 2) for new in (every, every[:3])]
+    assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert len(expected[0]) > len(expected[1]) > 0
+
+
+def test_where_nothing_can_be_written_the_loops_are_compiled_for_this_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locator(*_: object) -> None:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "__init__", no_locator)
+    assert hash_search.compiled(lambda x: x + 1)(1) == 2
 
 
 def patterns(n_bits: int) -> np.ndarray:
@@ -243,14 +262,14 @@ def test_short_keys_miss_no_difference_of_ten_bits() -> None:
 
 
 def test_long_keys_miss_no_difference_of_eight_bits_and_few_of_ten() -> None:
-    assert not_found(patterns(8), module.EXACT_UP_TO + 1) == 0
+    assert not_found(patterns(8), hash_search.EXACT_UP_TO + 1) == 0
     rng = default_rng(0)
-    by = masks(module.EXACT_UP_TO + 1)
+    by = masks(hash_search.EXACT_UP_TO + 1)
     missed = []
     for n_bits in (9, 10):
         bits = rng.random((20_000, 64)).argsort(axis=1)[:, :n_bits].astype(np.uint64)
         differences = np.bitwise_or.reduce(np.uint64(1) << bits, axis=1)
-        missed.append(1 - module._is_found(differences, by).mean())
+        missed.append(1 - ((differences[:, None] & by) == 0).any(axis=1).mean())
     assert missed[0] < 0.004
     assert missed[1] < 0.04
 

@@ -63,7 +63,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of images of each decoding; an image is one pixel, of the value of its row."""
     sizes: list[int] = []
 
-    def decode_pixels(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -> np.ndarray:
+    def decode_pixels(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int, progress: bool) -> np.ndarray:
         assert rows.index[0] == 0
         sizes.append(len(rows))
         return rows["given_label"].to_numpy(dtype=np.uint8)[:, None, None, None]
@@ -80,7 +80,7 @@ def drawn(n_classes: int, each: int) -> ImageSample:
 def test_a_large_split_is_read_in_chunks_and_never_whole(decoded: list[int]) -> None:
     sample = drawn(4, 1_000)
     assert len(sample) == SAMPLE_IMAGES == 2_000
-    batches = list(sample.batches())
+    batches = list(sample.batches("look"))
     assert decoded == [CHUNK] * 4 + [2_000 - 4 * CHUNK]
     assert {len(batch) for batch in batches[:-1]} == {max(BATCH_SIZES)}
     assert (np.concatenate(batches)[:, 0, 0, 0] == sample.targets).all()
