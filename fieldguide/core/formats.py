@@ -35,7 +35,7 @@ class Kind:
     @property
     def phrase(self) -> str:
         """`a HEIC`, `an archive`."""
-        return f"an {self.name}" if self.name[0].lower() in "aeio" or self.name == "SVG" else f"a {self.name}"
+        return f"an {self.name}" if self.name[0].lower() in "aeio" or self.name in ("SVG", "XMP sidecar") else f"a {self.name}"
 
     @property
     def is_left_out(self) -> bool:
@@ -79,6 +79,7 @@ SIGNATURES = [  # of any bytes: a repetition must match in one way only (`*+`, `
         (rb"SQLite format 3\0|\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("database")),  # and Thumbs.db
         (rb"\0\0[\x01\x02]\0[^\0]", Kind("icon")),
         (rb"\s*<(?:\?xml[^>]*>(?:\s|<!--(?>.*?-->)|<!DOCTYPE[^>]*>)*+<svg|svg)", Kind("SVG")),
+        (rb"(?:\xef\xbb\xbf)?\s*+(?:<\?x[^>]*>\s*+)*+<x:xmpmeta", Kind("XMP sidecar")),
     )
 ]
 RAW_SUFFIXES = frozenset(

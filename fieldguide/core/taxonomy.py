@@ -17,8 +17,10 @@ import numpy as np
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import text_of
+from fieldguide.core.names import MAX_BLOCKS, name_groups
 
 RANKS = ("genus", "family", "order")  # from narrow to wide
+PLURALS = {"genus": "genera", "family": "families", "order": "orders"}
 COLUMNS = ("class_name", "common_name", "scientific_name", *RANKS)
 MAX_NAMED = 5  # classes in a message
 
@@ -135,6 +137,32 @@ def ranks_of(taxonomy: Mapping[str, Taxon], class_names: Sequence[str]) -> tuple
             ranks.append(Rank(rank, tuple(name for _, name in groups), of_class, answerable))
             narrower = of_class
     return tuple(ranks)
+
+
+class Groups(NamedTuple):
+    """Groups of classes: what they are, in the plural, and the group of each class."""
+
+    what: str
+    of_class: list[str]
+
+
+def class_groups(class_names: Sequence[str], ranks: Sequence[Rank]) -> Groups | None:
+    """By which many classes are told in a table or picture of bounded size; None where there is nothing to group by.
+
+    Taxa of the narrowest rank that has at most `MAX_BLOCKS` groups, or of the widest, if half of the classes have one; else the
+    first words of their names (`name_groups`).
+    """
+    fitting: Groups | None = None
+    for rank in reversed(ranks):
+        groups = [rank.names[k] for k in rank.of_class]
+        has_taxon = [group != name for group, name in zip(groups, class_names, strict=True)]
+        n_taxa = len(set(itertools.compress(groups, has_taxon)))
+        if 2 * sum(has_taxon) >= len(class_names) and (fitting is None or n_taxa <= MAX_BLOCKS):
+            fitting = Groups(PLURALS[rank.name], groups)
+    if fitting:
+        return fitting
+    by_name = name_groups(class_names)
+    return Groups("groups by the first words of the name", by_name) if by_name else None
 
 
 def narrowest(

@@ -5,19 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fieldguide.core.names import MAX_BLOCKS, name_groups
+from fieldguide.core.names import MAX_BLOCKS
 
 OTHERS = "… {:,} others"  # sorts behind every name, also in Vega
 
 
-def confused_blocks(names: Sequence[str], targets: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
+def confused_blocks(groups: Sequence[str], targets: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
     """Images (`n`) by the blocks of `truth` and `predicted`, at most `MAX_BLOCKS` squared rows; targets, predicted: int `[N]`.
 
-    A block is a group of `name_groups`, or a class where there are none. If there are more than `MAX_BLOCKS`, those of the most
-    confused pairs are shown and the others are one block. Time and memory grow with images and classes.
+    groups: the block of each class (`class_groups`), or its name where there are none. If there are more blocks than
+    `MAX_BLOCKS`, those of the most confused pairs are shown and the others are one. Memory grows with images and classes.
     """
-    groups = name_groups(names)
-    blocks, block_of = np.unique(np.array(names if groups is None else groups, dtype=str), return_inverse=True)
+    blocks, block_of = np.unique(np.array(groups, dtype=str), return_inverse=True)
     truth, answer = block_of[targets], block_of[predicted]
     if len(blocks) > MAX_BLOCKS:
         shown = most_confused(truth, answer, len(blocks))[: MAX_BLOCKS - 1]

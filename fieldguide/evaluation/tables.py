@@ -16,6 +16,7 @@ from fieldguide.core.paths import (
     SUBMISSION_CSV,
     confusion_csv,
 )
+from fieldguide.core.taxonomy import class_groups
 from fieldguide.evaluation.blocks import confused_blocks
 from fieldguide.evaluation.metrics import N_BEST, SHARES, Answers, accuracy_interval, confidence_bins, coverage_curve
 from fieldguide.evaluation.summary import Evaluation, LabelledSplit
@@ -115,7 +116,9 @@ def confusions(split: LabelledSplit | None) -> pd.DataFrame:
     Of more than `MAX_NAMED_CLASSES` classes the images (`n`) of each pair of blocks, since DVC's page holds the whole table.
     """
     if split and len(split.class_names) > MAX_NAMED_CLASSES:
-        return confused_blocks(split.class_names.tolist(), split.targets, split.answers.predicted)
+        names = split.class_names.tolist()
+        groups = class_groups(names, split.answers.ranks)
+        return confused_blocks(groups.of_class if groups else names, split.targets, split.answers.predicted)
     truth, predicted = (split.class_names[[split.targets, split.answers.predicted]]) if split else ([], [])
     return pd.DataFrame({"truth": truth, "predicted": predicted})
 

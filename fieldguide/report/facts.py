@@ -24,7 +24,7 @@ from fieldguide.core.artifacts import (
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash
 from fieldguide.core.manifest import held_out_split
-from fieldguide.core.names import MAX_NAMED_CLASSES, SPLITS, name_groups
+from fieldguide.core.names import MAX_NAMED_CLASSES, SPLITS
 from fieldguide.core.paths import (
     BATCH_PNG,
     CALIBRATION,
@@ -50,7 +50,7 @@ from fieldguide.core.paths import (
     confusion_csv,
     stage_metrics,
 )
-from fieldguide.core.taxonomy import Taxon, read_taxonomy
+from fieldguide.core.taxonomy import Groups, Taxon, class_groups, ranks_of, read_taxonomy
 
 TABLES = {
     "classes": CLASSES_CSV,
@@ -118,9 +118,14 @@ class Facts:
         return read_taxonomy(TAXONOMY, self.class_names)
 
     @cached_property
+    def class_groups(self) -> Groups | None:
+        """By which many classes are told."""
+        return class_groups(self.class_names, ranks_of(self.taxonomy, self.class_names))
+
+    @property
     def groups(self) -> dict[str, str]:
-        """The group of each class by the first words of its name; empty where the names have none."""
-        return dict(zip(self.class_names, name_groups(self.class_names) or [], strict=False))
+        """The group of each class; empty where there is nothing to group by."""
+        return dict(zip(self.class_names, self.class_groups.of_class, strict=True)) if self.class_groups else {}
 
     def n_right(self, split: str) -> tuple[int, int]:
         """Images of a split that are classified correctly, and all of them; 0 and 0 for a split without labels."""

@@ -89,10 +89,10 @@ def confusion(facts: Facts, split: str) -> Figure:
 
 def blocks_text(facts: Facts) -> str:
     """What the rows of a confusion of many classes are."""
-    n_groups = len(set(facts.groups.values()))
-    what, n_blocks = ("groups by the first word of the name", n_groups) if n_groups else ("classes", len(facts.class_names))
+    groups = facts.class_groups
+    what, n_blocks = (groups.what, len(set(groups.of_class))) if groups else ("classes", len(facts.class_names))
     if n_blocks <= MAX_BLOCKS:
-        return f"{n_blocks} groups by the first words of the name; the diagonal is the right group"
+        return f"{n_blocks} {what}; the diagonal is right"
     return f"the {MAX_BLOCKS - 1} most confused of {n_blocks:,} {what}, and the others"
 
 

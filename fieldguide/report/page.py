@@ -234,8 +234,9 @@ def colours_text(facts: Facts) -> str:
     """What the colours of the map are."""
     if not facts.many_classes:
         return "a colour per class"
-    few = 0 < len(set(facts.groups.values())) <= MAX_MAP_NAMES
-    return "a colour per group of classes, by the first words of the name" if few else "too many classes for a colour each"
+    groups = facts.class_groups
+    few = groups is not None and len(set(groups.of_class)) <= MAX_MAP_NAMES
+    return f"coloured by {groups.what}" if groups and few else "too many classes for a colour each"
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import read_params
 from fieldguide.core.paths import TAXONOMY
-from fieldguide.core.taxonomy import COLUMNS, RANKS, Taxon, narrowest, ranks_of, read_taxonomy, unlisted
+from fieldguide.core.taxonomy import COLUMNS, RANKS, Groups, Taxon, class_groups, narrowest, ranks_of, read_taxonomy, unlisted
 from fieldguide.sources.catalog import FLOWER_NAMES
 from fieldguide.sources.sample import photographs
 from support import ROOT
@@ -163,3 +163,40 @@ def test_the_projects_table_has_the_species_of_the_default_sample() -> None:
     found = read_taxonomy(ROOT / TAXONOMY, names)
     assert set(found) == set(names)
     assert [rank.name for rank in ranks_of(found, names)] == ["genus", "family"]
+
+
+def taxa_of(n_classes: int, n_genera: int, n_families: int, share: float = 1.0) -> dict[str, Taxon]:
+    """Taxa of that share of the classes `c0`, `c1`, …"""
+    some = range(int(n_classes * share))
+    return {f"c{k}": Taxon(genus=f"Genus{k % n_genera}", family=f"Family{k % n_genera % n_families}") for k in some}
+
+
+@pytest.mark.parametrize(
+    ("taxonomy", "what", "n_groups"),
+    [
+        (taxa_of(200, 20, 5), "genera", 20),
+        (taxa_of(200, 80, 5), "families", 5),  # of at most 40 groups
+        (taxa_of(400, 180, 90), "families", 90),  # the widest there is
+        (taxa_of(200, 20, 5, share=0.6), "genera", 20 + 80),
+        (taxa_of(200, 20, 5, share=0.4), None, 0),
+        ({}, None, 0),
+    ],
+)
+def test_many_classes_are_told_by_taxa_where_half_of_them_have_one(
+    taxonomy: dict[str, Taxon], what: str | None, n_groups: int
+) -> None:
+    names = [f"c{k}" for k in range(400 if what and n_groups == 90 else 200)]
+    groups = class_groups(names, ranks_of(taxonomy, names))
+    if what is None:
+        assert groups is None
+        return
+    assert groups is not None and groups.what == what
+    assert len(set(groups.of_class)) == n_groups
+    rank = RANKS[what == "families"]
+    assert groups.of_class == [getattr(taxonomy[name], rank) if name in taxonomy else name for name in names]
+
+
+def test_without_a_taxonomy_classes_are_told_by_the_first_words_of_their_names() -> None:
+    names = ["Pieris napi", "Pieris rapae", "Vanessa cardui", "Vanessa atalanta"]
+    expected = Groups("groups by the first words of the name", ["Pieris", "Pieris", "Vanessa", "Vanessa"])
+    assert class_groups(names, ()) == expected

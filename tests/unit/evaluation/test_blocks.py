@@ -45,7 +45,7 @@ def test_the_blocks_of_few_groups_are_scikit_learns_matrix_of_the_groups() -> No
     names = species(200, GENERA[:8])
     random = np.random.default_rng(0)
     targets, predicted = random.integers(0, 200, 3000), random.integers(0, 200, 3000)
-    table = confused_blocks(names, targets, predicted)
+    table = confused_blocks(name_groups(names), targets, predicted)
     groups = np.array(name_groups(names))
     found = table.pivot(index="truth", columns="predicted", values="n").fillna(0).to_numpy(int)
     assert np.array_equal(found, confusion_matrix(groups[targets], groups[predicted]))
@@ -59,7 +59,7 @@ def test_of_many_blocks_the_most_confused_are_shown_and_every_image_is_counted(g
     predicted = np.where(random.random(20_000) < 0.9, targets, random.integers(0, 5000, 20_000))
     often = np.repeat([4321, 17], 300)  # mistaken for each other
     targets, predicted = np.concatenate([targets, often]), np.concatenate([predicted, often[::-1]])
-    table = confused_blocks(names, targets, predicted)
+    table = confused_blocks(name_groups(names) or names, targets, predicted)
     assert table["n"].sum() == len(targets)
     assert len(table) <= MAX_BLOCKS**2
     blocks = set(table["truth"]) | set(table["predicted"])
