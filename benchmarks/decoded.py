@@ -4,7 +4,7 @@
 
 Makes JPEGs of 12 to 24 megapixels in turn, and reads all of them in batches as a training does, without training on them: by
 worker processes that decode (`train.loader: streaming`), and from the file of decoded images (`runtime.decoded_gigabytes`),
-twice each. The first epoch of the latter decodes; the second finds the file in the system's cache of the disk, as far as it holds it.
+twice each. The first epoch of the latter decodes; the second finds the file in the system's cache of the disk.
 """
 
 import argparse
