@@ -47,13 +47,17 @@ def measure_speed(
 def _timings(
     calls: Mapping[str, Predict], n_threads: int, pixels: np.ndarray, settings: Benchmark
 ) -> tuple[dict[str, Latency], pd.DataFrame]:
-    """Latency at batch size 1 by backend, and a table of the median throughput of each backend at each batch size."""
+    """Latency at batch size 1 by backend, and a table of the median throughput of each backend at each batch size.
+
+    The throughput at batch size 1 is that of the calls whose latency was measured.
+    """
     single = interleaved_ms(calls, pixels[:1], settings.warmup_runs, settings.latency_runs)
     lines = []
     threads = f"{n_threads} threads" if n_threads > 1 else "1 thread"
     for batch_size in tqdm(settings.batch_sizes, unit="size", desc=f"batches, {threads}", disable=None):
         batch = pixels[np.arange(batch_size) % len(pixels)]
-        for name, times in interleaved_ms(calls, batch, 1, settings.throughput_runs).items():
+        timed = single if batch_size == 1 else interleaved_ms(calls, batch, 0, settings.throughput_runs)
+        for name, times in timed.items():
             rates = batch_size / times * 1000
             lines.append((name, n_threads, batch_size, np.median(rates), rates.min(), rates.max()))
     return {name: latency(times) for name, times in single.items()}, pd.DataFrame(lines, columns=COLUMNS)
