@@ -61,7 +61,7 @@ def main() -> None:
         write_bytes(ONNX, unproved.read_bytes())
 
     valid, train = rows_of(manifest, "valid"), rows_of(manifest, "train")
-    spread = np.unique(np.linspace(0, len(train) - 1, settings.int8_images).astype(int))  # rows are sorted by class
+    spread = np.unique(np.linspace(0, len(train) - 1, settings.int8_images).astype(int))  # rows of folders are sorted by class
     calibrated_on = decode_pixels(train.iloc[spread].reset_index(drop=True), RAW, image_px, n_workers)
     checked_on = draw(valid, facts.classes.targets(valid), RAW, image_px, n_workers)
     forms = smaller_forms(ONNX, metadata, calibrated_on, checked_on)

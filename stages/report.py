@@ -1,7 +1,7 @@
 """Report, model card and charts from the outputs of the other stages.
 
-Reads the metrics and tables under metrics/, data/manifest.csv, data/raw, params.yaml, dvc.lock, and the hashes of checkpoint,
-calibration and ONNX file; writes metrics/report.html (self-contained), metrics/model_card.md, every chart
+Reads the metrics and tables under metrics/, data/manifest.csv, data/taxonomy.csv, data/raw, params.yaml, dvc.lock, and the
+hashes of checkpoint, calibration and ONNX file; writes metrics/report.html (self-contained), metrics/model_card.md, every chart
 under metrics/ as a PNG, and metrics/class_sizes.csv for `dvc plots`. Run it with `dvc repro report`.
 """
 

@@ -19,7 +19,7 @@ Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] to probabilit
 
 
 def timed_ms(call: Callable[[], object]) -> float:
-    """Milliseconds of one call; synchronises the accelerator before and after it."""
+    """Milliseconds of one call; synchronises CUDA, if available, before and after it."""
     _synchronize()
     start = time.perf_counter()
     call()

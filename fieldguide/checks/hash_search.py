@@ -38,7 +38,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def masks(n_images: int) -> np.ndarray:
-    """What hashes are looked up by: hashes are compared if they are equal under one of these masks, uint64.
+    """The masks of the search, uint64: two hashes are compared if they agree under at least one of them.
 
     Bit sampling (Indyk and Motwani 1998), by masks of a covering design that a greedy search found. Up to `EXACT_UP_TO` images
     all hashes within 10 bits are found. Beyond, it is all within 8 bits, 99.7 % of those 9 bits and 97 % of those 10 bits

@@ -12,13 +12,11 @@ from tqdm import tqdm
 from fieldguide.checks.inspected import MEAN_PX, Inspected, InspectedCache, inspected_images
 from fieldguide.checks.near_duplicates import Fingerprints, NearDuplicate, fingerprint, near_duplicates
 from fieldguide.core.files import write_bytes
-from fieldguide.core.images import TooManyPixels, UnreadableImage, inspect, read_encoded, resize
+from fieldguide.core.images import Place, TooManyPixels, UnreadableImage, inspect, read_encoded, resize
 from fieldguide.core.names import SPLITS
 
 INSPECTED_PX = 256  # a larger JPEG is decoded at a smaller scale with at least this side; enough for all comparisons
 BLOCK = 1024  # images that are inspected ahead
-
-Place = tuple[str, int, int]  # file under data/raw, offset and length of the encoded bytes
 
 
 def inspect_images(

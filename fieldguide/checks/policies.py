@@ -119,7 +119,10 @@ def repeated(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _act_on_leaks(frame: pd.DataFrame, policy: str, findings: list[Finding]) -> None:
-    """Marks the rows of `frame` whose photograph is also in a more trusted split; lists copies of unlabelled photographs."""
+    """Marks rows whose photograph is also in a more trusted split and, unless they are dropped, its rows there.
+
+    Lists labelled copies of unlabelled photographs.
+    """
     copies = repeated(frame)
     pairs = leaks(copies)
     rows, twins = pairs["row"], pairs["twin"]

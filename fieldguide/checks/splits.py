@@ -87,7 +87,7 @@ def assign_folds(frame: pd.DataFrame, n_folds: int, seed: int) -> pd.Series:
 
 
 def with_splits(frame: pd.DataFrame, policy: SplitCheck) -> pd.DataFrame:
-    """Draws the splits that the user's photographs do not have from the others."""
+    """Draws valid and test, where the data lack them, from the rows of train and those without a split."""
     fractions = {"test": policy.test_fraction, "valid": policy.valid_fraction}
     absent = {split: fraction for split, fraction in fractions.items() if split not in set(frame["split"])}
     if not absent:
@@ -213,5 +213,5 @@ def _is_mostly_wanted(content: Content, wanted: list[int], _: list[int]) -> bool
 
 
 def _has_only_missing_classes(content: Content, wanted: list[int], shares: list[int]) -> bool:
-    """Whether a split has no image yet of any class in a unit, and is to have some: the unit is larger than their shares."""
+    """Whether a split has no image of any class of a unit and needs some of each; such a unit is larger than their shares."""
     return all(wanted[name] == shares[name] > 0 for name, _ in content)

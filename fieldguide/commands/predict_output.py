@@ -15,7 +15,6 @@ from fieldguide.core.taxonomy import Taxon
 from fieldguide.onnx.classifier import OnnxClassifier, Prediction, TaxonAnswer
 from fieldguide.sources.members import printable
 
-FORMATS = ("table", "csv", "json", "jsonl", "timelapse")
 MEGADETECTOR_VERSION = "1.6"  # of the output format that Timelapse imports: https://lila.science/megadetector-output-format
 ANIMAL, UNKNOWN = "1", "2"  # detection categories; tools look for the name "animal"
 WHOLE_IMAGE = [0.0, 0.0, 1.0, 1.0]
@@ -37,7 +36,7 @@ Outcomes = Iterator[tuple[Photo, Outcome]]
 
 
 def write_outcomes(outcomes: Outcomes, form: str, stream: IO[str], classifier: OnnxClassifier, k: int, width: int) -> None:
-    """Writes all outcomes as one of `FORMATS`; k: answers of each, at most; width: of the names in the table."""
+    """Writes all outcomes in one of the forms of `--format`; k: answers of each, at most; width: of the names in the table."""
     match form:
         case "table":
             _write_table(outcomes, width, stream)

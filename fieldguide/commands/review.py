@@ -23,12 +23,13 @@ from fieldguide.core.machine import n_cores
 from fieldguide.core.paths import CORRECTIONS, MANIFEST
 from fieldguide.onnx.classifier import OnnxClassifier, Prediction
 from fieldguide.review.additions import AdditionDesk, NewPhotograph
-from fieldguide.review.app import LOOPBACK, SETTINGS, create_app
+from fieldguide.review.app import SETTINGS, create_app
 from fieldguide.review.items import Desk, Suggestion
 from fieldguide.review.labels import Images, LabelDesk, Tables, read_images
 from fieldguide.sources.members import LeftOut, is_writable
 from fieldguide.tracking.registry import model_file
 from fieldguide.web.server import Server
+from fieldguide.web.settings import LOOPBACK
 
 PROJECT = Path()
 ADDITIONS = Path("data/additions")

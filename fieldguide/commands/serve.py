@@ -11,9 +11,7 @@ from fieldguide.core.errors import UserError
 from fieldguide.web import memory
 from fieldguide.web.app import bare_host, create_app
 from fieldguide.web.server import CONNECTIONS, Server
-from fieldguide.web.settings import MIB, Settings
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from fieldguide.web.settings import LOOPBACK, MIB, Settings
 
 
 def serve(args: argparse.Namespace) -> None:

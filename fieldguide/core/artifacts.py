@@ -108,7 +108,7 @@ class SplitCheckMetrics(Artifact):
     exact_duplicates: int  # pairs
     leaks: int  # photographs in more than one split: identical or, where they are searched for, near copies
     near_duplicates: NearDuplicateCounts
-    label_conflicts: int  # images with more than one label
+    label_conflicts: int  # photographs with more than one label about which nobody has decided
     missing_classes: dict[str, int]  # by split
     train_images_per_class: ClassSizes | None
     dropped: int
@@ -136,8 +136,8 @@ class LabelCheckMetrics(Artifact):
     accuracy: float  # share of the judged images whose given class is the most probable one, out of fold
     accuracy_low: float
     accuracy_high: float
-    suspected: dict[str, int]  # wrong labels by split, with a probability of 0.3 or more
-    doubtful: int  # labels with a lower one, from 0.02
+    suspected: dict[str, int]  # by split: labels that are wrong with a probability of 0.3 or more
+    doubtful: int  # labels that are wrong with a probability of 0.02 to 0.3
     atypical: int  # images of none of the classes
     missed_copies: int  # pairs that the search for near duplicates did not find
     missed_leaks: int  # of them across splits
@@ -170,7 +170,7 @@ class TrainMetrics(Artifact):
 
 
 class CleanMetrics(Part):
-    """Metrics of the images without a fault (in no other split, or as corrected); without any only `n`, and accuracy None."""
+    """Metrics of images in no other split, or of a split as corrected; without images n is 0 and accuracy None."""
 
     accuracy: float | None
     accuracy_low: float | None = None
@@ -230,7 +230,7 @@ class SplitMetrics(Part):
     sure: float | None = None
     accuracy_when_sure: float | None = None  # also None if no prediction is sure
     as_corrected: OrNoKey[CleanMetrics] = None
-    by_class_size: OrNoKey[dict[str, BandMetrics]] = None  # by the number of train images: 1-5, 6-20, 21-100, 101+
+    by_class_size: OrNoKey[dict[str, BandMetrics]] = None  # by the number of train images: 0, 1-5, 6-20, 21-100, 101+
     by_rank: OrNoKey[dict[str, RankMetrics]] = None  # genus, family, order; of images told at none of them the class is
     useful: OrNoKey[float] = None  # share of images that are told a right class or a right taxon
 
@@ -333,6 +333,9 @@ class GalleryPhotograph(Part):
     activation: str | None
 
 
+N_MISTAKEN, N_TYPICAL = 4, 2  # photographs of a confused pair in the gallery: mistaken ones, and right ones of either class
+
+
 class GalleryPair(Part):
     """A confused pair of classes: `n` of `n_truth` images are mistaken, with photographs of both classes."""
 
@@ -376,7 +379,7 @@ class Agreement(Part):
 
     top1_agreement: float
     max_abs_difference: float  # of a probability
-    ties: int  # images whose two highest probabilities are equal in torch
+    ties: int  # images whose two highest probabilities in torch differ by less than proof.TIE
     accuracy: float
     n: int
 

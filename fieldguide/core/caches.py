@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fieldguide.core.imports import import_closure
 
-ROOT = Path(__file__).resolve().parents[2]  # a link to the library, too
+ROOT = Path(__file__).resolve().parents[2]  # resolved, as the library may be a symlink
 
 
 def cache_key(facts: Iterable[object], module: Path, libraries: Sequence[str]) -> str:
@@ -25,7 +25,7 @@ def cache_key(facts: Iterable[object], module: Path, libraries: Sequence[str]) -
 
 
 def remove_oldest(folder: Path, pattern: str, max_bytes: float) -> None:
-    """Removes the files that were longest not used, until all take at most `max_bytes`; the last used stays."""
+    """Removes the least recently used files until the rest take at most `max_bytes`; the last used stays."""
     with suppress(OSError):
         files = sorted(folder.glob(pattern), key=lambda file: file.stat().st_mtime)
         sizes = [file.stat().st_size for file in files]

@@ -33,7 +33,7 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, Conversion]:
     profile = _profile(encoded) if encoded and len(encoded) <= MAX_PROFILE_BYTES else None
     if profile is None:
         return _plain_rgb(image), _unchanged
-    if profile.mode in ("CMYK", "LAB"):  # channels that cannot wait
+    if profile.mode in ("CMYK", "LAB"):  # neither RGB nor grey: converted before resizing
         return (profile.transform.apply(image) if image.mode == profile.mode else _plain_rgb(image)), _unchanged
     if (profile.mode == "L") != (image.mode in GREY_MODES) or image.mode in ("CMYK", "LAB"):  # the profile of another image
         return _plain_rgb(image), _unchanged

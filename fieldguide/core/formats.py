@@ -105,7 +105,7 @@ def readable() -> str:
 def kind_of(head: bytes, name: str = "") -> Kind:
     """The kind of a file, from its first `HEAD_BYTES` bytes (or all of them).
 
-    The suffix of `name` only tells camera RAW, most of which is TIFF with a preview, from a TIFF.
+    The suffix of `name` only matters for camera RAW: most is TIFF with a preview, some has no known signature.
     """
     if not head:
         return EMPTY

@@ -78,7 +78,7 @@ def headlines(stage: str, metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def tracked_headlines(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The headlines among MLflow's metrics of a run, under the names that `tracked_names` gives them."""
+    """The headlines among MLflow's metrics of a run, by MLflow's names (`TRACKED`)."""
     found = {tracked: _figure(tracked, metrics) for tracked in TRACKED.values()}
     return {tracked: value for tracked, value in found.items() if value is not None}
 

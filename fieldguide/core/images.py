@@ -182,6 +182,9 @@ def upscale(plane: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
 
 
+Place = tuple[str, int, int]  # file under data/raw, offset and length of the encoded bytes
+
+
 def read_encoded(file: Path, offset: int, length: int) -> bytes:
     """The encoded bytes of one image; `file`, `offset` and `length` are those of the manifest."""
     with file.open("rb") as stream:

@@ -20,7 +20,6 @@ ONNX_FP16 = Path("models/model_fp16.onnx")
 ONNX_INT8 = Path("models/model_int8.onnx")
 
 METRICS = Path("metrics")
-EVALUATE = METRICS / "evaluate.json"
 CLASSES_CSV = METRICS / "classes.csv"
 CLASS_SIZES_CSV = METRICS / "class_sizes.csv"
 FINDINGS_CSV = METRICS / "findings.csv"

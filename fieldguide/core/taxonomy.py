@@ -39,9 +39,8 @@ class Taxon(NamedTuple):
 class Rank:
     """The classes of a network grouped at one rank; a class without a taxon is a group of its own.
 
-    names: of the G groups. of_class: the group of each class, int64 `[K]`. answerable: bool `[G]`, whether the group is a taxon
-    that says more than its classes, and less than nothing: of several classes, but not of all, nor of those of one narrower
-    taxon alone.
+    names: of the G groups. of_class: the group of each class, int64 `[K]`. answerable: bool `[G]`, whether an unsure prediction
+    can be reported as the group: a taxon of several classes, but not of all, nor only of those of one narrower taxon.
     """
 
     name: str
@@ -147,7 +146,7 @@ class Groups(NamedTuple):
 
 
 def class_groups(class_names: Sequence[str], ranks: Sequence[Rank]) -> Groups | None:
-    """By which many classes are told in a table or picture of bounded size; None where there is nothing to group by.
+    """The groups by which a table or chart of bounded size shows many classes; None if there are none.
 
     Taxa of the narrowest rank that has at most `MAX_BLOCKS` groups, or of the widest, if half of the classes have one; else the
     first words of their names (`name_groups`).

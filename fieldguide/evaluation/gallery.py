@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldguide.core.artifacts import Gallery, GalleryPair, GalleryPhotograph
+from fieldguide.core.artifacts import N_MISTAKEN, N_TYPICAL, Gallery, GalleryPair, GalleryPhotograph
 from fieldguide.core.images import encode_jpeg
 from fieldguide.core.names import common_name
 from fieldguide.evaluation.answers import TrainedNetwork
@@ -22,7 +22,6 @@ from fieldguide.onnx.heatmap import overlay, supporting
 THUMBNAIL_PX = 144  # side of the photographs
 N_WRONG, N_RIGHT = 32, 24
 N_PAIRS = 8
-N_MISTAKEN, N_TYPICAL = 4, 2  # photographs of a pair: mistaken ones, and right ones of either class
 
 Photographs = Callable[[str, np.ndarray, int], np.ndarray]
 """(split, rows (int `[n]`), side) to photographs: uint8 `[n, side, side, 3]`."""

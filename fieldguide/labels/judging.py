@@ -77,7 +77,7 @@ class OutOfFold:
 
 
 def judge(vectors: np.ndarray, rows: pd.DataFrame) -> Judgement:
-    """Judges the labels of `rows` of the manifest by their embeddings, `[N, F]`; none if there are fewer than two classes.
+    """Judges the labels of `rows` of the manifest by their embeddings, `[N, F]`; with fewer than two classes none is judged.
 
     Images of one `unit` are in one fold. Independent of the order of the rows but for rounding, and for which images are
     compared where a class has more than `N_REFERENCES`.

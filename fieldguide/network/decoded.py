@@ -1,7 +1,7 @@
 """Images decoded once into a file below `.fieldguide/decoded`, for data sets that do not fit into memory.
 
 The file is named by the content of the images and by what decodes them. It is read through the system's page cache, so that
-memory is used as far as there is some. A process that is killed while it writes leaves a part, with which the next goes on.
+memory is used as far as it is available. If a process is killed while it writes, the next one resumes from what is written.
 """
 
 import fcntl
@@ -73,7 +73,7 @@ def decoded_file(rows: pd.DataFrame, raw: Path, image_px: int, n_workers: int) -
 
 
 def bound_decoded(max_bytes: float) -> None:
-    """Removes the files, whole ones and parts, that were longest not used, until all take at most `max_bytes`."""
+    """Removes the least recently used files, complete or partial, until the rest take at most `max_bytes`."""
     remove_oldest(decoded_cache(), "*.p*", max_bytes)
 
 
@@ -105,7 +105,7 @@ def _write(path: Path, rows: pd.DataFrame, raw: Path, image_px: int, n_workers: 
 
 
 def _n_done(part: Path, note: Path, n_bytes: int) -> int:
-    """The images that a process which was killed has written."""
+    """Number of images that a killed process has written; 0 if none."""
     with suppress(UserError, OSError):
         n_done = read_json(note)
         if isinstance(n_done, int) and part.stat().st_size == n_bytes:

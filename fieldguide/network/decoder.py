@@ -20,7 +20,7 @@ READ = Callable[[str, int, int], bytes]
 
 
 class ImageFault(Exception):
-    """What is wrong with the image of a row, and what to do; `where` its bytes lie."""
+    """The fault of an image, and what to do. row: of the manifest; where: the file and byte offset of the image."""
 
     def __init__(self, row: int, where: str, text: str) -> None:
         super().__init__(row, where, text)
@@ -37,7 +37,7 @@ def faults_named(ids: pd.Series) -> Iterator[None]:
 
 
 class Decoder(Dataset[torch.Tensor | Exception]):
-    """Images of rows of a manifest; with `decoder[row numbers]`, in a worker, uint8 `[B, px, px, 3]`."""
+    """Images of rows of a manifest; `decoder[row numbers]`, in a worker: uint8 `[B, px, px, 3]`, or the exception."""
 
     def __init__(self, rows: pd.DataFrame, raw: Path, image_px: int) -> None:
         self.files = sorted(set(rows["file"]))

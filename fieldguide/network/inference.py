@@ -73,7 +73,7 @@ def embed(
 ) -> torch.Tensor:
     """The embeddings of rows of a source, int64 `[M]` on the CPU: float32 `[M, F]`, on the model's device.
 
-    prepare: makes pixels, float `[B, 3, image_px, image_px]` in 0..1, of a batch of a source that has others. Embeddings that
+    prepare: converts a batch whose images are not of `image_px` to float `[B, 3, image_px, image_px]`, 0..1. Embeddings that
     an earlier training computed are not computed again (`features`).
     """
     model.eval()

@@ -35,7 +35,7 @@ from fieldguide.core.params import Train
 from fieldguide.network.decoded import Decoded
 from fieldguide.network.decoder import CHANNELS, REMEDY, Decoder, faults_named
 
-PREFETCHED = 4  # batches per worker
+PREFETCHED = 4  # batches in advance: of each worker process, or of all threads together
 STUCK_SECONDS = 5.0  # grace period for workers to exit
 SHARED_MEMORY = Path("/dev/shm")  # Linux's; through it workers send batches
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # stop a training; SIGHUP: the terminal was closed

@@ -214,12 +214,12 @@ class OnnxClassifier:
 
 
 def highest(values: np.ndarray, k: int) -> np.ndarray:
-    """The places of the `k` highest of `[K]`, or of all if there are fewer, in descending order: int64; equal ones keep theirs.
+    """The indices of the `k` highest of `[K]` (all if there are fewer), in descending order, of ties the first: int64.
 
     Sorts only those: 0.12 ms instead of 2.3 ms for 10,000 (measured on one CPU core, 2026-11-29).
     """
     k = min(k, len(values))
-    (places,) = np.nonzero(~(values < np.partition(values, -k)[-k]))  # with "not", nan is a value as any
+    (places,) = np.nonzero(~(values < np.partition(values, -k)[-k]))  # ~(a < b), not a >= b: keeps nan
     return places[np.argsort(-values[places], kind="stable")[:k]]
 
 

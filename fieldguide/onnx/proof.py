@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fieldguide.core.artifacts import Agreement
 from fieldguide.core.errors import UserError, run_command
-from fieldguide.core.images import decode, encoded_reader
+from fieldguide.core.images import Place, decode, encoded_reader
 from fieldguide.core.paths import ONNX
 from fieldguide.onnx.classifier import OnnxClassifier
 
@@ -25,8 +25,6 @@ BATCH_SIZES = (1, 2, 7, 64)  # several, because the batch must be dynamic
 TIE = 1e-4  # a smaller difference of the two highest probabilities is within rounding
 CHUNK = 448  # images decoded at a time; a multiple of each batch size
 PROJECT = Path(__file__).resolve().parents[2]
-
-Place = tuple[str, int, int]  # file under data/raw, offset and length of the encoded bytes
 
 
 @dataclass(frozen=True)

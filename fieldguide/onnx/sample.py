@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from fieldguide.core.images import Place
 from fieldguide.network.loader import decode_pixels
-from fieldguide.onnx.proof import BATCH_SIZES, CHUNK, Place
+from fieldguide.onnx.proof import BATCH_SIZES, CHUNK
 
 SAMPLE_IMAGES = 2_000  # of a split: an accuracy of 95 % has an interval of 94 to 96 %
 
@@ -61,20 +62,20 @@ class ImageSample:
 
 
 class Score(NamedTuple):
-    """The number of right predictions, and the mean log-likelihood, by which equal ones are told apart."""
+    """The number of right predictions, and the mean log-likelihood, which breaks ties."""
 
     n_right: int
     log_likelihood: float
 
 
 def draw(rows: pd.DataFrame, targets: np.ndarray, raw: Path, image_px: int, n_workers: int) -> ImageSample:
-    """The sample of a split, of which `rows` and `targets`, int64 `[N]`, are all."""
-    positions = stratified(rows)
+    """A class-balanced sample of a split; `rows` and `targets`, int64 `[N]`, are those of the whole split."""
+    positions = class_balanced(rows)
     return ImageSample(rows.iloc[positions].reset_index(drop=True), targets[positions], positions, raw, image_px, n_workers)
 
 
-def stratified(rows: pd.DataFrame, n: int = SAMPLE_IMAGES) -> np.ndarray:
-    """The places of at most `n` labelled rows, of each class as equally many as possible: int64, ascending.
+def class_balanced(rows: pd.DataFrame, n: int = SAMPLE_IMAGES) -> np.ndarray:
+    """The positions of at most `n` labelled rows, balanced over the classes: int64, ascending.
 
     They depend on nothing but the images: in each class they are those with the lowest hashes.
     """

@@ -119,7 +119,7 @@ class Facts:
 
     @cached_property
     def class_groups(self) -> Groups | None:
-        """By which many classes are told."""
+        """The groups by which charts show many classes."""
         return class_groups(self.class_names, ranks_of(self.taxonomy, self.class_names))
 
     @property

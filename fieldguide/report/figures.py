@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
-from fieldguide.core.artifacts import GalleryPair, GalleryPhotograph
+from fieldguide.core.artifacts import N_MISTAKEN, N_TYPICAL, GalleryPair, GalleryPhotograph
 from fieldguide.core.images import inspect
 from fieldguide.core.names import MAX_BLOCKS
 from fieldguide.core.paths import (
@@ -32,7 +32,6 @@ from fieldguide.report.facts import Facts
 
 N_COLUMNS = 8  # photographs in a row
 FULL_PX = 1024  # more than a photograph of a gallery has: decoded at full size
-N_MISTAKEN, N_TYPICAL = 4, 2  # photographs in a row of a confused pair: mistaken ones, and right ones of either class
 
 
 def figures_of(facts: Facts) -> dict[Path, Figure]:

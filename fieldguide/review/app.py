@@ -29,9 +29,8 @@ from fieldguide.core.names import common_name
 from fieldguide.review.items import KINDS, Desk, Item, ManifestImage, NotStored, Stale, in_words, last_decision, version_of
 from fieldguide.web.app import HEADERS, YEAR_S, asset_address, bare_host, day, percent, refuse_other_sites, wants_page
 from fieldguide.web.problems import MEDIA_TYPE, Problem, code_of
-from fieldguide.web.settings import Settings
+from fieldguide.web.settings import LOOPBACK, Settings
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HOSTS = frozenset(map(bare_host, LOOPBACK))
 LARGE_PX, SMALL_PX = 1280, 320  # larger side of the photograph and of an example
 N_LARGE, N_SMALL = 16, 512  # kept in memory

@@ -115,6 +115,7 @@ class LabelDesk:
         self._store(self._correction(item, decision, label, reason_of(item), self.by), version)
 
     def withdraw(self, sha256: str, version: str) -> None:
+        """Removes a decision and restores the one that it replaced since the start."""
         with changing(self.target) as decided:
             check_version(version, decided.pop(sha256, None))
             if former := self.replaced.get(version):

@@ -23,7 +23,7 @@ LISTED_CLASSES = 10  # a guess: enough to see which, but still one line
 
 
 def write_labels(rows: Iterable[Sequence[str]]) -> None:
-    """Writes id, split ("" if not yet drawn), class and, if the rows have one, group of each image in images.zip."""
+    """Writes id, split ("" if not yet drawn), class and, if the rows have one, group of each stored image."""
     frame = pd.DataFrame(rows)
     write_table(frame.set_axis(GROUPED_COLUMNS[: frame.shape[1]], axis="columns"), LABELS)
 

@@ -44,7 +44,7 @@ class Photograph(NamedTuple):
 
 
 def write_photographs(photographs: Sequence[Photograph], max_side_px: int, n_workers: int) -> dict[Path, RawFile]:
-    """Writes the files that are not there yet, each atomically; returns all, in the order of the photographs.
+    """Writes images.zip or, of a large data set, the packs that are not there yet, each atomically; returns all in order.
 
     max_side_px: photographs with a larger side are stored as JPEG with this one; 0 = none.
     """

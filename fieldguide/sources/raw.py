@@ -1,4 +1,4 @@
-"""data/raw: photographs as one uncompressed images.zip or as TFRecord shards, and a receipt of their origin."""
+"""data/raw: photographs as uncompressed zips or as TFRecord shards, and a receipt of their origin."""
 
 import os
 from collections import Counter
@@ -127,7 +127,7 @@ def store(archive: Archive, ids: Mapping[str, str], data: Data, runtime: Runtime
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Around what replaces photographs atomically; after an error the files are as before, but for packs that were added."""
+    """Marks the stage as in progress; removes the mark after a `UserError` if no pack was added: the data are as before."""
     before = set(RAW.glob("*.zip"))
     IN_PROGRESS.touch()
     try:

@@ -1,7 +1,7 @@
 """Downloads over HTTP that resume after a cut: what Kaggle and an address in `data.path` share.
 
-Beside a file `x.zip` stand, while it arrives, `x.zip.part` and a note with the validator of its content, and afterwards
-`x.zip.json` with what the source states of it, by which the next run knows it.
+While `x.zip` is downloaded, `x.zip.part` and a note with the validator of its content (`x.zip.part.json`) lie beside it.
+Afterwards `x.zip.json` records what the source states of the file, by which the next run recognises it.
 """
 
 import base64
@@ -42,7 +42,7 @@ Ask = Callable[[Mapping[str, str]], requests.Response]  # the response to a requ
 
 
 class Download(NamedTuple):
-    path: Path  # a zip, a folder or one shard
+    path: Path  # a folder or an archive (zip, tar)
     source: str  # "kaggle:gpiosenka/butterfly-images40-species", "https://example.org/photographs.zip"
     version: str  # as the source states it: a number, an ETag or a date; "" if it does not, as for competitions
     files: frozenset[str] = frozenset()  # those that were asked for, if the folder may hold others
@@ -228,7 +228,7 @@ def persist(
     who: str = "download",
     status_of: Callable[[requests.RequestException], int] = status_of,
 ) -> Any:
-    """What `attempt` returns; repeated as the server asks (429) and, if it adds to `part`, after a broken connection."""
+    """What `attempt` returns; repeated after 429 and, with a `part`, after a broken connection or a 5xx status."""
     tries, waited, reached = 0, 0.0, 0
     while True:
         try:

@@ -107,7 +107,7 @@ def unfinished(refs: Iterable[Ref]) -> list[Experiment]:
 
 
 def experiments(all_commits: bool = False) -> list[Experiment]:
-    """All finished experiments and the commits from which they began, newest first."""
+    """The finished experiments of the last commit, or of all commits, and these commits, newest first."""
     return read_experiments(list_refs(all_commits))
 
 

@@ -43,7 +43,7 @@ CONTEXTS = {"train": "training", "valid": "validation", "test": "test"}  # MLflo
 
 
 class Run:
-    """A run. Its methods write the journal; none waits for the store, and none raises.
+    """A run. Its methods write the journal; none waits for the store, and no error of store or journal is raised.
 
     A later stage logs metrics and data to its own run and to that of the training, and files and model to the latter.
     """

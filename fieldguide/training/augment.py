@@ -3,8 +3,8 @@
 In the order in which they act on an image: crop, turn with scale, shear and shift, perspective, flips; brightness,
 saturation, contrast, hue; blur; erasing. `mix` then joins images of a batch.
 
-The random numbers are a function of (seed, epoch, image), or of (seed, epoch, batch) for `mix`, never of a generator's
-state, so that neither the order of the batches nor an interruption changes what an image looks like in an epoch.
+The random numbers are a function of (seed, epoch, position in the epoch), or of (seed, epoch, batch) for `mix`, never of a
+generator's state, so that an interruption does not change what an image looks like in an epoch.
 """
 
 import math
@@ -29,7 +29,7 @@ HORIZON = 0.01  # least denominator of a perspective: pixels at and beyond the h
 
 
 def draws(seed: int, epoch: int, n_images: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1) for every image of an epoch: float32 `[n_images, N_DRAWS]`."""
+    """Uniform numbers in [0, 1) for each position in an epoch's order: float32 `[n_images, N_DRAWS]`."""
     return torch.from_numpy(_stream(seed, epoch, 0).random((n_images, N_DRAWS), dtype=np.float32))
 
 
@@ -172,7 +172,7 @@ def colour(pixels: torch.Tensor, u: torch.Tensor, settings: Augment) -> torch.Te
 
 
 def turn_hue(pixels: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
-    """Hue turned with saturation and value of HSV kept; pixels: float32 `[B, 3, H, W]` in 0..1, turn: circles `[B]`."""
+    """Hue turned with saturation and value of HSV kept; pixels: float32 `[B, 3, H, W]` in 0..1, turn: shares of a circle `[B]`."""
     red, green, blue = pixels.unbind(1)
     high, low = pixels.amax(1), pixels.amin(1)
     chroma = high - low
@@ -219,11 +219,11 @@ def rectangle(centre: torch.Tensor, size: torch.Tensor, image_px: int) -> torch.
 def mix(
     pixels: torch.Tensor, targets: torch.Tensor, settings: Augment, seed: int, epoch: int, batch: int
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """By chance, each image joined with its partner, the batch in reverse: (pixels, the partners' targets, own share).
+    """Mixes, by chance, each image with its partner in the reversed batch: (pixels, partners' targets, own share).
 
     Either blended (mixup, Zhang et al. 2018) or with a rectangle of the partner's (cutmix, Yun et al. 2019). The loss is
     share * loss(targets) + (1 - share) * loss(partners' targets); without a mix the same tensors and 1.0 come back.
-    pixels: float32 `[B, 3, H, W]`; targets: `[B, ...]`. For epochs before `settings.mix_until`, which the caller minds.
+    pixels: float32 `[B, 3, H, W]`; targets: `[B, ...]`. The caller applies `settings.mix_until`.
     """
     generator = _stream(seed, epoch, 2, batch)
     choice = generator.random() * max(1.0, settings.mixup + settings.cutmix)

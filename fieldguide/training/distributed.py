@@ -144,7 +144,7 @@ def is_launched() -> bool:
 def launch(module: str, n: int) -> None:
     """Runs `module` in n processes under torchrun, which restarts all of them when one dies.
 
-    Raises `UserError` with the error of a process; exits after SIGTERM or SIGINT, which it forwards to each process.
+    Raises `UserError` with the error of a process; exits after a signal, which torchrun forwards to each process.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

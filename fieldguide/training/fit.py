@@ -54,8 +54,8 @@ class Fit:
     def all_epochs(self, state: dict[str, Any] | None) -> TrainMetrics:
         """Trains from a saved state, if any, to the last epoch or until early stopping.
 
-        Writes the best network to models/model.safetensors. After SIGTERM or SIGINT it finishes the step, saves the state and
-        exits with 128 + the signal's number.
+        Writes the best network to models/model.safetensors. After SIGTERM, SIGINT or SIGHUP it finishes the
+        step, saves the state and exits with 128 + the signal's number.
         """
         train, world = self.training.train, self.training.world
         if self.states:
@@ -202,7 +202,7 @@ def calibrated_loss(logits: torch.Tensor, targets: torch.Tensor) -> float:
 
 
 def calibration_step(n_images: int, n_classes: int) -> int:
-    """The loss after calibration is that of one image in so many: all of them up to `N_FITTED`."""
+    """Step between the images on which the loss is calibrated; 1 below `N_FITTED` images unless the classes are many."""
     return max(1 + n_images // N_FITTED, sample_of(n_images, n_classes).step)
 
 

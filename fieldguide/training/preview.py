@@ -15,7 +15,7 @@ TILE_PX, GAP_PX = 128, 4
 
 
 def save_batch_picture(training: Training, target: Path) -> None:
-    """Writes a row of decoded training images, and below it the same images as augmented in the first epochs."""
+    """Writes a row of decoded training images, and below it the same images augmented with the settings of the first epochs."""
     train, n_images = training.train, len(training.source)
     numbers = augment.order(train.seed, 0, n_images)[:N_IMAGES]
     (images,) = training.source.batches([numbers])

@@ -94,7 +94,7 @@ class Batcher:
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True).start()
 
     def submit(self, classifier: OnnxClassifier, encoded: bytes, activation: bool = False) -> Future[Prediction]:
-        """The future of the prediction for an image; may raise `Problem`."""
+        """The future of an image's prediction, whose result may raise `Problem`."""
         item = Waiting(classifier, encoded, activation)
         with self.changed:
             self.waiting.append(item)

@@ -1,4 +1,4 @@
-"""Settings of the server with their defaults: the options of `fieldguide serve`. None of them changes predictions."""
+"""Settings of the server with their defaults; most are options of `fieldguide serve`. None of them changes predictions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from fieldguide.core.machine import n_cores
 from fieldguide.core.paths import MANIFEST, ONNX, RAW
 
 MIB = 1 << 20
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # names of this machine
 PREFIX = r"(/[\w.~-]+)+"  # ASCII; before the paths of the page's URLs
 
 

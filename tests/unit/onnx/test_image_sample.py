@@ -9,7 +9,7 @@ import pytest
 
 from fieldguide.onnx import sample as samples
 from fieldguide.onnx.proof import BATCH_SIZES, CHUNK
-from fieldguide.onnx.sample import SAMPLE_IMAGES, ImageSample, draw, scores, stratified
+from fieldguide.onnx.sample import SAMPLE_IMAGES, ImageSample, class_balanced, draw, scores
 
 
 def table(*sizes: int) -> pd.DataFrame:
@@ -31,22 +31,22 @@ def table(*sizes: int) -> pd.DataFrame:
 )
 def test_every_class_is_taken_as_evenly_as_possible(sizes: tuple[int, ...], n: int, taken: list[int]) -> None:
     rows = table(*sizes)
-    found = stratified(rows, n)
+    found = class_balanced(rows, n)
     assert np.bincount(rows["given_label"].iloc[found].astype(int)).tolist() == taken
     assert (np.diff(found) > 0).all()
 
 
 def test_of_more_classes_than_images_each_gives_at_most_one() -> None:
     rows = table(*[3] * 50)
-    found = stratified(rows, 20)
+    found = class_balanced(rows, 20)
     assert len(found) == rows["given_label"].iloc[found].nunique() == 20
 
 
 def test_the_images_depend_on_their_content_and_not_on_their_order_or_the_machine() -> None:
     rows = table(400, 300, 500)
-    first = set(rows["sha256"].iloc[stratified(rows, 90)])
+    first = set(rows["sha256"].iloc[class_balanced(rows, 90)])
     mixed = rows.sample(frac=1, random_state=3)
-    assert set(mixed["sha256"].iloc[stratified(mixed, 90)]) == first
+    assert set(mixed["sha256"].iloc[class_balanced(mixed, 90)]) == first
     lowest = rows[rows["given_label"] == 1]["sha256"].sort_values().head(30)
     assert set(lowest) <= first
 
@@ -54,7 +54,7 @@ def test_the_images_depend_on_their_content_and_not_on_their_order_or_the_machin
 def test_more_images_leave_the_sample_much_as_it_was() -> None:
     rows = table(400, 300, 500)
     fewer = rows.drop(rows.index[::50])
-    before, after = (set(one["sha256"].iloc[stratified(one, 90)]) for one in (fewer, rows))
+    before, after = (set(one["sha256"].iloc[class_balanced(one, 90)]) for one in (fewer, rows))
     assert len(before & after) >= 80
 
 
