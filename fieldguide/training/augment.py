@@ -172,7 +172,7 @@ def colour(pixels: torch.Tensor, u: torch.Tensor, settings: Augment) -> torch.Te
 
 
 def turn_hue(pixels: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
-    """Hue turned with saturation and value of HSV kept; pixels: float32 `[B, 3, H, W]` in 0..1, turn: shares of a circle `[B]`."""
+    """Turned hue, with saturation and value of HSV kept; pixels: float32 `[B, 3, H, W]` in 0..1, turn: circles `[B]`."""
     red, green, blue = pixels.unbind(1)
     high, low = pixels.amax(1), pixels.amin(1)
     chroma = high - low
