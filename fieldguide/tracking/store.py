@@ -47,7 +47,7 @@ MODEL_NOTE = (  # MLflow shows it on the model's page
 )
 VIEW_NAME = "headlines"  # of a view of the table of runs, in its address: #/experiments/1/runs?viewStateShareKey=headlines
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_NAME}"
-VIEW_COLUMNS = ("test_accuracy", "test_macro_f1", "valid_accuracy", "suspected_labels", "latency_ms")
+VIEW_COLUMNS = ("test_accuracy", "test_macro_f1", "test_ece", "valid_accuracy", "latency_ms")
 VIEW = json.dumps(
     {
         "searchFilter": f"tags.`{STAGE_TAG}` = 'train'",
