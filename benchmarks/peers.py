@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,8 @@ def main() -> None:
         for peer in arguments.peers:
             torch.manual_seed(arguments.seed)
             start = time.perf_counter()
-            scores = peers[peer](folder, minutes, arguments.seed)
+            with (folder / f"{peer}.log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
+                scores = peers[peer](folder, minutes, arguments.seed)
             taken = (time.perf_counter() - start) / 60
             if peer == "fieldguide" and not minutes:
                 minutes = float((folder / "minutes").read_text())
