@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from fieldguide.checks.hash_search import nearest_versions
+from fieldguide.checks.hash_search import COMPARE_UP_TO, nearest_versions
 from fieldguide.checks.near_duplicates import MIRRORED, PROBES
 from support.planted import CHANGES, drawn, found, reported, rgb_of, textured
 
@@ -53,6 +53,9 @@ def report_planted(sources: dict[str, list[np.ndarray]]) -> None:
 
 def report_search(n_images: int, n_versions: int, n_workers: int) -> None:
     """A line for a search among random hashes, all versions of an image independent: no bucket is fuller than chance has it."""
+    rows = np.arange(COMPARE_UP_TO + 1)
+    nearest_versions(np.zeros((len(rows), 1), np.uint64), MIRRORED[:1], rows, rows[:1], 1)  # compiles the loops
+    nearest_versions(np.zeros((len(rows), 1), np.uint64) + rows[:, None].astype(np.uint64), MIRRORED[:1], rows, rows, 1)
     hashes = np.random.default_rng(0).integers(0, 2**64, (n_images, n_versions), dtype=np.uint64)
     rows = np.arange(n_images)
     start, cpu = time.perf_counter(), time.process_time()

@@ -17,8 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {
-    "active": {"OMP_WAIT_POLICY": "ACTIVE"},
     "default": {"OMP_WAIT_POLICY": ""},  # of OpenMP: threads spin for a while, then sleep
+    "active": {"OMP_WAIT_POLICY": "ACTIVE"},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
     **{f"spin {n}": {"GOMP_SPINCOUNT": str(n)} for n in (1_000, 10_000, 30_000, 100_000)},  # turns, then sleep
     "one thread": {"OMP_NUM_THREADS": "1"},

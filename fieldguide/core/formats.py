@@ -79,7 +79,7 @@ SIGNATURES = [  # of any bytes: a repetition must match in one way only (`*+`, `
         (rb"SQLite format 3\0|\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("database")),  # and Thumbs.db
         (rb"\0\0[\x01\x02]\0[^\0]", Kind("icon")),
         (rb"\s*<(?:\?xml[^>]*>(?:\s|<!--(?>.*?-->)|<!DOCTYPE[^>]*>)*+<svg|svg)", Kind("SVG")),
-        (rb"(?:\xef\xbb\xbf)?\s*+(?:<\?x[^>]*>\s*+)*+<x:xmpmeta", Kind("XMP sidecar")),
+        (rb"(?:\xef\xbb\xbf)?\s*+(?:(?:<\?[^>]*>|<!--(?>.*?-->))\s*+)*+<(?:x:xmpmeta|rdf:RDF)", Kind("XMP sidecar")),
     )
 ]
 RAW_SUFFIXES = frozenset(

@@ -148,20 +148,20 @@ class Groups(NamedTuple):
 def class_groups(class_names: Sequence[str], ranks: Sequence[Rank]) -> Groups | None:
     """The groups by which a table or chart of bounded size shows many classes; None if there are none.
 
-    Taxa of the narrowest rank that has at most `MAX_BLOCKS` groups, or of the widest, if half of the classes have one; else the
-    first words of their names (`name_groups`).
+    Taxa of the narrowest rank, or else the first words of the names (`name_groups`), that give at most `MAX_BLOCKS` groups; or
+    what gives the fewest. A rank counts if half of the classes have a taxon, and if no taxon has more than half of them.
     """
-    fitting: Groups | None = None
-    for rank in reversed(ranks):
+    options: list[Groups] = []
+    for rank in ranks:
         groups = [rank.names[k] for k in rank.of_class]
         has_taxon = [group != name for group, name in zip(groups, class_names, strict=True)]
-        n_taxa = len(set(itertools.compress(groups, has_taxon)))
-        if 2 * sum(has_taxon) >= len(class_names) and (fitting is None or n_taxa <= MAX_BLOCKS):
-            fitting = Groups(PLURALS[rank.name], groups)
-    if fitting:
-        return fitting
-    by_name = name_groups(class_names)
-    return Groups("groups by the first words of the name", by_name) if by_name else None
+        if 2 * sum(has_taxon) >= len(class_names) >= 2 * np.bincount(rank.of_class).max():
+            plural = PLURALS[rank.name]
+            options.append(Groups(plural if all(has_taxon) else f"{plural}, and classes without one", groups))
+    if by_name := name_groups(class_names):
+        options.append(Groups("groups by the first words of the name", by_name))
+    small = [option for option in options if len(set(option.of_class)) <= MAX_BLOCKS]
+    return small[0] if small else min(options, key=lambda option: len(set(option.of_class)), default=None)
 
 
 def narrowest(

@@ -55,7 +55,12 @@ def smaller_forms(source: Path, metadata: dict[str, Any], calibration: np.ndarra
         quiet(),
         ThreadPoolExecutor(len(METHODS)) as pool,  # NumPy and ONNX Runtime compute without the GIL
     ):
-        each = pool.map(lambda method: to_int8(source, calibration, method, progress.update), METHODS)
+
+        def done(n_images: int) -> None:
+            with progress.get_lock():  # `update` is not safe in threads
+                progress.update(n_images)
+
+        each = pool.map(lambda method: to_int8(source, calibration, method, done), METHODS)
         forms = dict(zip(METHODS, each, strict=True))
     found = _scores(forms, metadata, valid)
     method = max(found, key=lambda name: found[name])

@@ -27,7 +27,6 @@ from fieldguide.core.paths import project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment
 
     from fieldguide.tracking.journal import Journal
 
@@ -88,6 +87,7 @@ class Store:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or _sqlite(root / "mlflow.db")
         self.is_remote = uri.startswith("http")
         self.at_file = False  # whether the last entry was a file or model
+        self.is_described = False  # whether the experiment has a view, as far as this process may give it one
         self.ids: dict[str, str] = {}  # MLflow's run ids, by key or by the checkpoint's MD5
         with ExitStack() as stack:
             if not self.is_remote:  # MlflowClient creates tables: not safe in parallel
@@ -127,6 +127,9 @@ class Store:
     def _start(self, journal: "Journal", entry: dict[str, Any]) -> None:
         from mlflow.entities import RunTag
 
+        if not self.is_described:
+            _describe(self.client, self.experiment_id)
+            self.is_described = True
         if entry["of"]:
             self.run_of_checkpoint(entry["of"], entry.get("parent"))
         identity = self._identity(journal.key, entry)
@@ -301,11 +304,10 @@ def _follow_project(database: Path, artifacts: str) -> None:
 
 
 def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
-    """The id of the experiment, which is created if there is none, with the view of its runs."""
+    """The id of the experiment, which is created if there is none."""
     from mlflow.exceptions import MlflowException
 
     if experiment := client.get_experiment_by_name(EXPERIMENT):
-        _describe(client, experiment)
         return experiment.experiment_id
     try:
         client.create_experiment(EXPERIMENT, artifacts)
@@ -315,15 +317,15 @@ def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
     return _experiment(client, artifacts)
 
 
-def _describe(client: "MlflowClient", experiment: "Experiment") -> None:
-    """Sets the view of the runs and, where a user wrote no description, one that links it."""
+def _describe(client: "MlflowClient", experiment_id: str) -> None:
+    """Sets the view of the runs, and a description that links it, where there are none."""
     from mlflow.exceptions import MlflowException
 
-    tags = {NOTE_TAG: VIEW_NOTE.format(id=experiment.experiment_id)} | experiment.tags | {VIEW_TAG: VIEW}
-    with suppress(MlflowException):  # a user who may only read
-        for name in (NOTE_TAG, VIEW_TAG):
-            if experiment.tags.get(name) != tags[name]:
-                client.set_experiment_tag(experiment.experiment_id, name, tags[name])
+    tags = client.get_experiment(experiment_id).tags
+    with suppress(MlflowException):  # it is refused to a user who may not change the experiment
+        for name, value in ((VIEW_TAG, VIEW), (NOTE_TAG, VIEW_NOTE.format(id=experiment_id))):
+            if name not in tags:
+                client.set_experiment_tag(experiment_id, name, value)
 
 
 def _save_model(file: Path, example: np.ndarray, target: Path, model_id: str, run_id: str) -> None:

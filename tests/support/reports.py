@@ -226,7 +226,7 @@ def _write_large_answers(class_names: np.ndarray, labels: dict[str, np.ndarray],
         predicted = np.where(random.random(n_images) < 0.8, truth, (truth + step) % n_classes)
         right = truth == predicted
         answered = SimpleNamespace(name=split, class_names=class_names, targets=truth, right=right)
-        answered.answers = SimpleNamespace(predicted=predicted)
+        answered.answers = SimpleNamespace(predicted=predicted, ranks=())
         write_table(confusions(answered), confusion_csv(split))
         pairs.insert(0, confused_pairs(answered))
         n_right, n_truth, n_predicted = (np.bincount(which, minlength=n_classes) for which in (truth[right], truth, predicted))

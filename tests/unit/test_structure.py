@@ -25,7 +25,7 @@ OWNERS = {  # the only modules that import a heavy library
     "PIL": {"core/colours.py", "core/images.py", "sources/sample.py", "benchmark/reference.py"},
     "pillow_heif": {"core/images.py"},
     "cv2": {"checks/near_duplicates.py"},
-    "numba": {"checks/hash_search.py"},
+    "numba": {"checks/hash_loops.py"},
     "optuna": {"commands/search.py"},
     "flask": {"web/app.py", "web/uploads.py", "review/app.py"},
 }

@@ -6,7 +6,6 @@ The planted set of tests/support/planted.py is also what benchmarks/near_duplica
 import zipfile
 
 import cv2
-import numba
 import numpy as np
 import pytest
 from numpy.random import default_rng
@@ -209,6 +208,7 @@ def test_the_search_finds_what_comparing_all_pairs_finds(
     n_images: int, exact_up_to: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hash_search, "EXACT_UP_TO", exact_up_to)
+    monkeypatch.setattr(hash_search, "COMPARE_UP_TO", 0)
     hashes = clustered_hashes(n_images)
     kept = np.delete(np.arange(n_images), [2, 5])
     every = all_nearest(hashes, kept, np.zeros(1, np.uint64) if exact_up_to > n_images else masks(len(kept)))
@@ -223,19 +223,31 @@ def test_the_search_finds_what_comparing_all_pairs_finds(
 def test_neither_the_room_for_codes_nor_the_chunks_change_what_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = clustered_hashes(150)
     every = np.arange(150)
+    few = nearest_versions(hashes, MIRRORED, every, every, 1)
+    monkeypatch.setattr(hash_search, "COMPARE_UP_TO", 0)
     expected = [nearest_versions(hashes, MIRRORED, every, new, 1) for new in (every, every[:3])]
+    assert np.array_equal(few, expected[0])  # compared with each other
     monkeypatch.setattr(hash_search, name, 7)
     found = [nearest_versions(hashes, MIRRORED, every, new, 2) for new in (every, every[:3])]
     assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
     assert len(expected[0]) > len(expected[1]) > 0
 
 
-def test_where_nothing_can_be_written_the_loops_are_compiled_for_this_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locator(*_: object) -> None:
-        raise RuntimeError("cannot cache function: no locator available")
-
-    monkeypatch.setattr(numba.core.caching.CacheImpl, "__init__", no_locator)
-    assert hash_search.compiled(lambda x: x + 1)(1) == 2
+def test_a_pair_that_no_mask_finds_is_found_neither_by_chance_nor_as_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places of a table hold several keys; results must not depend on which, nor on earlier searches."""
+    monkeypatch.setattr(hash_search, "EXACT_UP_TO", 0)
+    monkeypatch.setattr(hash_search, "COMPARE_UP_TO", 0)
+    rng, by = default_rng(0), masks(1)
+    differences = np.bitwise_or.reduce(
+        np.uint64(1) << rng.random((40_000, 64)).argsort(axis=1)[:, :10].astype(np.uint64), axis=1
+    )
+    uncovered = differences[((differences[:, None] & by) != 0).all(axis=1)][:200]
+    assert len(uncovered) == 200
+    first = rng.integers(0, 2**64, 200, dtype=np.uint64)
+    hashes = np.concatenate([first, first ^ uncovered])[:, None]
+    every = np.arange(400)
+    assert len(nearest_versions(hashes, MIRRORED[:1], every, every, 1)) == 0
+    assert len(nearest_versions(hashes, MIRRORED[:1], every, every[-20:], 1)) == 0
 
 
 def patterns(n_bits: int) -> np.ndarray:

@@ -134,6 +134,8 @@ def test_other_photographs_are_named(head: bytes, file: str, name: str) -> None:
         (b'<x:xmpmeta xmlns:x="adobe:ns:meta/">', "a.jpg.xmp", "XMP sidecar"),
         (b'\xef\xbb\xbf<?xpacket begin="" id="W5M0"?>\n<x:xmpmeta xmlns:x="adobe:ns:meta/">', "a.xmp", "XMP sidecar"),
         (b'<?xml version="1.0"?>\n<x:xmpmeta xmlns:x="adobe:ns:meta/">', "a.xmp", "XMP sidecar"),
+        (b'<?xml version="1.0"?><!-- by hand -->\n<x:xmpmeta>', "a.xmp", "XMP sidecar"),
+        (b'<?xpacket begin=""?><rdf:RDF>', "a.xmp", "XMP sidecar"),
         (b"<annotation><folder>x</folder></annotation>", "a.xml", "text file"),
         (bytes(range(256)), "a.bin", "other file"),
         (bytes(100), "a.jpg", "other file"),

@@ -176,8 +176,11 @@ def taxa_of(n_classes: int, n_genera: int, n_families: int, share: float = 1.0) 
     [
         (taxa_of(200, 20, 5), "genera", 20),
         (taxa_of(200, 80, 5), "families", 5),  # of at most 40 groups
-        (taxa_of(400, 180, 90), "families", 90),  # the widest there is
-        (taxa_of(200, 20, 5, share=0.6), "genera", 20 + 80),
+        (taxa_of(200, 100, 90), "families", 90),  # the fewest
+        (taxa_of(200, 20, 1), "genera", 20),
+        (taxa_of(200, 80, 1), "genera", 80),  # not one family of all
+        (taxa_of(200, 20, 5, share=0.9), "genera, and classes without one", 40),
+        (taxa_of(200, 20, 5, share=0.6), "families, and classes without one", 85),
         (taxa_of(200, 20, 5, share=0.4), None, 0),
         ({}, None, 0),
     ],
@@ -185,15 +188,22 @@ def taxa_of(n_classes: int, n_genera: int, n_families: int, share: float = 1.0) 
 def test_many_classes_are_told_by_taxa_where_half_of_them_have_one(
     taxonomy: dict[str, Taxon], what: str | None, n_groups: int
 ) -> None:
-    names = [f"c{k}" for k in range(400 if what and n_groups == 90 else 200)]
+    names = [f"c{k}" for k in range(200)]
     groups = class_groups(names, ranks_of(taxonomy, names))
     if what is None:
         assert groups is None
         return
     assert groups is not None and groups.what == what
     assert len(set(groups.of_class)) == n_groups
-    rank = RANKS[what == "families"]
+    rank = RANKS[what.startswith("families")]
     assert groups.of_class == [getattr(taxonomy[name], rank) if name in taxonomy else name for name in names]
+
+
+def test_the_words_of_names_group_better_than_a_taxonomy_of_half_of_the_classes() -> None:
+    names = [f"Genus{k % 20} {k}" for k in range(200)]
+    taxonomy = {name: Taxon(genus=name.split()[0]) for name in names[:120]}
+    groups = class_groups(names, ranks_of(taxonomy, names))
+    assert groups == Groups("groups by the first words of the name", [name.split()[0] for name in names])
 
 
 def test_without_a_taxonomy_classes_are_told_by_the_first_words_of_their_names() -> None:

@@ -100,7 +100,9 @@ def test_of_many_classes_a_confusion_counts_the_pairs_of_blocks(n_classes: int) 
     names = np.array([f"Genus{k % 7} {k}" for k in range(n_classes)], dtype=object)
     truth = np.arange(3000) % n_classes
     predicted = np.where(truth % 5, truth, (truth + 1) % n_classes)
-    table = confusions(SimpleNamespace(class_names=names, targets=truth, answers=SimpleNamespace(predicted=predicted)))
+    table = confusions(
+        SimpleNamespace(class_names=names, targets=truth, answers=SimpleNamespace(predicted=predicted, ranks=()))
+    )
     if n_classes <= MAX_NAMED_CLASSES:
         assert table.to_dict("list") == {"truth": names[truth].tolist(), "predicted": names[predicted].tolist()}
         return

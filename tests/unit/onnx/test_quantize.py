@@ -96,7 +96,7 @@ def test_the_best_method_on_valid_is_taken_and_equal_images_give_equal_bytes(
     before, pixels = source.read_bytes(), pictures(64, PX).numpy()
     targets = OnnxClassifier(source, n_threads=1).probabilities(pixels).argmax(axis=1)  # as if it were always right
     rows = pd.DataFrame({"given_label": pd.array(targets, dtype="Int64"), "sha256": [f"{number:02d}" for number in range(64)]})
-    monkeypatch.setattr(samples, "decode_pixels", lambda *_: pixels)
+    monkeypatch.setattr(samples, "decode_pixels", lambda *_, **__: pixels)
     sample = draw(rows, targets, tmp_path, PX, 1)
     evaluate = split_accuracy("test", 64, 64).as_dict()
     found = smaller_forms(source, METADATA | {"image_px": PX, "evaluate": evaluate}, pixels, sample)
