@@ -22,7 +22,6 @@ import numpy as np
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import atomic_path
-from fieldguide.core.headlines import TRACKED
 from fieldguide.core.paths import project_root
 
 if TYPE_CHECKING:
@@ -47,12 +46,6 @@ MODEL_NOTE = (  # MLflow shows it on the model's page
 VIEW_NAME = "headlines"  # of a view of the table of runs, in its address: #/experiments/1/runs?viewStateShareKey=headlines
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_NAME}"
 VIEW_COLUMNS = ("test_accuracy", "test_macro_f1", "test_ece", "valid_accuracy", "latency_ms")
-VIEW = json.dumps(
-    {
-        "searchFilter": f"tags.`{STAGE_TAG}` = 'train'",
-        "selectedColumns": [f"metrics.`{TRACKED[name]}`" for name in VIEW_COLUMNS],
-    }
-)
 VIEW_NOTE = "[The trainings with five headlines as columns](#/experiments/{id}/runs?viewStateShareKey=" + VIEW_NAME + ")"
 NOTE_TAG = "mlflow.note.content"  # MLflow shows it on the page of an experiment, run or model
 MODEL_NEEDS = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")  # to load and serve it; MLflow's own detection takes seconds
@@ -321,9 +314,13 @@ def _describe(client: "MlflowClient", experiment_id: str) -> None:
     """Sets the view of the runs, and a description that links it, where there are none."""
     from mlflow.exceptions import MlflowException
 
+    from fieldguide.core.headlines import TRACKED  # late: predict asks the registry, and does without pydantic
+
+    columns = [f"metrics.`{TRACKED[name]}`" for name in VIEW_COLUMNS]
+    view = json.dumps({"searchFilter": f"tags.`{STAGE_TAG}` = 'train'", "selectedColumns": columns})
     tags = client.get_experiment(experiment_id).tags
     with suppress(MlflowException):  # it is refused to a user who may not change the experiment
-        for name, value in ((VIEW_TAG, VIEW), (NOTE_TAG, VIEW_NOTE.format(id=experiment_id))):
+        for name, value in ((VIEW_TAG, view), (NOTE_TAG, VIEW_NOTE.format(id=experiment_id))):
             if name not in tags:
                 client.set_experiment_tag(experiment_id, name, value)
 
