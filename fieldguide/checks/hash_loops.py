@@ -6,9 +6,10 @@ Not kept on the disk: Numba's cache can mix up versions of the code and processo
 import numpy as np
 from numba import njit
 
-MAX_DISTANCE = 10  # bits of 64; planted copies and candidates per image by distance: benchmarks/near_duplicates.py
+from fieldguide.checks.hash_search import MAX_DISTANCE
+
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2 ** 64 over the golden ratio (Knuth, volume 3, 6.4)
-BLOCK = 1024  # places of a table that are read before any is compared, so that the memory is not waited for one by one
+BLOCK = 1024  # buckets that are read before any hash is compared, so that waits for memory overlap
 ONE = np.uint64(1)
 
 
@@ -29,19 +30,19 @@ def _code(n_images, i, probe, j, distance, is_mirrored):  # type: ignore[no-unty
 
 
 @njit(nogil=True)
-def table(hashes, images, mask, shift, n_places):  # type: ignore[no-untyped-def]
-    """Hashes and their images, sorted by the hash under the mask, and where each place of it begins."""
-    starts = np.zeros(n_places + 1, np.int32)
+def table(hashes, images, mask, shift, n_buckets):  # type: ignore[no-untyped-def]
+    """A hash table by the bits under the mask: where each bucket starts, and hashes and images in the order of the buckets."""
+    starts = np.zeros(n_buckets + 1, np.int32)
     for k in range(len(hashes)):
         starts[((hashes[k] & mask) * MULTIPLIER >> shift) + ONE] += 1
-    for place in range(n_places):
-        starts[place + 1] += starts[place]
+    for bucket in range(n_buckets):
+        starts[bucket + 1] += starts[bucket]
     free = starts[:-1].copy()
     sorted_hashes, sorted_images = np.empty_like(hashes), np.empty_like(images)
     for k in range(len(hashes)):
-        place = (hashes[k] & mask) * MULTIPLIER >> shift
-        sorted_hashes[free[place]], sorted_images[free[place]] = hashes[k], images[k]
-        free[place] += 1
+        bucket = (hashes[k] & mask) * MULTIPLIER >> shift
+        sorted_hashes[free[bucket]], sorted_images[free[bucket]] = hashes[k], images[k]
+        free[bucket] += 1
     return starts, sorted_hashes, sorted_images
 
 
@@ -49,7 +50,7 @@ def table(hashes, images, mask, shift, n_places):  # type: ignore[no-untyped-def
 def look_up(  # type: ignore[no-untyped-def]
     hashes, mirrored, images, is_new, asked, starts, sorted_hashes, sorted_images, mask, shift, codes
 ):
-    """Writes the codes of the pairs of a version of `images` and an unchanged hash in the same place; returns their number.
+    """Writes the codes of the pairs of a version of `images` and an unchanged hash, equal under the mask; returns their number.
 
     asked: the hashes of `images`, uint64 [len(images) * P].
     """
@@ -58,15 +59,15 @@ def look_up(  # type: ignore[no-untyped-def]
     for start in range(0, len(asked), BLOCK):
         n = min(BLOCK, len(asked) - start)
         for k in range(n):
-            place = (asked[start + k] & mask) * MULTIPLIER >> shift
-            first[k], end[k] = starts[place], starts[place + ONE]
+            bucket = (asked[start + k] & mask) * MULTIPLIER >> shift
+            first[k], end[k] = starts[bucket], starts[bucket + ONE]
         for k in range(n):
             nearest[k] = sorted_hashes[min(first[k], last)]
         for k in range(n):
             for at in range(first[k], end[k]):
                 difference = asked[start + k] ^ (nearest[k] if at == first[k] else sorted_hashes[at])
                 distance = _n_bits(difference)
-                if distance > MAX_DISTANCE or difference & mask != 0:  # of another key in the same place
+                if distance > MAX_DISTANCE or difference & mask != 0:  # of another key in the same bucket
                     continue
                 row = (start + k) // n_probes
                 i, probe, j = images[row], start + k - row * n_probes, sorted_images[at]

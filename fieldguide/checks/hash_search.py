@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-MAX_DISTANCE = 10  # as in `hash_loops`, which is imported late: Numba takes a while
-COMPARE_UP_TO = 1000  # images; all pairs of so few are compared sooner than the loops are compiled
+MAX_DISTANCE = 10  # bits of 64; planted copies and candidates per image by distance: benchmarks/near_duplicates.py
+COMPARE_UP_TO = 1000  # images; all pairs of so few are compared in 0.3 s, while compiling the loops takes 2 s
 EXACT_UP_TO = 20_000  # images; beyond, the search takes fewer and longer keys
 SHORT_KEYS = (  # 8 of 32 pairs of bits; turned, 288 masks of which 10 different bits leave at least one as it is
     (571212370, 3269984272, 673212434, 2149188145, 1073814154, 268637732, 29450372, 571540065, 2718183568)
@@ -49,18 +49,15 @@ def nearest_versions(hashes: np.ndarray, mirrored: np.ndarray, kept: np.ndarray,
 
     hashes: uint64 [N, P], the first of an image that of the unchanged one; mirrored: bool [P]; kept: the images that are
     compared, ascending; new: those of them of which a pair must have one, all for a search without known results. Time is
-    linear in N up to about 2 ** 20; then a place of the table has several hashes. Independent of `n_workers`.
+    linear in N up to about 2 ** 20; then a bucket has several hashes. Independent of `n_workers`.
     """
     if not len(new):
         return np.empty((0, 4), np.int32)
-    is_new = np.zeros(len(hashes), bool)
-    is_new[new] = True
-    by = masks(len(kept))
     if len(kept) <= COMPARE_UP_TO:
         return decoded(best_codes([_codes_of_one(hashes, mirrored, kept, one) for one in new]), len(hashes))
-    from fieldguide.checks import hash_loops
+    from fieldguide.checks import hash_loops  # late: it imports Numba
 
-    unchanged = np.ascontiguousarray(hashes[kept, 0])
+    by, unchanged, is_new = masks(len(kept)), np.ascontiguousarray(hashes[kept, 0]), np.isin(np.arange(len(hashes)), new)
     if len(new) <= FEW_NEW and len(new) < len(kept) / 10:
         work, search = new, lambda one: _all_codes(hash_loops.compare_one, hashes, mirrored, kept, one, by)
     else:

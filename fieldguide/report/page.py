@@ -71,7 +71,7 @@ def render_page(facts: Facts, figures: dict[Path, Figure]) -> str:
         training=training_text(facts),
         curves=_chart("Loss, accuracy and learning rate", figures[CURVES_PNG], curves_note(facts)),
         batch=_picture(
-            BATCH_PNG, "What the network saw in training", "Training images as decoded, and as augmented in different epochs"
+            BATCH_PNG, "Augmentation", "Training images as decoded, and three random augmentations of them by the params"
         ),
         results=results_section(facts),
         many=facts.many_classes,

@@ -10,21 +10,24 @@ from fieldguide.core.images import add_caption, encode_png
 from fieldguide.training import augment
 from fieldguide.training.loop import Training, image_px_at
 
-N_IMAGES, N_EPOCHS = 10, 3
+N_IMAGES, N_ROWS = 10, 3
 TILE_PX, GAP_PX = 128, 4
 
 
 def save_batch_picture(training: Training, target: Path) -> None:
-    """Writes a row of decoded training images, and below it the same images augmented with the settings of the first epochs."""
+    """Writes a row of decoded training images, and below it `N_ROWS` random augmentations of them by the params.
+
+    The random numbers are not those of the training, whose first epochs may go without augmentation.
+    """
     train, n_images = training.train, len(training.source)
     numbers = augment.order(train.seed, 0, n_images)[:N_IMAGES]
     (images,) = training.source.batches([numbers])
     rows = [_row(images, "decoded")]
-    for epoch in range(N_EPOCHS):
+    for epoch in range(N_ROWS):
         u = augment.draws(train.seed, epoch, n_images)[numbers].to(images.device)
         seen = augment.augment(images, u, training.augment, image_px_at(epoch, train, training.image_px))
         seen, _, _ = augment.mix(seen, numbers, training.augment, train.seed, epoch, 0)
-        rows.append(_row((seen * 255).round().to(torch.uint8), f"epoch {epoch + 1}"))
+        rows.append(_row((seen * 255).round().to(torch.uint8), f"augmented, {epoch + 1}"))
     write_bytes(target, encode_png(np.concatenate(rows)))
 
 
