@@ -53,11 +53,9 @@ def report_planted(sources: dict[str, list[np.ndarray]]) -> None:
 
 def report_search(n_images: int, n_versions: int, n_workers: int) -> None:
     """A line for a search among random hashes, all versions of an image independent: no bucket is fuller than chance has it."""
-    rows = np.arange(COMPARE_UP_TO + 1)
-    nearest_versions(np.zeros((len(rows), 1), np.uint64), MIRRORED[:1], rows, rows[:1], 1)  # compiles the loops
-    nearest_versions(np.zeros((len(rows), 1), np.uint64) + rows[:, None].astype(np.uint64), MIRRORED[:1], rows, rows, 1)
     hashes = np.random.default_rng(0).integers(0, 2**64, (n_images, n_versions), dtype=np.uint64)
-    rows = np.arange(n_images)
+    few, rows = np.arange(COMPARE_UP_TO + 1), np.arange(n_images)
+    nearest_versions(hashes[: len(few)], MIRRORED[:n_versions], few, few, 1)  # compiles the loops
     start, cpu = time.perf_counter(), time.process_time()
     n_pairs = len(nearest_versions(hashes, MIRRORED[:n_versions], rows, rows, n_workers))
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
