@@ -33,7 +33,7 @@ from fieldguide.core.images import read_encoded
 from fieldguide.core.manifest import Classes, classes_of, read_manifest, rows_of
 from fieldguide.core.params import Augment, Params, read_params
 from fieldguide.core.paths import MANIFEST, RAW
-from fieldguide.network.device import device_name, pick_device, pick_dtype, repeatable
+from fieldguide.network.device import device_name, pick_device, pick_dtype, set_up
 from fieldguide.network.loader import Resident, decode_all
 from fieldguide.network.models import build, depthwise_share
 from fieldguide.training.loop import Training
@@ -83,7 +83,7 @@ def main() -> None:
 
     params = read_params()
     device = pick_device(params.runtime.device)
-    repeatable(device)
+    set_up(device)
     settings = params.augment.model_copy(update=FULL if arguments.full else {})
     params = params.model_copy(
         update={

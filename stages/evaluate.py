@@ -32,7 +32,7 @@ from fieldguide.evaluation.summary import Evaluation, evaluate_metrics, headline
 from fieldguide.evaluation.tables import save_submission, save_tables
 from fieldguide.network.calibration import save_calibration
 from fieldguide.network.checkpoint import load_checkpoint
-from fieldguide.network.device import pick_device, repeatable
+from fieldguide.network.device import pick_device, set_up
 from fieldguide.tracking.run import stage_run
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     rows = {split: rows_of(manifest, split) for split in dict.fromkeys(["train", "valid", *splits_in_use(manifest)])}
     unlabelled = unlabelled_rows(manifest)
     device = pick_device(params.runtime.device)
-    repeatable(device)
+    set_up(device)
     taxonomy = read_taxonomy(TAXONOMY, facts.class_names)
     network = TrainedNetwork(model.to(device), facts, params.evaluate, params.runtime, RAW, taxonomy)
     answers, ood, calibration = answer_all(network, rows | {"unlabelled": unlabelled})

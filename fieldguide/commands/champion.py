@@ -15,9 +15,10 @@ import pandas as pd
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import file_hash
+from fieldguide.core.intervals import accuracy_interval
 from fieldguide.core.manifest import as_labelled, read_manifest, rows_of
 from fieldguide.core.paths import MANIFEST, RAW
-from fieldguide.evaluation.metrics import accuracy_interval, paired_difference
+from fieldguide.evaluation.metrics import paired_difference
 from fieldguide.onnx.classifier import OnnxClassifier
 from fieldguide.onnx.proof import BATCH_SIZES, run_alone
 from fieldguide.tracking.registry import CHAMPION, NAME, SCHEME, ExportedRun, Registry, open_registry

@@ -7,8 +7,8 @@ import argparse
 import logging
 import signal
 
+from fieldguide.core import memory
 from fieldguide.core.errors import UserError
-from fieldguide.web import memory
 from fieldguide.web.app import bare_host, create_app
 from fieldguide.web.server import CONNECTIONS, Server
 from fieldguide.web.settings import LOOPBACK, MIB, Settings

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
-from scipy.stats import norm
 from sklearn.metrics import f1_score, roc_auc_score
 
 from fieldguide.core.artifacts import BandMetrics, OodMetrics
-from fieldguide.core.intervals import accuracy_interval as accuracy_interval
+from fieldguide.core.intervals import Z95, accuracy_interval
 from fieldguide.core.taxonomy import Rank
 
 SHARES = np.arange(1, 101) / 100  # of the images, for accuracy by coverage
@@ -169,7 +168,7 @@ def paired_difference(right: np.ndarray, other_right: np.ndarray) -> tuple[float
     gained, lost = int((right & ~other_right).sum()), int((~right & other_right).sum())
     share_gained, share_lost = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
     middle = share_gained - share_lost
-    reach = float(norm.ppf(0.975)) * math.sqrt((share_gained + share_lost - middle**2) / (n + 2))
+    reach = Z95 * math.sqrt((share_gained + share_lost - middle**2) / (n + 2))
     return (gained - lost) / n, max(middle - reach, -1.0), min(middle + reach, 1.0)
 
 

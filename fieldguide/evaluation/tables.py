@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_fscore_support
 
+from fieldguide.core.intervals import accuracy_interval
 from fieldguide.core.manifest import is_corrected, write_table
 from fieldguide.core.names import MAX_NAMED_CLASSES, SPLITS
 from fieldguide.core.paths import (
@@ -18,7 +19,7 @@ from fieldguide.core.paths import (
 )
 from fieldguide.core.taxonomy import class_groups
 from fieldguide.evaluation.blocks import confused_blocks
-from fieldguide.evaluation.metrics import N_BEST, SHARES, Answers, accuracy_interval, confidence_bins, coverage_curve
+from fieldguide.evaluation.metrics import N_BEST, SHARES, Answers, confidence_bins, coverage_curve
 from fieldguide.evaluation.summary import Evaluation, LabelledSplit
 from fieldguide.network.checkpoint import Checkpoint
 

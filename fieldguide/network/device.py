@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from fieldguide.core import memory
 from fieldguide.core.errors import UserError
 from fieldguide.core.machine import n_cores
 
@@ -22,13 +23,14 @@ def pick_device(choice: str) -> torch.device:
     return torch.device(choice)
 
 
-def repeatable(device: torch.device) -> None:
-    """Makes a GPU deterministic, and disables TF32 in convolutions. A CPU is deterministic by default.
+def set_up(device: torch.device) -> None:
+    """Makes a GPU deterministic, and disables TF32 in convolutions; has freed CPU memory kept, which makes a CPU faster.
 
-    Torch warns about an operation without a deterministic implementation. Its threads are at most as many as the cores of
-    `n_cores`, which respects a container's quota.
+    A CPU is deterministic by default. Torch warns about an operation without a deterministic implementation. Its threads are at
+    most as many as the cores of `n_cores`, which respects a container's quota.
     """
     torch.set_num_threads(min(torch.get_num_threads(), n_cores()))
+    memory.keep()
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
         torch.backends.cudnn.deterministic = True

@@ -17,7 +17,7 @@ from fieldguide.core.images import UnreadableImage, decode, encoded_reader
 from fieldguide.core.manifest import named_tuples
 from fieldguide.core.params import LabelCheck, Model, Runtime
 from fieldguide.network.checkpoint import save_sealed, sealed_content
-from fieldguide.network.device import autocast, device_name, pick_device, pick_dtype, repeatable
+from fieldguide.network.device import autocast, device_name, pick_device, pick_dtype, set_up
 from fieldguide.network.models import Classifier, build, check_name, depthwise_share, runs_at
 from fieldguide.network.weights import load_weights
 
@@ -68,7 +68,7 @@ def embed_images(rows: pd.DataFrame, raw: Path, settings: LabelCheck, runtime: R
     if not settings.enabled:
         return ImageEmbeddings(np.empty((0, 32), np.uint8), np.empty((0, 0), np.float16))
     device = pick_device(runtime.device)
-    repeatable(device)
+    set_up(device)
     model = backbone(settings).to(device).to(memory_format=torch.channels_last).eval()
     dtype = pick_dtype("auto", device, depthwise_share(model, settings.image_px))
     print(f"device {device_name(device)}, {str(dtype).removeprefix('torch.')}")

@@ -128,6 +128,9 @@ def export(exported: ExportableNetwork, image_px: int, opset: int, metadata: dic
     """
     example = (torch.zeros(EXAMPLE_BATCH, image_px, image_px, 3, dtype=torch.uint8),)
     asked = (torch.tensor([EXAMPLE_BATCH]),) if exported.map_name is not None else ()
+    for module in exported.modules():  # the exporter takes apart what changes its input, ReLU6 for a tenth of a second each
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
     with silence():
         program = torch.onnx.export(
             exported.eval(),

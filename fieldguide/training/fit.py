@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from fieldguide.core import memory
 from fieldguide.core.artifacts import SplitScore, TrainMetrics
 from fieldguide.core.errors import UserError
 from fieldguide.core.files import check_free_space
@@ -139,6 +140,7 @@ class Fit:
             f"  {images_per_second:6.0f} images/s  {seconds:6.1f} s{'  *' if self.best == number else ''}",
             flush=True,
         )
+        memory.give_back()
 
     def _validate(self, batches: Iterable[torch.Tensor]) -> tuple[SplitScore, float]:
         """Score of the validation split, and its loss after calibration, from the logits `[B, K]` of this process's images.

@@ -19,7 +19,7 @@ from fieldguide.core.manifest import Classes
 from fieldguide.core.params import Params
 from fieldguide.core.paths import MANIFEST
 from fieldguide.network.decoded import Decoded, bound_decoded
-from fieldguide.network.device import computes_bf16, device_name, pick_device, pick_dtype, repeatable
+from fieldguide.network.device import computes_bf16, device_name, pick_device, pick_dtype, set_up
 from fieldguide.network.loader import Source, open_images
 from fieldguide.network.models import build, depthwise_share, frozen_blocks, runs_at
 from fieldguide.network.weights import load_weights, weights_file
@@ -40,7 +40,7 @@ def training_setup(
     if len(rows["train"]) < 2 * world.size:
         raise UserError(f"{len(rows['train'])} training images are too few for {world.size} devices; lower train.devices")
     device = pick_device(params.runtime.device)
-    repeatable(device)
+    set_up(device)
     torch.manual_seed(train.seed)
     model = build(params.model.name, len(classes.names), image_px)
     dtype = pick_dtype(train.precision, device, depthwise_share(model, image_px))

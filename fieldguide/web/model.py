@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fieldguide.core import memory
 from fieldguide.core.errors import UserError
 from fieldguide.onnx.classifier import OnnxClassifier
 from fieldguide.tracking.registry import model_file
-from fieldguide.web import memory
 
 log = logging.getLogger(__name__)
 

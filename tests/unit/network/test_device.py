@@ -132,7 +132,7 @@ def test_the_cpu_is_named_with_its_architecture_and_threads() -> None:
 @pytest.mark.slow
 def test_a_gpu_is_asked_for_repeatable_kernels_in_true_float32_and_a_cpu_for_nothing() -> None:
     code = (
-        "import os, sys, torch; from fieldguide.network.device import repeatable; repeatable(torch.device(sys.argv[1]));"
+        "import os, sys, torch; from fieldguide.network.device import set_up; set_up(torch.device(sys.argv[1]));"
         "print(torch.backends.cudnn.deterministic, not torch.backends.cudnn.allow_tf32,"
         " torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),"
         " 'CUBLAS_WORKSPACE_CONFIG' in os.environ)"
