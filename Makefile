@@ -27,13 +27,13 @@ serve: setup
 	python -m fieldguide serve
 
 test: setup
-	$(PYTEST) -n 3 -m "not slow"
+	$(PYTEST) -n 4 -m "not slow"
 
 test-rest: setup
-	$(PYTEST) -n 3 -m slow
+	$(PYTEST) -n 4 -m slow
 
 test-all: setup
-	$(PYTEST) -n 3
+	$(PYTEST) -n 4
 
 lint: setup
 	ruff check .
@@ -41,7 +41,7 @@ lint: setup
 	mypy
 
 coverage: setup
-	$(PYTEST) -n 3 -m "not slow" --cov
+	$(PYTEST) -n 4 -m "not slow" --cov
 
 setup: .venv/installed
 	@$(CHECK_IDENTITY)

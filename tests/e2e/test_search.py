@@ -185,7 +185,7 @@ def test_a_killed_search_goes_on_and_a_bad_trial_ends_early(
 
     process = search(project)
     monkeypatch.setenv("DVC_ROOT", str(project))  # where this process looks for journals
-    while not live_curve("rate-0", "valid.loss")[1] and process.poll() is None:
+    while len(live_curve("rate-0", "valid.loss")[1]) < 3 and process.poll() is None:  # its first state is on the disk
         time.sleep(0.2)
     monkeypatch.delenv("DVC_ROOT")
     process.kill()
