@@ -6,6 +6,7 @@ Results are the same bytes with and without it; a file that is damaged, locked o
 
 import hashlib
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,8 @@ from fieldguide.core.caches import cache_key
 from fieldguide.core.paths import inspected_cache
 
 MEAN_PX = 64
-MAX_BYTES = 2_000_000_000  # of all files; 140,000 images: a guess
+MAX_BYTES = 2_000_000_000  # of all files, 140,000 images: a guess; the one in use may take more
+DISK_SHARE = 0.1  # of the free space, that a larger file may take
 MAX_WAITING = 1000  # images that are not yet written
 NAME = 32  # digits of a SHA-256 that identify an image among those of a search
 LOCK_SECONDS = 30.0  # to wait for another process that writes
@@ -87,7 +89,7 @@ class InspectedCache:
         with self._guarded():
             rows = [_as_row(image) for image in self.waiting.values()]
             self.waiting.clear()
-            if self.connection is not None and rows and self.path.stat().st_size < MAX_BYTES:
+            if self.connection is not None and rows and self._has_room():
                 with self.connection:
                     self.connection.executemany("insert or replace into images values (?, ?, ?, ?, ?, ?)", rows)
 
@@ -116,11 +118,14 @@ class InspectedCache:
         names = [each[:NAME] for each in sha256]
         facts, content = (_key_of(names), "".join(names)), results.tobytes()
         with self._guarded():
-            size = self.path.stat().st_size + len(facts[1]) + len(content)
-            if self.connection is not None and size < MAX_BYTES:
+            if self.connection is not None and self._has_room(len(facts[1]) + len(content)):
                 with self.connection:
                     values = [*facts, content, _digest(facts, content)]
                     self.connection.execute("insert or replace into comparisons values (?, ?, ?, ?)", values)
+
+    def _has_room(self, n_bytes: int = 0) -> bool:
+        size = self.path.stat().st_size + n_bytes
+        return size < max(MAX_BYTES, DISK_SHARE * shutil.disk_usage(self.path.parent).free)
 
     def close(self) -> None:
         self.write()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -201,11 +202,12 @@ def test_the_files_together_are_bounded(table: pd.DataFrame, monkeypatch: pytest
         pass
     assert len(list(inspected_cache().glob("*.db"))) == 2
     monkeypatch.setattr(inspected, "MAX_BYTES", 1000)
-    results(table)
-    assert database() == cache.path
-    connection = sqlite3.connect(database())
-    assert connection.execute("select count(*) from images").fetchone() == (0,)  # full
-    connection.close()
+    for free_bytes, n_kept in ((100_000, 0), (10**12, N)):
+        monkeypatch.setattr(inspected.shutil, "disk_usage", lambda _, free=free_bytes: SimpleNamespace(free=free))
+        results(table)
+        assert database() == cache.path
+        with closing(sqlite3.connect(database())) as connection:
+            assert connection.execute("select count(*) from images").fetchone() == (n_kept,)
 
 
 def test_threads_share_a_cache(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
