@@ -1,5 +1,6 @@
 """Several processes train as one with the whole batch would; one that dies costs nothing; what they cannot do is one line."""
 
+import hashlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -18,12 +20,17 @@ from torch import nn
 
 from fieldguide.core.errors import UserError
 from fieldguide.core.params import Train
+from fieldguide.core.paths import RAW
+from fieldguide.sources import packs
+from fieldguide.sources.archive import stored_members
+from fieldguide.sources.packs import Photograph, write_photographs
 from fieldguide.training import augment
 from fieldguide.training.distributed import World, n_devices, synchronise_norms
 from support import ROOT
 from support.forked import FORKED, python_folder
 from support.kills import Project
 from support.settings import PARAMS
+from support.shards import noise_png
 from support.trainings import noisy, training
 
 SIZES = (1, 2, 3, 4, 7, 8)
@@ -148,7 +155,7 @@ with process_group("cpu") as world:
 """
 
 
-def started(script: str, size: int, folder: Path) -> list[subprocess.Popen[str]]:
+def started(script: str, size: int, folder: Path, *more: str) -> list[subprocess.Popen[str]]:
     """`script` in so many processes that know of one another, as torchrun would start them."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -160,7 +167,7 @@ def started(script: str, size: int, folder: Path) -> list[subprocess.Popen[str]]
         "OMP_NUM_THREADS": "1",
     }
     ranks = [{"RANK": str(rank), "WORLD_SIZE": str(size)} if size > 1 else {} for rank in range(size)]
-    command = [python_folder() / "python", "-c", FORKED + script, str(size)]
+    command = [python_folder() / "python", "-c", FORKED + script, str(size), *more]
     return [
         subprocess.Popen(command, cwd=folder, env=common | rank, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for rank in ranks
@@ -191,6 +198,69 @@ def test_two_processes_have_the_curve_of_one_with_the_same_batch(curves: dict, c
 def test_norms_apart_make_another_curve(curves: dict) -> None:
     one, two = (curves[size]["fieldnet"][2] for size in (1, 2))
     assert two != pytest.approx(one, rel=2e-3, abs=2e-4)
+
+
+STREAMED = f"""
+import json, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from pathlib import Path
+import pandas as pd
+import torch
+torch.set_num_threads(1)
+from support.trainings import augmentation, training
+from fieldguide.network.loader import Streaming
+from fieldguide.training.distributed import process_group
+
+class Counting(Streaming):
+    def batches(self, batches):
+        for rows in batches:
+            seen[rows] += 1
+        return super().batches(batches)
+
+size, (raw, table) = int(sys.argv[1]), sys.argv[2:]
+rows = pd.read_csv(table, dtype={{"id": "string", "file": "string", "sha256": "string"}})
+targets = torch.arange(len(rows)) % 3
+with process_group("cpu") as world:
+    source = Counting(rows, Path(raw), 16, 1, torch.device("cpu"))
+    changes = dict(epochs=3, batch_size=16 // size, lr=0.02 / size, warmup=0.0)
+    chosen = training(source, targets, network="cnn", optimizer="sgd", augment=augmentation(), **changes)
+    object.__setattr__(chosen, "world", world)
+    curve = []
+    for epoch in range(3):
+        seen = torch.zeros(len(rows))
+        trained = chosen.epoch(epoch)
+        curve.append([trained.loss, trained.accuracy])
+        assert world.sum(seen.clone()).eq(1).all(), "an image was not seen once by all processes together"
+        assert size == 1 or seen.sum() < len(rows)
+    source.close()
+    print(json.dumps(curve))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stream_packs_with_the_curve_of_one_and_see_every_image_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    RAW.mkdir(parents=True)
+    images = {f"species/{number:03d}.png": noise_png(number) for number in range(43)}
+    monkeypatch.setattr(packs, "PACK_BYTES", 10 * len(images["species/000.png"]))
+    monkeypatch.setattr(packs, "ONE_FILE_BYTES", packs.PACK_BYTES)
+    photographs = [Photograph(name, len(png), "", lambda png=png: png) for name, png in images.items()]
+    files = write_photographs(photographs, 0, 1)
+    assert len(files) > 2
+    places = [(name, file.name, *place) for file in files for name, *place in stored_members(file)]
+    rows = pd.DataFrame(places, columns=["id", "file", "offset", "length"])
+    rows["sha256"] = [hashlib.sha256(images[name]).hexdigest() for name in rows["id"]]
+    rows.to_csv("rows.csv", index=False)
+    curves = []
+    for size in (1, 2):
+        processes = started(STREAMED, size, tmp_path, str(tmp_path / RAW), "rows.csv")
+        outputs = [process.communicate(timeout=300) for process in processes]
+        assert [process.returncode for process in processes] == [0] * size, outputs
+        curves.append(json.loads(outputs[0][0].splitlines()[-1]))
+    for one, two in zip(*curves, strict=True):
+        assert two == pytest.approx(one, rel=2e-3, abs=2e-4)
 
 
 AGAIN = """
