@@ -24,7 +24,10 @@ def split_check_metrics(
     findings: list[Finding],
     n_conflicts: int,
 ) -> SplitCheckMetrics:
-    """The content of metrics/split_check.json; `pairs` is None if the search for near duplicates is off."""
+    """The content of metrics/split_check.json; `pairs` is None if the search for near duplicates is off.
+
+    Images that a hold-out sets aside count neither in their split nor as dropped.
+    """
     across = within = None
     if pairs is not None:
         same = [pair for pair in pairs if pair.is_same]
@@ -34,10 +37,11 @@ def split_check_metrics(
     missing = Counter(finding.split for finding in findings if finding.kind == "missing class")
     per_class = frame[frame["use"] & (frame["split"] == "train")].groupby("class_name").size()
     decided = Counter(frame["decision"])
-    in_splits = frame[frame["split"].isin(SPLITS) & frame["reason"].ne(SET_ASIDE)].drop_duplicates(["photograph", "split"])
+    taking_part = frame["reason"].ne(SET_ASIDE)
+    in_splits = frame[frame["split"].isin(SPLITS) & taking_part].drop_duplicates(["photograph", "split"])
     return SplitCheckMetrics(
         classes=len(classes_of(frame).names),
-        images={split: int((frame["split"] == split).sum()) for split in SPLITS},
+        images={split: int(((frame["split"] == split) & taking_part).sum()) for split in SPLITS},
         unlabelled=int(frame["label"].isna().sum()),
         unreadable=int(frame["width"].isna().sum()),
         exact_duplicates=len(copies),
@@ -48,7 +52,7 @@ def split_check_metrics(
         train_images_per_class=ClassSizes(smallest=int(per_class.min()), largest=int(per_class.max()))
         if len(per_class)
         else None,
-        dropped=int((~frame["use"]).sum()),
+        dropped=int((~frame["use"] & taking_part).sum()),
         corrections=CorrectionCounts(
             **{decision: decided[decision] for decision in DECISIONS},
             unmatched=sum(finding.kind == WITHOUT_IMAGE for finding in findings),

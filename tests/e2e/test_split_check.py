@@ -629,13 +629,18 @@ def test_hold_out_through_the_stage(make_project: MakeProject) -> None:
         **{"split_check.hold_out": 0.25, "split_check.near_duplicates": False, **TINY_SAMPLE, "data.sample.train_images": 8}
     )
     succeeded(run_stage(project, "download"))
-    succeeded(run_stage(project, "split_check"))
+    said = succeeded(run_stage(project, "split_check"))
     manifest = pd.read_csv(project / "data/manifest.csv", keep_default_na=False)
     aside = manifest[manifest["reason"] == "set aside: split_check.hold_out"]
     assert len(aside) and not aside["use"].any() and set(aside["split"]) == {"test"}
     assert aside["id"].str.startswith("test/").all()
     test = manifest[(manifest["split"] == "test") & manifest["use"]]
     assert len(test) and test["id"].str.startswith("train/").all()
+    metrics = json.loads((project / "metrics/split_check.json").read_text())
+    taking_part = manifest.drop(index=aside.index)
+    assert metrics["images"] == taking_part.groupby("split").size().to_dict()
+    assert metrics["dropped"] == (~taking_part["use"]).sum()
+    assert f"{len(aside)} test images set aside: split_check.hold_out" in said
 
 
 @pytest.mark.slow
