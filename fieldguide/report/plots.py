@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm, hsv_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from fieldguide.core.files import atomic_path
 from fieldguide.core.names import common_name
@@ -141,6 +141,7 @@ def class_size_histograms(counts: dict[str, np.ndarray]) -> Figure:
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_locator(LogLocator(subs=(1, 2, 5)))
             side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
+            side.set_minor_formatter(NullFormatter())
         without = f"; {len(values) - len(present):,} of {len(values):,} have none" if len(present) < len(values) else ""
         axis.set_title(f"{split}: {values.sum():,} images\n{present.min():,} to {present.max():,} a class{without}", fontsize=9)
     axes[0].set_ylabel("classes")
