@@ -8,7 +8,6 @@ same round.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fieldguide.benchmark.footprint import peak_bytes
 from fieldguide.core import memory
 from fieldguide.core.machine import cpu_model
 from fieldguide.network.models import build
@@ -53,7 +53,7 @@ def measure(network: str, px: int, batch: int, seconds: float) -> dict[str, floa
         model.zero_grad()
 
     speeds = {kind: batch * per_second(step, seconds) for kind, step in zip(KINDS, (forward, train), strict=True)}
-    return speeds | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return speeds | {"peak": peak_bytes() / 2**20}
 
 
 def main() -> None:

@@ -4,15 +4,14 @@
 
 Needs data/manifest.csv and data/raw with a test split, and a params.yaml whose backbone is frozen (`fieldguide recipe quick
 data.dataset=butterflies data.path=$ZIP split_check.hold_out=0.2`, `dvc repro split_check`). A ratio above 1 cuts train to a
-long tail: the images of a class fall exponentially from the most common class to one of so many times fewer images (Cui et al.
-2019, arXiv:1901.05555), classes and images drawn by the seed. Every option has the same embeddings, cut and seed. Printed are
-means over the seeds on test and, for macro F1, their range.
+long tail: the most that a class keeps falls exponentially from the largest class's size to one of so many times fewer images
+(Cui et al. 2019, arXiv:1901.05555), classes and images drawn by the seed. Every option has the same embeddings, cut and seed.
+Printed are means over the seeds on test and, for macro F1, their range.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +63,7 @@ def embeddings_of(params: Params, n_classes: int) -> dict[str, tuple[torch.Tenso
 
 
 def cut(targets: np.ndarray, ratio: float, seed: int) -> np.ndarray:
-    """Rows, int64 and ascending, of a long tail: class sizes fall exponentially to `1 / ratio` of the largest."""
+    """Rows, int64 and ascending, of a long tail: at most as many of each class as an exponential fall to `1 / ratio` leaves."""
     if ratio == 1:
         return np.arange(len(targets))
     random = np.random.default_rng(seed)
@@ -117,13 +116,13 @@ def main() -> None:
     for ratio in arguments.ratios:
         rows = {seed: cut(targets, ratio, seed) for seed in arguments.seeds}
         counts = np.bincount(targets[rows[arguments.seeds[0]]], minlength=n_classes)
-        print(f"ratio {ratio:g}: {counts.sum()} train images, {counts.min()} to {counts.max()} of a class")
+        print(f"ratio {ratio:g}: {counts.sum()} train images, {counts.min()} to {counts.max()} of a class with the first seed")
         for name, option in OPTIONS.items():
             f1, accuracy, bands = [], [], dict[str, list[float]]()
             for seed, chosen in rows.items():
                 seeded = params.model_copy(update={"train": params.train.model_copy(update={"seed": seed})})
-                answer = partial(predictions, seeded, vectors[torch.from_numpy(chosen).to(device)], targets[chosen])
-                predicted = answer(test, n_classes, option)
+                shown = vectors[torch.from_numpy(chosen).to(device)], targets[chosen]
+                predicted = predictions(seeded, *shown, test, n_classes, option)
                 right = predicted == test_targets
                 f1.append(100 * f1_score(test_targets, predicted, average="macro", zero_division=0.0))
                 accuracy.append(100 * right.mean())

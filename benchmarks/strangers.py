@@ -20,10 +20,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fieldguide.core.intervals import accuracy_interval
 from fieldguide.core.manifest import held_out, read_manifest, rows_of
 from fieldguide.core.params import Params, read_params
 from fieldguide.core.paths import CHECKPOINT, MANIFEST, RAW
-from fieldguide.evaluation.metrics import accuracy_interval, ood_metrics
+from fieldguide.evaluation.metrics import ood_metrics
 from fieldguide.evaluation.ood import ood_images
 from fieldguide.network.calibration import SCORES, Calibration, KnownScore, Moments, fit_unknown_below, score_tensors
 from fieldguide.network.checkpoint import load_checkpoint

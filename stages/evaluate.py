@@ -8,6 +8,7 @@ and verdict), per_class.csv, coverage.csv (accuracy by coverage), reliability.cs
 confusion_*.csv for each split, gallery.json, and, for images without labels, submission.csv. Run it with `dvc repro evaluate`.
 """
 
+from fieldguide.core import memory
 from fieldguide.core.errors import run_command
 from fieldguide.core.headlines import write_metrics
 from fieldguide.core.manifest import as_labelled, read_manifest, rows_of, splits_in_use, unlabelled_rows
@@ -47,6 +48,7 @@ def main() -> None:
     taxonomy = read_taxonomy(TAXONOMY, facts.class_names)
     network = TrainedNetwork(model.to(device), facts, params.evaluate, params.runtime, RAW, taxonomy)
     answers, ood, calibration = answer_all(network, rows | {"unlabelled": unlabelled})
+    memory.give_back()
     save_submission(answers.pop("unlabelled"), facts, unlabelled)
     evaluation = Evaluation(facts, rows, answers, calibration)
     save_calibration(CALIBRATION, calibration)

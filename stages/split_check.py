@@ -76,8 +76,6 @@ def main() -> None:
     save_mean_images(MEAN_IMAGES, means)
     write_bytes(NEAR_DUPLICATES_HTML, pairs_page(frame, table, RAW).encode())
     print_headline(metrics, findings)
-    if len(aside):
-        print(f"{len(aside)} test images {SET_ASIDE}")
 
 
 def print_headline(metrics: SplitCheckMetrics, findings: list[Finding]) -> None:

@@ -24,6 +24,7 @@ MEAN_PX = 64
 MAX_BYTES = 2_000_000_000  # of all files, 140,000 images: a guess; the one in use may take more
 DISK_SHARE = 0.1  # of the free space, that a larger file may take
 MAX_WAITING = 1000  # images that are not yet written
+SEARCHES = 4  # sets of images whose comparisons are kept
 NAME = 32  # digits of a SHA-256 that identify an image among those of a search
 LOCK_SECONDS = 30.0  # to wait for another process that writes
 CODE = Path(__file__).with_name("inspection.py")  # on which the results depend, with all that it imports
@@ -122,6 +123,8 @@ class InspectedCache:
                 with self.connection:
                     values = [*facts, content, _digest(facts, content)]
                     self.connection.execute("insert or replace into comparisons values (?, ?, ?, ?)", values)
+                    newest = "select rowid from comparisons order by rowid desc limit ?"
+                    self.connection.execute(f"delete from comparisons where rowid not in ({newest})", [SEARCHES])
 
     def _has_room(self, n_bytes: int = 0) -> bool:
         size = self.path.stat().st_size + n_bytes

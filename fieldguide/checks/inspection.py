@@ -3,6 +3,7 @@
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ from tqdm import tqdm
 from fieldguide.checks.inspected import MEAN_PX, Inspected, InspectedCache, inspected_images
 from fieldguide.checks.near_duplicates import Fingerprints, NearDuplicate, fingerprint, near_duplicates
 from fieldguide.core.files import write_bytes
-from fieldguide.core.images import Place, TooManyPixels, UnreadableImage, inspect, read_encoded, resize
+from fieldguide.core.images import Place, TooManyPixels, UnreadableImage, encoded_reader, inspect, read_encoded, resize
 from fieldguide.core.names import SPLITS
 
 INSPECTED_PX = 256  # a larger JPEG is decoded at a smaller scale with at least this side; enough for all comparisons
-BLOCK = 1024  # images that are inspected ahead
+BLOCK, TOGETHER = 1024, 8  # images that are inspected ahead, and one after the other by a thread
 
 
 def inspect_images(
@@ -34,13 +35,19 @@ def inspect_images(
     counts = dict.fromkeys(sums, 0)
     with (
         inspected_images(max_megapixels) as cache,
+        encoded_reader(raw, frame["file"]) as read,
         ThreadPoolExecutor(n_workers) as pool,
         tqdm(total=len(places), desc="inspect", unit="image", disable=None) as progress,
     ):
+
+        def inspect_part(part: list[Place]) -> list[Inspected]:
+            return [_inspect_one(read(*place), max_megapixels, cache, with_fingerprints) for place in part]
+
         for start in range(0, len(places), BLOCK):  # bounds the images in memory
             block = places[start : start + BLOCK]
-            images = pool.map(lambda place: _inspect_one(raw, place, max_megapixels, cache, with_fingerprints), block)
-            for row, image in enumerate(images, start):
+            parts = [block[first : first + TOGETHER] for first in range(0, len(block), TOGETHER)]
+            images = pool.map(inspect_part, parts)
+            for row, image in enumerate(chain.from_iterable(images), start):
                 for name, values in facts.items():
                     values.append(getattr(image, name))
                 if image.fingerprint is not None:
@@ -69,9 +76,7 @@ def _places(frame: pd.DataFrame) -> list[Place]:
     return list(zip(frame["file"], frame["offset"], frame["length"], strict=True))
 
 
-def _inspect_one(raw: Path, place: Place, max_megapixels: int, cache: InspectedCache, with_fingerprint: bool) -> Inspected:
-    file, offset, length = place
-    encoded = read_encoded(raw / file, offset, length)
+def _inspect_one(encoded: bytes, max_megapixels: int, cache: InspectedCache, with_fingerprint: bool) -> Inspected:
     digest = hashlib.sha256(encoded).hexdigest()
     if known := cache.get(digest, with_fingerprint):
         return known

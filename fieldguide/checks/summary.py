@@ -26,25 +26,25 @@ def split_check_metrics(
 ) -> SplitCheckMetrics:
     """The content of metrics/split_check.json; `pairs` is None if the search for near duplicates is off.
 
-    Images that a hold-out sets aside count neither in their split nor as dropped.
+    Images that a hold-out sets aside do not count, neither in their split nor as dropped, unreadable or copies.
     """
+    taking_part = frame["reason"].ne(SET_ASIDE)
     across = within = None
     if pairs is not None:
-        same = [pair for pair in pairs if pair.is_same]
+        same = [pair for pair in pairs if pair.is_same and taking_part[pair.i] and taking_part[pair.j]]
         splits = frame["split"].to_dict()
         across = sum(splits[pair.i] != splits[pair.j] for pair in same)
         within = len(same) - across
     missing = Counter(finding.split for finding in findings if finding.kind == "missing class")
     per_class = frame[frame["use"] & (frame["split"] == "train")].groupby("class_name").size()
     decided = Counter(frame["decision"])
-    taking_part = frame["reason"].ne(SET_ASIDE)
     in_splits = frame[frame["split"].isin(SPLITS) & taking_part].drop_duplicates(["photograph", "split"])
     return SplitCheckMetrics(
         classes=len(classes_of(frame).names),
         images={split: int(((frame["split"] == split) & taking_part).sum()) for split in SPLITS},
         unlabelled=int(frame["label"].isna().sum()),
-        unreadable=int(frame["width"].isna().sum()),
-        exact_duplicates=len(copies),
+        unreadable=int((frame["width"].isna() & taking_part).sum()),
+        exact_duplicates=sum(taking_part[i] and taking_part[j] for i, j in copies),
         leaks=in_splits.loc[in_splits["photograph"].duplicated(), "photograph"].nunique(),
         near_duplicates=NearDuplicateCounts(across_splits=across, within_split=within),
         label_conflicts=n_conflicts,

@@ -102,7 +102,7 @@ class CorrectionCounts(Part):
 
 class SplitCheckMetrics(Artifact):
     classes: int
-    images: dict[str, int]  # by split, those out of use too
+    images: dict[str, int]  # by split, those out of use too, but not those that a hold-out sets aside
     unlabelled: int
     unreadable: int
     exact_duplicates: int  # pairs

@@ -15,13 +15,13 @@ def share() -> None:
 
 
 def keep() -> None:
-    """Keeps up to 2 GiB of freed memory for the next tensors; `give_back` now and then, or its fragments add up.
+    """Keeps freed memory for the next tensors, until `give_back`; call that now and then, as fragments add up.
 
     By default blocks of 32 MiB or more, the size of one layer's activations, are returned to the system when freed, and every
     page of the next one is fetched and zeroed anew: up to a third of the time of a forward pass (benchmarks/kept_memory.py).
+    glibc 2.34 and older refuse so large a block, and stay as they are.
     """
-    if libc := _glibc():
-        libc.mallopt(MMAP_THRESHOLD, HEAP_BLOCK_BYTES)
+    if (libc := _glibc()) and libc.mallopt(MMAP_THRESHOLD, HEAP_BLOCK_BYTES):
         libc.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
 
 

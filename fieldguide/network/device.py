@@ -24,7 +24,7 @@ def pick_device(choice: str) -> torch.device:
 
 
 def set_up(device: torch.device) -> None:
-    """Makes a GPU deterministic, and disables TF32 in convolutions; has freed CPU memory kept, which makes a CPU faster.
+    """Makes a GPU deterministic, and disables TF32 in convolutions; keeps freed memory of the CPU (`memory.keep`).
 
     A CPU is deterministic by default. Torch warns about an operation without a deterministic implementation. Its threads are at
     most as many as the cores of `n_cores`, which respects a container's quota.

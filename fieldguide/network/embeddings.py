@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from fieldguide.core import memory
 from fieldguide.core.errors import UserError
 from fieldguide.core.images import UnreadableImage, decode, encoded_reader
 from fieldguide.core.manifest import named_tuples
@@ -82,6 +83,7 @@ def embed_images(rows: pd.DataFrame, raw: Path, settings: LabelCheck, runtime: R
             embedded = model.features((scaled - model.pixel_mean) / model.pixel_std)
         digests += some
         vectors.append(embedded[: len(pixels)].to(torch.float16).cpu().numpy())
+    memory.give_back()
     return ImageEmbeddings(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32), np.concatenate(vectors))
 
 

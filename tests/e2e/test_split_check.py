@@ -640,7 +640,7 @@ def test_hold_out_through_the_stage(make_project: MakeProject) -> None:
     taking_part = manifest.drop(index=aside.index)
     assert metrics["images"] == taking_part.groupby("split").size().to_dict()
     assert metrics["dropped"] == (~taking_part["use"]).sum()
-    assert f"{len(aside)} test images set aside: split_check.hold_out" in said
+    assert f"; {len(aside)} test images are set aside" in said
 
 
 @pytest.mark.slow

@@ -10,10 +10,10 @@ import torch
 from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, auc, f1_score, log_loss, roc_curve, top_k_accuracy_score
 
+from fieldguide.core.intervals import accuracy_interval
 from fieldguide.evaluation.metrics import (
     SHARES,
     Answers,
-    accuracy_interval,
     band_metrics,
     coverage_curve,
     largest,
