@@ -643,6 +643,20 @@ def test_hold_out_through_the_stage(make_project: MakeProject) -> None:
     assert f"; {len(aside)} test images are set aside" in said
 
 
+def test_a_copy_that_a_hold_out_sets_aside_is_not_counted(make_project: MakeProject) -> None:
+    places = product(("train", "valid", "test"), "AB", range(8))
+    photos = {
+        f"{split}/{name}/{k}.jpg": jpeg((30 * k, 90 * "AB".index(name), 80 * SPLITS.index(split))) for split, name, k in places
+    }
+    photos["test/A/0.jpg"] = photos["train/A/0.jpg"]
+    for hold_out, expected in ((0.25, 0), (0.0, 1)):
+        settings = {"split_check.hold_out": hold_out, "split_check.near_duplicates": False}
+        project = with_raw(make_project(f"{hold_out}", **settings), photos)
+        succeeded(run_stage(project, "split_check"))
+        metrics = json.loads((project / "metrics/split_check.json").read_text())
+        assert {metrics[key] for key in ("exact_duplicates", "leaks", "dropped")} == {expected}
+
+
 @pytest.mark.slow
 def test_folds_and_groups_through_the_stage(make_project: MakeProject) -> None:
     places = product(("train", "test"), "AB", range(5), (0, 1))

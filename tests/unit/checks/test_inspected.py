@@ -210,6 +210,17 @@ def test_the_files_together_are_bounded(table: pd.DataFrame, monkeypatch: pytest
             assert connection.execute("select count(*) from images").fetchone() == (n_kept,)
 
 
+def test_the_comparisons_of_the_newest_sets_of_images_are_kept(table: pd.DataFrame) -> None:
+    results(table)
+    names = [f"{number:064x}"[::-1] for number in range(20)]
+    with closing(InspectedCache(database())) as cache:
+        for n in range(10, 20):
+            cache.put_results(names[:n], np.zeros(0, RESULT))
+        assert cache.results(names[:19]).searched.all()
+    with closing(sqlite3.connect(database())) as connection:
+        assert connection.execute("select count(*) from comparisons").fetchone() == (inspected.SEARCHES,)
+
+
 def test_threads_share_a_cache(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspected, "MAX_WAITING", 7)
     results(table)
