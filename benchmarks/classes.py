@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -25,8 +27,6 @@ STAGES = ("download", "embed", "split_check", "label_check", "train", "evaluate"
 SETTINGS = {
     "split_check": {"test_fraction": 0.17, "valid_fraction": 0.17, "near_duplicates": False},
     "label_check": {"image_px": 64},
-    "model": {"name": "cnn"},
-    "train": {"epochs": 1, "size_start": 1.0, "size_end": 1.0},
     "benchmark": {"latency_runs": 20, "warmup_runs": 2, "batch_sizes": [1, 16], "compile": False},
 }
 
@@ -43,13 +43,14 @@ def write_photographs(folder: Path, n_classes: int, n_images: int, image_px: int
             Image.fromarray(pixels).save(target / f"{image}.jpg", quality=85)
 
 
-def write_params(folder: Path, photos: Path, image_px: int) -> None:
-    """The recipe `scratch` with `SETTINGS`, for the photographs."""
+def write_params(folder: Path, photos: Path, image_px: int, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """The recipe `scratch` with `cnn`, one epoch and these settings, for the photographs."""
     params, recipe = (yaml.safe_load((ROOT / file).read_text()) for file in ("params.yaml", "recipes/scratch.yaml"))
-    for section, values in [*recipe.items(), *SETTINGS.items()]:
+    for section, values in [*recipe.items(), *settings.items()]:
         params[section] |= values
     params["data"] |= {"dataset": "folder", "path": str(photos)}
-    params["model"]["image_px"] = params["train"]["decode_px"] = image_px
+    params["model"] |= {"name": "cnn", "image_px": image_px}
+    params["train"] |= {"epochs": 1, "size_start": 1.0, "size_end": 1.0, "decode_px": image_px}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
@@ -78,7 +79,7 @@ def main() -> None:
         folder = arguments.keep or Path(tempfile.mkdtemp(prefix="classes-"))
         try:
             write_photographs(folder / "photos", n_classes, arguments.images, arguments.px)
-            write_params(folder, folder / "photos", arguments.px)
+            write_params(folder, folder / "photos", arguments.px, SETTINGS)
             for package in ("stages", "fieldguide"):
                 shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
             for stage in (stage for stage in STAGES if stage in arguments.stages):

@@ -1,10 +1,11 @@
-"""Seconds and peak memory of download and split_check as the number of images grows.
+"""Seconds and peak memory of download, split_check and an epoch of training as the number of images grows.
 
     python benchmarks/scale.py [--images 1000 10000 100000] [--px 48] [--pictures textured] [--without-near-duplicates]
-                               [--classes 50] [--added 100] [--tables 100000 1000000]
+                               [--classes 50] [--added 100] [--epoch] [--tables 100000 1000000]
 
 Draws that many small JPEGs in class folders under a temporary folder, runs the two stages on them as DVC would
-(`data.dataset: folder`), and prints a line for each size. The peak is that of the stage's process (resident set).
+(`data.dataset: folder`), and prints a line for each. The peak is that of the stage's process (resident set); workers that
+decode have their own. --epoch adds an epoch of `cnn` that reads the images from the packs (`train.loader: streaming`).
 `textured` pictures have the spectrum of photographs (amplitude ~ 1 / frequency); `smooth` ones have 36 values each, are
 much alike, and show the part of the search for near duplicates that grows with the square of the images. With --added,
 both stages run again after that many photographs came to the others. --tables draws splits, folds and a hold-out and applies
@@ -13,11 +14,8 @@ the policies to tables of that many rows without photographs: classes of a long 
 
 import argparse
 import io
-import os
-import re
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +30,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.classes import run_stage, write_params
 from fieldguide.checks.duplicates import exact_pairs, photographs
 from fieldguide.checks.policies import check, number_classes
 from fieldguide.checks.splits import with_folds, with_groups, with_hold_out, with_splits
@@ -67,20 +66,6 @@ def write_photographs(folder: Path, numbers: range, image_px: int, pictures: str
         stream = io.BytesIO()
         Image.fromarray(PICTURES[pictures](random, image_px)).save(stream, "JPEG", quality=85)
         target.write_bytes(stream.getvalue())
-
-
-def run_stage(stage: str, folder: Path) -> tuple[float, float]:
-    """Seconds of CPU and peak MiB of one stage in `folder`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"stages.{stage}"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder)},
-        stdout=subprocess.DEVNULL,
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"stage {stage} failed on {folder}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def table(n_rows: int) -> pd.DataFrame:
@@ -130,33 +115,31 @@ def main() -> None:
     parser.add_argument("--without-near-duplicates", action="store_true", help="without their search")
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--added", type=int, default=0, help="photographs with which the stages run a second time")
+    parser.add_argument("--epoch", action="store_true", help="also train for an epoch")
     parser.add_argument("--tables", type=int, nargs="+", default=[], help="rows; then no photographs are made")
     arguments = parser.parse_args()
     for n_rows in arguments.tables:
         report_tables(n_rows, read_params().split_check)
     if arguments.tables:
         return
-    print(f"{'images':>8s} {'download s':>11s} {'MiB':>6s} {'split_check s':>14s} {'MiB':>6s}   (s of CPU)")
+    stages = ("download", "split_check", "train")[: 2 + arguments.epoch]
+    settings = {
+        "split_check": {"near_duplicates": not arguments.without_near_duplicates},
+        "train": {"loader": "streaming", "batch_size": 256},
+    }
+    print(f"{'images':>8s} {'stage':12s} {'wall s':>8s} {'CPU s':>8s} {'MiB':>7s}")
     for n_images in arguments.images:
         folder = Path(tempfile.mkdtemp(prefix="scale-"))
         try:
             drawn = arguments.px, arguments.pictures, arguments.classes
             write_photographs(folder / "photos", range(n_images), *drawn)
-            params = (ROOT / "params.yaml").read_text()
-            params = re.sub(r"\n  dataset: \w+", "\n  dataset: folder", params, count=1)
-            searched = f"near_duplicates: {str(not arguments.without_near_duplicates).lower()}"
-            params = params.replace("near_duplicates: true", searched)
-            params = params.replace('\n  path: ""', f'\n  path: "{folder / "photos"}"', 1)
-            (folder / "params.yaml").write_text(params)
+            write_params(folder, folder / "photos", arguments.px, settings)
             (folder / "stages").symlink_to(ROOT / "stages")
             for n_added in (0, arguments.added) if arguments.added else (0,):
                 write_photographs(folder / "photos", range(n_images, n_images + n_added), *drawn)
-                figures = [run_stage(stage, folder) for stage in ("download", "split_check")]
-                print(
-                    f"{n_images + n_added:8d} "
-                    + " ".join(f"{s:{w}.1f} {m:6.0f}" for (s, m), w in zip(figures, (11, 14), strict=True)),
-                    flush=True,
-                )
+                for stage in stages:
+                    wall, cpu, peak = run_stage(stage, folder)
+                    print(f"{n_images + n_added:8d} {stage:12s} {wall:8.1f} {cpu:8.1f} {peak:7.0f}", flush=True)
         finally:
             shutil.rmtree(folder)
 

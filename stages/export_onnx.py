@@ -31,6 +31,7 @@ from fieldguide.core.paths import (
 )
 from fieldguide.network.calibration import load_calibration
 from fieldguide.network.checkpoint import load_checkpoint
+from fieldguide.network.device import pick_device, set_up
 from fieldguide.network.loader import decode_pixels
 from fieldguide.onnx.export import ExportableNetwork, export, probabilities_of
 from fieldguide.onnx.metadata import onnx_metadata, read_evaluated
@@ -42,6 +43,7 @@ from fieldguide.tracking import run as tracking
 
 def main() -> None:
     params = read_params()
+    set_up(pick_device("cpu"))
     model, facts = load_checkpoint(CHECKPOINT)
     calibration, manifest = load_calibration(CALIBRATION), read_manifest(MANIFEST)
     split, rows = held_out(manifest)

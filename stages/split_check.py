@@ -2,7 +2,7 @@
 
 Reads data/raw, data/corrections.csv and `split_check` of params.yaml; writes data/manifest.csv, metrics/split_check.json,
 findings.csv (a line per fault), near_duplicates.csv and .html (pairs to inspect), classes.csv (images per class and split)
-and mean_images.npz (the mean image of each split). Run it with `dvc repro split_check`.
+and mean_images.npz (the mean image of each split that the data have, or of all). Run it with `dvc repro split_check`.
 """
 
 import numpy as np
@@ -50,6 +50,7 @@ def main() -> None:
     pairs = find_near_duplicates(frame, fingerprints, RAW, policy.max_megapixels, n_workers) if search else None
     same = np.array([(pair.i, pair.j) for pair in pairs or [] if pair.is_same], np.int64).reshape(-1, 2)
     frame["photograph"] = photographs(len(frame), np.concatenate([copies, same]))
+    given = frame["split"]
     if policy.folds:
         frame = with_folds(frame, policy, findings)
     elif receipt.dataset == "folder" or "valid" not in set(frame["split"]):
@@ -73,7 +74,7 @@ def main() -> None:
     write_table(table.drop(columns=INTERNAL), NEAR_DUPLICATES_CSV)
     metrics = split_check_metrics(frame, copies, pairs, findings, n_conflicts)
     write_metrics("split_check", metrics)
-    save_mean_images(MEAN_IMAGES, means)
+    save_mean_images(MEAN_IMAGES, means, by_split=frame["split"].equals(given))
     write_bytes(NEAR_DUPLICATES_HTML, pairs_page(frame, table, RAW).encode())
     print_headline(metrics, findings)
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,13 +22,19 @@ INSPECTED_PX = 256  # a larger JPEG is decoded at a smaller scale with at least 
 BLOCK, TOGETHER = 1024, 8  # images that are inspected ahead, and one after the other by a thread
 
 
+class MeanImage(NamedTuple):
+    """The mean, uint8 `[MEAN_PX, MEAN_PX, 3]`, of `n_images` images."""
+
+    pixels: np.ndarray
+    n_images: int
+
+
 def inspect_images(
     frame: pd.DataFrame, raw: Path, max_megapixels: int, n_workers: int, with_fingerprints: bool = True
-) -> tuple[pd.DataFrame, Fingerprints, dict[str, np.ndarray]]:
+) -> tuple[pd.DataFrame, Fingerprints, dict[str, MeanImage]]:
     """The table with `width`, `height`, `sha256`, `phash` and `reason`; fingerprints; the mean image of each split.
 
-    The mean images are uint8 `[MEAN_PX, MEAN_PX, 3]`; the key of images without a split is `all`. Without fingerprints `phash`
-    is empty, and there are none.
+    The key of images without a split is `all`. Without fingerprints `phash` is empty, and there are none.
     """
     places, splits = _places(frame), frame["split"].to_list()
     facts: dict[str, list[object]] = {name: [] for name in ("width", "height", "sha256", "phash", "reason")}
@@ -59,16 +67,21 @@ def inspect_images(
     columns = pd.DataFrame(facts).astype({"width": "Int64", "height": "Int64"})
     order = ["", *SPLITS, "unlabelled"]
     means = {
-        split or "all": (sums[split] / counts[split]).round().astype(np.uint8)
+        split or "all": MeanImage((sums[split] / counts[split]).round().astype(np.uint8), counts[split])
         for split in sorted(sums, key=order.index)
         if counts[split]
     }
     return frame.join(columns), fingerprints, means
 
 
-def save_mean_images(target: Path, means: dict[str, np.ndarray]) -> None:
+def save_mean_images(target: Path, means: Mapping[str, MeanImage], by_split: bool) -> None:
+    """Writes the mean image of each split or, where the inspected images were split anew, that of all, as `all`."""
+    images = {split: mean.pixels for split, mean in means.items()}
+    if not by_split and means:
+        weights = [mean.n_images for mean in means.values()]
+        images = {"all": np.average(list(images.values()), axis=0, weights=weights).round().astype(np.uint8)}
     with io.BytesIO() as stream:
-        np.savez(stream, allow_pickle=False, **means)
+        np.savez(stream, allow_pickle=False, **images)
         write_bytes(target, stream.getvalue())
 
 

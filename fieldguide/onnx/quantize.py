@@ -28,7 +28,7 @@ from fieldguide.onnx.sample import ImageSample, Score, scores
 
 METHODS = {  # calibration methods, which choose the range of an activation from its distribution on the calibration images
     "entropy": (CalibrationMethod.Entropy, {}),
-    "percentile": (CalibrationMethod.Percentile, {"CalibPercentile": 99.99}),
+    "percentile": (CalibrationMethod.Percentile, {"CalibPercentile": 99.99, "CalibTensorRangeSymmetric": False}),
 }
 LOG_WARNINGS, LOG_ERRORS = 2, 3  # severities of ONNX Runtime; the first is its default
 BATCH = 4  # calibration images at a time; all their activations are in memory

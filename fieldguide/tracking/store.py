@@ -100,8 +100,8 @@ class Store:
 
         self.client.log_batch(
             run_id,
-            [Metric(name, value, time_ms, step) for name, value in metrics.items()],
-            [Param(name, str(value)) for name, value in params.items()],
+            [Metric(storable(name), value, time_ms, step) for name, value in metrics.items()],
+            [Param(storable(name), str(value)) for name, value in params.items()],
         )
 
     def send(self, journal: "Journal", entry: dict[str, Any]) -> None:
@@ -141,7 +141,8 @@ class Store:
     def _params(self, journal: "Journal", entry: dict[str, Any]) -> None:
         run_id = self._id(journal)
         known = self.client.get_run(run_id).data.params  # MLflow refuses to change a param
-        self.add(run_id, {name: value for name, value in entry["values"].items() if name not in known}, {}, entry["time"])
+        new = {name: value for name, value in entry["values"].items() if storable(name) not in known}
+        self.add(run_id, new, {}, entry["time"])
 
     def _metrics(self, journal: "Journal", entry: dict[str, Any]) -> None:
         self.add(self._id(journal, entry["of"]), {}, entry["values"], entry["time"], entry["step"])
@@ -236,6 +237,11 @@ def all_pages(search: Callable[..., Any], *arguments: Any, **options: Any) -> li
         page = search(*arguments, **options, page_token=page.token)
         rows += page
     return rows
+
+
+def storable(name: str) -> str:
+    """The name of a metric or param with `_` for each character that MLflow refuses (the whole entry): `101+` is `101_`."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 def store_name() -> str:

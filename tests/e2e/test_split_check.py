@@ -405,7 +405,9 @@ def test_inspection_reads_size_and_hash_of_every_image(make_project: MakeProject
     large = "unreadable: 2000x501 pixels, more than 1 million; raise split_check.max_megapixels"
     assert frame["reason"].tolist() == ["", "unreadable: not an image but a text file", "", large]
     assert [bool(hashes.any()) for hashes in fingerprints.hashes] == [True, False, True, False]
-    np.testing.assert_allclose(means["train"], np.broadcast_to([5, 5.5, 6], means["train"].shape), atol=2)
+    mean = means["train"]
+    assert mean.n_images == 2
+    np.testing.assert_allclose(mean.pixels, np.broadcast_to([5, 5.5, 6], mean.pixels.shape), atol=2)
 
 
 def test_what_download_left_out_is_in_the_findings_and_unlabelled_images_in_the_manifest(make_project: MakeProject) -> None:
@@ -684,3 +686,27 @@ def test_groups_by_name_that_the_data_split_apart_are_found(make_project: MakePr
     assert findings[["kind", "id", "detail"]].to_numpy().tolist() == [
         ["group in two splits", "1", "2 train, 2 valid, 2 test images; train and test are not independent"]
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "expected"),
+    [
+        ({}, SPLITS, {"train": 0, "valid": 100, "test": 200}),
+        ({"split_check.hold_out": 0.25}, SPLITS, {"all": 100}),
+        ({"split_check.folds": 3}, SPLITS, {"all": 100}),
+        ({}, ("train", "test"), {"all": 100}),
+    ],
+)
+def test_mean_images_are_those_of_the_splits_that_the_data_have_or_of_all(
+    make_project: MakeProject, settings: dict[str, object], given: tuple[str, ...], expected: dict[str, int]
+) -> None:
+    shades = {"train": 0, "valid": 100, "test": 200}
+    members = {
+        f"{split}/{name}/{n}.jpg": jpeg((shades[split],) * 3, 20 + n, 16 + height)
+        for split, (height, name), n in product(given, enumerate("AB"), range(8))
+    }
+    usual = {"split_check.near_duplicates": False, "split_check.few_images": 0, "split_check.leaks": "report"}
+    project = with_raw(make_project(**(usual | settings)), members)
+    succeeded(run_stage(project, "split_check"))
+    with np.load(project / "metrics" / "mean_images.npz") as means:
+        assert {split: round(float(means[split].mean())) for split in means.files} == pytest.approx(expected, abs=2)
