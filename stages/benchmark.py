@@ -28,7 +28,7 @@ from fieldguide.core.paths import (
     stage_metrics,
 )
 from fieldguide.network.checkpoint import load_checkpoint
-from fieldguide.network.device import pick_device
+from fieldguide.network.device import pick_device, set_up
 from fieldguide.network.loader import decode_pixels
 from fieldguide.onnx.sample import draw
 from fieldguide.tracking import run as tracking
@@ -39,6 +39,7 @@ ONNX_FILES = {"onnxruntime": ONNX, "onnxruntime_fp16": ONNX_FP16, "onnxruntime_i
 def main() -> None:
     params = read_params()
     settings, device = params.benchmark, pick_device(params.runtime.device)
+    set_up(device)
     model, facts = load_checkpoint(CHECKPOINT)
     _, rows = held_out(read_manifest(MANIFEST))
     test = draw(rows, facts.classes.given_targets(rows), RAW, facts.image_px, params.runtime.n_workers)

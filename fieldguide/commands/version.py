@@ -5,7 +5,7 @@ import json
 import subprocess
 from pathlib import Path
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 ROOT = Path(__file__).resolve().parents[2]
 
 

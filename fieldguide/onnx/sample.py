@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from fieldguide.core.images import Place
 from fieldguide.network.loader import decode_pixels
-from fieldguide.onnx.proof import BATCH_SIZES, CHUNK
+from fieldguide.onnx.proof import CHUNK
 
+BATCH = 16  # images; on a CPU as fast as more, whose activations take gigabytes that are fetched anew for each layer
 SAMPLE_IMAGES = 2_000  # of a split: an accuracy of 95 % has an interval of 94 to 96 %
 
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] to probabilities [B, K]
@@ -43,15 +44,14 @@ class ImageSample:
             yield decode_pixels(rows, self.raw, self.image_px, self.n_workers, progress=False)
 
     def batches(self, what: str) -> Iterator[np.ndarray]:
-        """The images in batches of the largest size that is proved: uint8 `[B, image_px, image_px, 3]`, RGB.
+        """The images in batches of `BATCH`: uint8 `[B, image_px, image_px, 3]`, RGB.
 
         `what` is done with them, in a word for the progress.
         """
-        size = max(BATCH_SIZES)
         with tqdm(total=len(self), unit="image", desc=what, disable=None) as progress:
             for pixels in self.chunks():
-                for first in range(0, len(pixels), size):
-                    batch = pixels[first : first + size]
+                for first in range(0, len(pixels), BATCH):
+                    batch = pixels[first : first + BATCH]
                     yield batch
                     progress.update(len(batch))
 

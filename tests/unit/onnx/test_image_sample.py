@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from fieldguide.onnx import sample as samples
-from fieldguide.onnx.proof import BATCH_SIZES, CHUNK
-from fieldguide.onnx.sample import SAMPLE_IMAGES, ImageSample, class_balanced, draw, scores
+from fieldguide.onnx.proof import CHUNK
+from fieldguide.onnx.sample import BATCH, SAMPLE_IMAGES, ImageSample, class_balanced, draw, scores
 
 
 def table(*sizes: int) -> pd.DataFrame:
@@ -82,7 +82,7 @@ def test_a_large_split_is_read_in_chunks_and_never_whole(decoded: list[int]) -> 
     assert len(sample) == SAMPLE_IMAGES == 2_000
     batches = list(sample.batches("look"))
     assert decoded == [CHUNK] * 4 + [2_000 - 4 * CHUNK]
-    assert {len(batch) for batch in batches[:-1]} == {max(BATCH_SIZES)}
+    assert {len(batch) for batch in batches[:-1]} == {BATCH}
     assert (np.concatenate(batches)[:, 0, 0, 0] == sample.targets).all()
     assert (np.arange(4_000)[sample.positions] == sample.positions).all()
 
