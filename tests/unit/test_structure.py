@@ -189,15 +189,24 @@ def test_dvc_can_restore_every_stage_but_download_and_report_from_its_run_cache(
 
 
 def test_a_plot_shows_a_declared_file_and_no_table_that_grows() -> None:
-    """DVC's page holds every file that a stage declares as a plot, so a table with a row for each class is none."""
+    """DVC's page draws every file that a stage declares as a plot, so a table with a row for each class is none.
+
+    It draws each of these tables once by itself, and again in each chart of several columns: no column twice.
+    """
     content = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     declared = [plot for stage in PIPELINE.values() for plot in stage.get("plots", [])]
     names = {next(iter(plot)) if isinstance(plot, dict) else plot for plot in declared}
-    shown = {file for plot in content["plots"] for one in plot.values() for file in one["y"]}
-    assert shown <= names
     assert names.isdisjoint({"metrics/classes.csv", "metrics/per_class.csv", "metrics/confused_pairs.csv"})
+    single = {name: facts for plot in declared if isinstance(plot, dict) for name, facts in plot.items()}
+    assert single.keys() == {name for name in names if name.endswith(".csv")}
+    assert all({"template", "x", "y", "title"} <= facts.keys() for facts in single.values())
+    together = [one for plot in content["plots"] for one in plot.values()]
+    drawn = [(file, column) for one in together for file, columns in one["y"].items() for column in columns]
+    drawn += [(name, facts["y"]) for name, facts in single.items()]
+    assert len(set(drawn)) == len(drawn)
+    assert {file for file, _ in drawn} <= names
     own = {path.stem for path in (ROOT / ".dvc" / "plots").glob("*.json")}
-    assert own == {one["template"] for plot in content["plots"] for one in plot.values()} - {"linear", "bar_horizontal"}
+    assert own == {one["template"] for one in [*together, *single.values()]} - {"linear", "scatter", "bar_horizontal"}
 
 
 def test_no_test_module_imports_another() -> None:
