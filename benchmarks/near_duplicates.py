@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from fieldguide.checks.hash_search import COMPARE_UP_TO, nearest_versions
+from fieldguide.checks.hash_search import FEW_PAIRS, nearest_versions
 from fieldguide.checks.near_duplicates import MIRRORED, PROBES
 from support.planted import CHANGES, drawn, found, reported, rgb_of, textured
 
@@ -54,7 +54,7 @@ def report_planted(sources: dict[str, list[np.ndarray]]) -> None:
 def report_search(n_images: int, n_versions: int, n_workers: int) -> None:
     """A line for a search among random hashes, all versions of an image independent: no bucket is fuller than chance has it."""
     hashes = np.random.default_rng(0).integers(0, 2**64, (n_images, n_versions), dtype=np.uint64)
-    few, rows = np.arange(COMPARE_UP_TO + 1), np.arange(n_images)
+    few, rows = np.arange(int(FEW_PAIRS**0.5) + 1), np.arange(n_images)
     nearest_versions(hashes[: len(few)], MIRRORED[:n_versions], few, few, 1)  # compiles the loops
     start, cpu = time.perf_counter(), time.process_time()
     n_pairs = len(nearest_versions(hashes, MIRRORED[:n_versions], rows, rows, n_workers))

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 MAX_DISTANCE = 10  # bits of 64; planted copies and candidates per image by distance: benchmarks/near_duplicates.py
-COMPARE_UP_TO = 1000  # images; all pairs of so few are compared in 0.3 s, while compiling the loops takes 2 s
+FEW_PAIRS = 5_000_000  # of images; comparing so few takes 1.4 s at most, compiling the loops 2 s
 EXACT_UP_TO = 20_000  # images; beyond, the search takes fewer and longer keys
 SHORT_KEYS = (  # 8 of 32 pairs of bits; turned, 288 masks of which 10 different bits leave at least one as it is
     (571212370, 3269984272, 673212434, 2149188145, 1073814154, 268637732, 29450372, 571540065, 2718183568)
@@ -53,11 +53,14 @@ def nearest_versions(hashes: np.ndarray, mirrored: np.ndarray, kept: np.ndarray,
     """
     if not len(new):
         return np.empty((0, 4), np.int32)
-    if len(kept) <= COMPARE_UP_TO:
-        return decoded(best_codes([_codes_of_one(hashes, mirrored, kept, one) for one in new]), len(hashes))
+    by = masks(len(kept))
+    if len(new) * len(kept) <= FEW_PAIRS:
+        chunks = [kept[start : start + CHUNK_IMAGES] for start in range(0, len(kept), CHUNK_IMAGES)]
+        codes = [_codes_of_one(hashes, mirrored, chunk, one, by) for one in new for chunk in chunks]
+        return decoded(best_codes(codes), len(hashes))
     from fieldguide.checks import hash_loops  # late: it imports Numba
 
-    by, unchanged, is_new = masks(len(kept)), np.ascontiguousarray(hashes[kept, 0]), np.isin(np.arange(len(hashes)), new)
+    unchanged, is_new = np.ascontiguousarray(hashes[kept, 0]), np.isin(np.arange(len(hashes)), new)
     if len(new) <= FEW_NEW and len(new) < len(kept) / 10:
         work, search = new, lambda one: _all_codes(hash_loops.compare_one, hashes, mirrored, kept, one, by)
     else:
@@ -69,13 +72,15 @@ def nearest_versions(hashes: np.ndarray, mirrored: np.ndarray, kept: np.ndarray,
     return decoded(best_codes(codes), len(hashes))
 
 
-def _codes_of_one(hashes: np.ndarray, mirrored: np.ndarray, kept: np.ndarray, one: np.int64) -> np.ndarray:
-    """The codes of all near pairs with an image."""
+def _codes_of_one(hashes: np.ndarray, mirrored: np.ndarray, kept: np.ndarray, one: np.int64, by: np.ndarray) -> np.ndarray:
+    """The codes of the near pairs of kept images and another that the masks find."""
     image, probe = np.nonzero(np.bitwise_count(hashes[kept] ^ hashes[one, 0]) <= MAX_DISTANCE)
     own_probe, other = np.nonzero(np.bitwise_count(hashes[one][:, None] ^ hashes[kept, 0]) <= MAX_DISTANCE)
     i = np.concatenate([kept[image], np.full(len(other), one)])
     j = np.concatenate([np.full(len(image), one), kept[other]])
-    return codes_of(hashes, mirrored, i, np.concatenate([probe, own_probe]), j)
+    probe = np.concatenate([probe, own_probe])
+    found = (((hashes[i, probe] ^ hashes[j, 0])[:, None] & by) == 0).any(axis=1)
+    return codes_of(hashes, mirrored, i[found], probe[found], j[found])
 
 
 def _with(codes: list[np.ndarray], found: np.ndarray) -> list[np.ndarray]:

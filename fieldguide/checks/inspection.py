@@ -20,6 +20,7 @@ from fieldguide.core.names import SPLITS
 
 INSPECTED_PX = 256  # a larger JPEG is decoded at a smaller scale with at least this side; enough for all comparisons
 BLOCK, TOGETHER = 1024, 8  # images that are inspected ahead, and one after the other by a thread
+LARGE = 1 << 16  # bytes of a file on average, above which threads hash faster than one
 
 
 class MeanImage(NamedTuple):
@@ -48,14 +49,21 @@ def inspect_images(
         tqdm(total=len(places), desc="inspect", unit="image", disable=None) as progress,
     ):
 
-        def inspect_part(part: list[Place]) -> list[Inspected]:
-            return [_inspect_one(read(*place), max_megapixels, cache, with_fingerprints) for place in part]
+        def digest_of(place: Place) -> str:
+            return hashlib.sha256(read(*place)).hexdigest()
+
+        def inspect_part(part: list[tuple[Place, str]]) -> list[Inspected]:
+            return [_inspect_one(read(*place), digest, max_megapixels, cache, with_fingerprints) for place, digest in part]
 
         for start in range(0, len(places), BLOCK):  # bounds the images in memory
             block = places[start : start + BLOCK]
-            parts = [block[first : first + TOGETHER] for first in range(0, len(block), TOGETHER)]
-            images = pool.map(inspect_part, parts)
-            for row, image in enumerate(chain.from_iterable(images), start):
+            is_large = sum(length for _, _, length in block) > LARGE * len(block)
+            digests = list((pool.map if is_large else map)(digest_of, block))
+            known = [cache.get(digest, with_fingerprints) for digest in digests]
+            new = [each for *each, image in zip(block, digests, known, strict=True) if image is None]
+            parts = [new[first : first + TOGETHER] for first in range(0, len(new), TOGETHER)]
+            inspected = chain.from_iterable(pool.map(inspect_part, parts))
+            for row, image in enumerate((each or next(inspected) for each in known), start):
                 for name, values in facts.items():
                     values.append(getattr(image, name))
                 if image.fingerprint is not None:
@@ -89,10 +97,7 @@ def _places(frame: pd.DataFrame) -> list[Place]:
     return list(zip(frame["file"], frame["offset"], frame["length"], strict=True))
 
 
-def _inspect_one(encoded: bytes, max_megapixels: int, cache: InspectedCache, with_fingerprint: bool) -> Inspected:
-    digest = hashlib.sha256(encoded).hexdigest()
-    if known := cache.get(digest, with_fingerprint):
-        return known
+def _inspect_one(encoded: bytes, digest: str, max_megapixels: int, cache: InspectedCache, with_fingerprint: bool) -> Inspected:
     try:
         (width, height), rgb = inspect(encoded, INSPECTED_PX, max_megapixels * 1_000_000)
     except UnreadableImage as error:

@@ -204,11 +204,13 @@ def all_nearest(hashes: np.ndarray, images: np.ndarray, by: np.ndarray) -> list[
 
 @pytest.mark.parametrize("n_images", [8, 60, 150])
 @pytest.mark.parametrize("exact_up_to", [1000, 5], ids=["short keys", "long keys"])
+@pytest.mark.parametrize("few_pairs", [hash_search.FEW_PAIRS, 0], ids=["without loops", "in loops"])
 def test_the_search_finds_what_comparing_all_pairs_finds(
-    n_images: int, exact_up_to: int, monkeypatch: pytest.MonkeyPatch
+    n_images: int, exact_up_to: int, few_pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hash_search, "EXACT_UP_TO", exact_up_to)
-    monkeypatch.setattr(hash_search, "COMPARE_UP_TO", 0)
+    monkeypatch.setattr(hash_search, "FEW_PAIRS", few_pairs)
+    monkeypatch.setattr(hash_search, "CHUNK_IMAGES", 40)
     hashes = clustered_hashes(n_images)
     kept = np.delete(np.arange(n_images), [2, 5])
     every = all_nearest(hashes, kept, np.zeros(1, np.uint64) if exact_up_to > n_images else masks(len(kept)))
@@ -224,7 +226,7 @@ def test_neither_the_room_for_codes_nor_the_chunks_change_what_is_found(name: st
     hashes = clustered_hashes(150)
     every = np.arange(150)
     few = nearest_versions(hashes, MIRRORED, every, every, 1)
-    monkeypatch.setattr(hash_search, "COMPARE_UP_TO", 0)
+    monkeypatch.setattr(hash_search, "FEW_PAIRS", 0)
     expected = [nearest_versions(hashes, MIRRORED, every, new, 1) for new in (every, every[:3])]
     assert np.array_equal(few, expected[0])  # compared with each other
     monkeypatch.setattr(hash_search, name, 7)
@@ -233,10 +235,13 @@ def test_neither_the_room_for_codes_nor_the_chunks_change_what_is_found(name: st
     assert len(expected[0]) > len(expected[1]) > 0
 
 
-def test_a_pair_that_no_mask_finds_is_found_neither_by_chance_nor_as_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few_pairs", [hash_search.FEW_PAIRS, 0], ids=["without loops", "in loops"])
+def test_a_pair_that_no_mask_finds_is_found_neither_by_chance_nor_as_a_new_one(
+    few_pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Places of a table hold several keys; results must not depend on which, nor on earlier searches."""
     monkeypatch.setattr(hash_search, "EXACT_UP_TO", 0)
-    monkeypatch.setattr(hash_search, "COMPARE_UP_TO", 0)
+    monkeypatch.setattr(hash_search, "FEW_PAIRS", few_pairs)
     rng, by = default_rng(0), masks(1)
     differences = np.bitwise_or.reduce(
         np.uint64(1) << rng.random((40_000, 64)).argsort(axis=1)[:, :10].astype(np.uint64), axis=1
