@@ -20,7 +20,7 @@ from fieldguide.core.names import SPLITS
 
 INSPECTED_PX = 256  # a larger JPEG is decoded at a smaller scale with at least this side; enough for all comparisons
 BLOCK, TOGETHER = 1024, 8  # images that are inspected ahead, and one after the other by a thread
-LARGE = 1 << 16  # bytes of a file on average, above which threads hash faster than one
+LARGE = 1 << 16  # bytes of a file on average; smaller ones are first looked up by one thread, since several hinder each other
 
 
 class MeanImage(NamedTuple):
@@ -49,18 +49,17 @@ def inspect_images(
         tqdm(total=len(places), desc="inspect", unit="image", disable=None) as progress,
     ):
 
-        def digest_of(place: Place) -> str:
-            return hashlib.sha256(read(*place)).hexdigest()
+        def look_up(place: Place) -> Inspected | None:
+            return cache.get(hashlib.sha256(read(*place)).hexdigest(), with_fingerprints)
 
-        def inspect_part(part: list[tuple[Place, str]]) -> list[Inspected]:
-            return [_inspect_one(read(*place), digest, max_megapixels, cache, with_fingerprints) for place, digest in part]
+        def inspect_part(part: list[Place]) -> list[Inspected]:
+            return [_inspect_one(read(*place), max_megapixels, cache, with_fingerprints) for place in part]
 
         for start in range(0, len(places), BLOCK):  # bounds the images in memory
             block = places[start : start + BLOCK]
             is_large = sum(length for _, _, length in block) > LARGE * len(block)
-            digests = list((pool.map if is_large else map)(digest_of, block))
-            known = [cache.get(digest, with_fingerprints) for digest in digests]
-            new = [each for *each, image in zip(block, digests, known, strict=True) if image is None]
+            known = [None if is_large else look_up(place) for place in block]  # a large one is read once only
+            new = [place for place, image in zip(block, known, strict=True) if image is None]
             parts = [new[first : first + TOGETHER] for first in range(0, len(new), TOGETHER)]
             inspected = chain.from_iterable(pool.map(inspect_part, parts))
             for row, image in enumerate((each or next(inspected) for each in known), start):
@@ -97,7 +96,10 @@ def _places(frame: pd.DataFrame) -> list[Place]:
     return list(zip(frame["file"], frame["offset"], frame["length"], strict=True))
 
 
-def _inspect_one(encoded: bytes, digest: str, max_megapixels: int, cache: InspectedCache, with_fingerprint: bool) -> Inspected:
+def _inspect_one(encoded: bytes, max_megapixels: int, cache: InspectedCache, with_fingerprint: bool) -> Inspected:
+    digest = hashlib.sha256(encoded).hexdigest()
+    if known := cache.get(digest, with_fingerprint):
+        return known
     try:
         (width, height), rgb = inspect(encoded, INSPECTED_PX, max_megapixels * 1_000_000)
     except UnreadableImage as error:

@@ -54,7 +54,11 @@ def database() -> Path:
     return file
 
 
-def test_an_unchanged_image_is_not_decoded_again_and_the_results_are_the_same(table: pd.DataFrame, decoded: list[int]) -> None:
+@pytest.mark.parametrize("large", [0, inspection.LARGE], ids=["large files", "small files"])
+def test_an_unchanged_image_is_not_decoded_again_and_the_results_are_the_same(
+    large: int, table: pd.DataFrame, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "LARGE", large)
     first = results(table)
     assert len(decoded) == N + 1
     assert results(table) == first
